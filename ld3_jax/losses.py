@@ -1,0 +1,17 @@
+"""Distances between a student's samples and its teacher's, one number a sample."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def l2(x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
+    """Mean squared error of each sample, mean_i (x_i - y_i)^2."""
+    return jnp.mean((x - y) ** 2, axis=tuple(range(1, x.ndim)))
+
+
+def l1(x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
+    """Mean absolute error of each sample, mean_i |x_i - y_i|."""
+    return jnp.mean(jnp.abs(x - y), axis=tuple(range(1, x.ndim)))
+
+
+LOSSES = {"l1": l1, "l2": l2}

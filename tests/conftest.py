@@ -1,0 +1,19 @@
+"""Settings of every test: types and shapes are checked at run time, rank promotion raises, float64 is a fixture."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("ld3_jax", "beartype.beartype")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def float64():
+    """Run the test in double precision."""
+    with jax.enable_x64(True):
+        yield
