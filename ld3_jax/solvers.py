@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from ld3_jax import denoisers, tables
 from ld3_jax.denoisers import Model
 from ld3_jax.schedules import NoiseSchedule
-from ld3_jax.tables import Options, Table
+from ld3_jax.tables import Table
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class Family:
     """What a solver family is and what it can do.
 
     Attributes:
-        table: the family's coefficients, (schedule, t, t_c, options) -> Table.
+        table: the family's coefficients, (schedule, t, t_c, *, order, variant, lower_order_final, nfe) -> Table.
         prediction: what its predictions are, "noise" or "data".
         orders: the orders that it has.
         variants: the variants that it has; none for most.
         calls_per_step: network calls for one step of the grid.
     """
 
-    table: Callable[[NoiseSchedule, Array, Array, Options], Table]
+    table: Callable[..., Table]
     prediction: str
     orders: tuple[int, ...]
     variants: tuple[str, ...] = ()
@@ -47,31 +47,51 @@ SOLVERS = {
 _AS_PREDICTION = {"noise": lambda model, schedule: model, "data": denoisers.to_data}
 
 
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Method:
+    """A solver with its static choices, checked when it is built. `dataclasses.asdict` makes it keywords of `sample`.
+
+    Attributes:
+        solver: a name in SOLVERS.
+        nfe: network calls in all.
+        order: an order that the family has; None becomes its highest.
+        variant: for UniPC, "bh1" or "bh2"; other families have none and ignore it.
+        lower_order_final: whether the order falls to 1 over the last steps (dpmpp, unipc).
+
+    Raises:
+        ValueError: if a name or order is not one that exists, or nfe is too small for the order.
+    """
+
+    solver: str
+    nfe: int
+    order: int | None = None
+    variant: str = "bh1"
+    lower_order_final: bool = True
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver must be one of {sorted(SOLVERS)}, got {self.solver!r}")
+        family = SOLVERS[self.solver]
+        order = family.orders[-1] if self.order is None else self.order
+        if order not in family.orders:
+            raise ValueError(f"solver {self.solver!r} has the orders {list(family.orders)}, got {order}")
+        if family.variants and self.variant not in family.variants:
+            raise ValueError(f"solver {self.solver!r} has the variants {list(family.variants)}, got {self.variant!r}")
+        if self.nfe < order:
+            raise ValueError(f"solver {self.solver!r} of order {order} needs nfe of at least {order}, got {self.nfe}")
+        object.__setattr__(self, "order", order)
+
+    @property
+    def n_steps(self) -> int:
+        """Intervals of the grid: nfe, or (nfe + 1) // 2 with two calls a step, where the last of an odd nfe has one."""
+        return -(-self.nfe // SOLVERS[self.solver].calls_per_step)
+
+
 class _State(NamedTuple):
     x: PyTree
     base: PyTree
     history: PyTree
-
-
-def n_steps(solver: str, nfe: int, order: int | None = None) -> int:
-    """The number of grid intervals for `nfe` network calls.
-
-    Args:
-        solver: a name in SOLVERS.
-        nfe: network calls.
-        order: an order that the family has, or None for its highest.
-
-    Returns:
-        nfe, or for families with two calls a step (nfe + 1) // 2: the last step of an odd nfe has one call.
-
-    Raises:
-        ValueError: if the solver or order is unknown or nfe is too small for it.
-    """
-    family, order = _family(solver, order)
-    least = family.calls_per_step if family.calls_per_step > 1 else order
-    if nfe < least:
-        raise ValueError(f"solver {solver!r} of order {order} needs nfe of at least {least}, got {nfe}")
-    return -(-nfe // family.calls_per_step)
 
 
 def make_table(
@@ -103,18 +123,18 @@ def make_table(
     Raises:
         ValueError: if a name, order, shape or number of calls is not one that exists.
     """
-    family, order = _family(solver, order)
     t_c = t if t_c is None else t_c
     if t.ndim != 1 or t.shape != t_c.shape:
         raise ValueError(f"t and t_c must be vectors of one length, got shapes {t.shape} and {t_c.shape}")
-    if family.variants and variant not in family.variants:
-        raise ValueError(f"solver {solver!r} has the variants {list(family.variants)}, got {variant!r}")
-    intervals = len(t) - 1
-    nfe = family.calls_per_step * intervals if nfe is None else nfe
-    if n_steps(solver, nfe, order) != intervals:
-        wanted = n_steps(solver, nfe, order)
-        raise ValueError(f"{solver!r} with nfe {nfe} takes {wanted} steps, but t has {len(t)} entries, not {wanted + 1}")
-    return family.table(schedule, t, t_c, Options(order, variant, lower_order_final, nfe))
+    if nfe is None:
+        calls_per_step = SOLVERS[solver].calls_per_step if solver in SOLVERS else 1
+        nfe = calls_per_step * (len(t) - 1)
+    method = Method(solver, nfe, order, variant, lower_order_final)
+    if method.n_steps != len(t) - 1:
+        raise ValueError(f"{solver!r} with nfe {nfe} takes {method.n_steps + 1} times, but t has {len(t)} entries")
+    return SOLVERS[solver].table(
+        schedule, t, t_c, order=method.order, variant=variant, lower_order_final=lower_order_final, nfe=nfe
+    )
 
 
 def _add(base: PyTree, update: PyTree) -> PyTree:
@@ -129,11 +149,12 @@ def solve(
     cond: PyTree = None,
     remat: bool = True,
     retract: Callable[[PyTree, PyTree], PyTree] = _add,
+    update_like: PyTree | None = None,
 ) -> PyTree[Float[Array, "..."]]:
     """Integrate with a given table.
 
     Args:
-        model: model(x, t, cond) -> the prediction that the table is for (noise or data), shaped like x.
+        model: model(x, t, cond) -> the prediction that the table is for (noise or data).
         table: coefficients, from `make_table` or of your own.
         x_T: state at t_max, scaled by the prior; an array or any pytree of arrays.
         cond: passed to the model.
@@ -141,6 +162,7 @@ def solve(
         retract: how an update moves a base: retract(base, update) -> state. The default adds. On a manifold, base is a
             point, update a tangent vector, and the table's factors of the base must be 1, as in noise-predicting families
             on schedules with alpha = 1.
+        update_like: arrays shaped like the model's prediction, where they are not shaped like x_T (tangent vectors).
 
     Returns:
         The state at t_min, shaped like x_T.
@@ -157,8 +179,8 @@ def solve(
     if remat:
         step = jax.checkpoint(step, prevent_cse=False)
     remembered = table.predict_history.shape[1]
-    prediction = jax.eval_shape(lambda x: model(x, table.t[0], cond), x_T)
-    history = jax.tree.map(lambda leaf: jnp.zeros((remembered, *leaf.shape), leaf.dtype), prediction)
+    like = x_T if update_like is None else update_like
+    history = jax.tree.map(lambda leaf: jnp.zeros((remembered, *leaf.shape), leaf.dtype), like)
     final, _ = jax.lax.scan(step, _State(x_T, x_T, history), table)
     return final.x
 
@@ -203,16 +225,6 @@ def sample(
     )
     predict = _AS_PREDICTION[SOLVERS[solver].prediction](model, schedule)
     return solve(predict, table, x_T, cond=cond, remat=remat)
-
-
-def _family(solver: str, order: int | None) -> tuple[Family, int]:
-    if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {sorted(SOLVERS)}, got {solver!r}")
-    family = SOLVERS[solver]
-    order = family.orders[-1] if order is None else order
-    if order not in family.orders:
-        raise ValueError(f"solver {solver!r} has the orders {list(family.orders)}, got {order}")
-    return family, order
 
 
 def _push(history: Array, newest: Array) -> Array:

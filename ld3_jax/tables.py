@@ -1,7 +1,7 @@
 """Solver families as tables of coefficients.
 
 Every solver here is linear in the state and in past predictions, with coefficients that depend on the times alone. A
-family is thus a pure function `(schedule, t, t_c, options) -> Table`, and one `lax.scan` (see `ld3_jax.solvers`) runs any
+family is thus a pure function `(schedule, t, t_c, *, order, variant, lower_order_final, nfe) -> Table`, and one `lax.scan` (see `ld3_jax.solvers`) runs any
 table. A new solver is one more function here and one entry in `solvers.SOLVERS`.
 
 Notation: `h = lam[i+1] - lam[i]` with `lam` the half-log-SNR; primes mark the end of a step; `D` predicts data, `eps`
@@ -10,8 +10,7 @@ an order are computed only for the rows that have it, for a masked 0/0 would spo
 """
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ld3_jax.schedules import NoiseSchedule
+
+Points = Float[Array, "n_points"]
 
 _TAYLOR_BELOW = 1.0
 _TAYLOR_TERMS = 18
@@ -49,16 +50,6 @@ class Table(NamedTuple):
     predict_history: Float[Array, "nfe k"]
 
 
-@dataclass(frozen=True)
-class Options:
-    """The static choices of a solver: its order, variant, network calls, and whether the order falls at the end."""
-
-    order: int
-    variant: str
-    lower_order_final: bool
-    nfe: int
-
-
 def phi(k: int, z: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """phi_k(z) of exponential integrators, accurate near 0 in float32.
 
@@ -81,7 +72,7 @@ def phi(k: int, z: Float[Array, "*s"]) -> Float[Array, "*s"]:
     return jnp.where(near, series, recursion)
 
 
-def euler(schedule: NoiseSchedule, t: Float[Array, "n_points"], t_c: Float[Array, "n_points"], options: Options) -> Table:
+def euler(schedule: NoiseSchedule, t: Points, t_c: Points, **_: Any) -> Table:
     """Euler's method on t: x' = x + (t' - t) dx/dt, with dx/dt = (d log alpha/dt) x - sigma (d lam/dt) eps.
 
     Reference: Song et al., arXiv:2011.13456, equation 13 (probability flow ODE).
@@ -92,7 +83,7 @@ def euler(schedule: NoiseSchedule, t: Float[Array, "n_points"], t_c: Float[Array
     return _explicit(t_c[:-1], 1 + dt * rate_alpha, weight[:, None])
 
 
-def heun(schedule: NoiseSchedule, t: Float[Array, "n_points"], t_c: Float[Array, "n_points"], options: Options) -> Table:
+def heun(schedule: NoiseSchedule, t: Points, t_c: Points, *, nfe: int, **_: Any) -> Table:
     """Heun's method on sigma/alpha, in which the ODE reads d(x/alpha) / d(sigma/alpha) = eps.
 
     Euler to the end of the step, a second call there, then x' = alpha'/alpha x - sigma' expm1(h) (eps_1 + eps_2) / 2.
@@ -103,10 +94,10 @@ def heun(schedule: NoiseSchedule, t: Float[Array, "n_points"], t_c: Float[Array,
     scale, weight = _noise_step(schedule, t[:-1], t[1:])
     stage_1 = _Stage(t_c[:-1], scale, jnp.stack([weight, 0 * weight], -1))
     stage_2 = _Stage(t_c[1:], scale, jnp.stack([weight, weight], -1) / 2)
-    return _two_stages(stage_1, stage_2, options.nfe)
+    return _two_stages(stage_1, stage_2, nfe)
 
 
-def dpm2(schedule: NoiseSchedule, t: Float[Array, "n_points"], t_c: Float[Array, "n_points"], options: Options) -> Table:
+def dpm2(schedule: NoiseSchedule, t: Points, t_c: Points, *, nfe: int, **_: Any) -> Table:
     """DPM-Solver-2: DDIM to the middle of the step in lam, then x' = alpha'/alpha x - sigma' expm1(h) eps_middle.
 
     The middle call has its own time, whatever t_c is. With an odd nfe the last step is DDIM's.
@@ -117,14 +108,14 @@ def dpm2(schedule: NoiseSchedule, t: Float[Array, "n_points"], t_c: Float[Array,
     middle = schedule.inverse_lam((lam[:-1] + lam[1:]) / 2)
     half_scale, half_weight = _noise_step(schedule, t[:-1], middle)
     scale, weight = _noise_step(schedule, t[:-1], t[1:])
-    if options.nfe % 2:  # the last step has one call: it goes all the way
+    if nfe % 2:  # the last step has one call: it goes all the way
         half_scale, half_weight = half_scale.at[-1].set(scale[-1]), half_weight.at[-1].set(weight[-1])
     stage_1 = _Stage(t_c[:-1], half_scale, jnp.stack([half_weight, 0 * half_weight], -1))
     stage_2 = _Stage(middle, scale, jnp.stack([weight, 0 * weight], -1))
-    return _two_stages(stage_1, stage_2, options.nfe)
+    return _two_stages(stage_1, stage_2, nfe)
 
 
-def dpmpp(schedule: NoiseSchedule, t: Float[Array, "n_points"], t_c: Float[Array, "n_points"], options: Options) -> Table:
+def dpmpp(schedule: NoiseSchedule, t: Points, t_c: Points, *, order: int, lower_order_final: bool, **_: Any) -> Table:
     """DPM-Solver++ 1M (which is DDIM), 2M and 3M.
 
     x' = sigma'/sigma x + alpha' h (phi_1(-h) D_0 + phi_2(-h) D^(1) + phi_3(-h) D^(2)), with the derivatives D^(k) of D in
@@ -133,17 +124,19 @@ def dpmpp(schedule: NoiseSchedule, t: Float[Array, "n_points"], t_c: Float[Array
     Reference: Lu et al., arXiv:2211.01095, algorithm 2 and appendix.
     """
     lam, alpha = schedule.lam(t), schedule.alpha(t)
-    orders = _orders(len(t) - 1, options)
-    weights = jnp.zeros((len(orders), options.order), t.dtype)
-    for order, rows in _rows_of(orders):
+    orders = _orders(len(t) - 1, order, lower_order_final)
+    weights = jnp.zeros((len(orders), order), t.dtype)
+    for p, rows in _rows_of(orders):
         h = lam[rows + 1] - lam[rows]
-        ratios = [(lam[rows - j] - lam[rows - j - 1]) / h for j in range(order - 1)]
-        columns = jnp.stack(_DPMPP_WEIGHTS[order](h, *ratios), -1)
-        weights = weights.at[rows, :order].set(alpha[rows + 1, None] * columns)
+        ratios = [(lam[rows - j] - lam[rows - j - 1]) / h for j in range(p - 1)]
+        columns = jnp.stack(_DPMPP_WEIGHTS[p](h, *ratios), -1)
+        weights = weights.at[rows, :p].set(alpha[rows + 1, None] * columns)
     return _explicit(t_c[:-1], _ratio(schedule.log_sigma(t)), weights)
 
 
-def unipc(schedule: NoiseSchedule, t: Float[Array, "n_points"], t_c: Float[Array, "n_points"], options: Options) -> Table:
+def unipc(
+    schedule: NoiseSchedule, t: Points, t_c: Points, *, order: int, variant: str, lower_order_final: bool, **_: Any
+) -> Table:
     """UniPC: a multistep predictor and, at no extra call, a corrector that uses the prediction at the step's end.
 
     x' = sigma'/sigma x - alpha' expm1(-h) D_0 - alpha' B(h) sum_i rho_i (D_i - D_0) / r_i, where the sum runs over past
@@ -155,24 +148,24 @@ def unipc(schedule: NoiseSchedule, t: Float[Array, "n_points"], t_c: Float[Array
     """
     lam, alpha = schedule.lam(t), schedule.alpha(t)
     scale = _ratio(schedule.log_sigma(t))
-    orders = _orders(len(t) - 1, options)
-    predict = jnp.zeros((len(orders), options.order + 1), t.dtype)
+    orders = _orders(len(t) - 1, order, lower_order_final)
+    predict = jnp.zeros((len(orders), order + 1), t.dtype)
     correct = jnp.zeros_like(predict)
-    for order, rows in _rows_of(orders):
+    for p, rows in _rows_of(orders):
         h = lam[rows + 1] - lam[rows]
-        past = [(lam[rows - j] - lam[rows]) / h for j in range(1, order)]
-        weights = _unipc_weights(h, past, options.variant)
-        predict = predict.at[rows, :order].set(alpha[rows + 1, None] * weights)
+        past = [(lam[rows - j] - lam[rows]) / h for j in range(1, p)]
+        weights = _unipc_weights(h, past, variant)
+        predict = predict.at[rows, :p].set(alpha[rows + 1, None] * weights)
         inner, r = rows[rows < len(orders) - 1], [*past, jnp.ones_like(h)]
-        weights = _unipc_weights(h, r, options.variant)[: len(inner)]
+        weights = _unipc_weights(h, r, variant)[: len(inner)]
         newest_first = jnp.concatenate([weights[:, -1:], weights[:, :-1]], -1)
-        correct = correct.at[inner + 1, : order + 1].set(alpha[inner + 1, None] * newest_first)
+        correct = correct.at[inner + 1, : p + 1].set(alpha[inner + 1, None] * newest_first)
     first = (np.arange(len(orders)) == 0).astype(t.dtype)
     correct_base = jnp.concatenate([jnp.zeros(1, t.dtype), scale[:-1]])
     return Table(t_c[:-1], jnp.asarray(first), correct_base, correct, scale, predict)
 
 
-def ipndm(schedule: NoiseSchedule, t: Float[Array, "n_points"], t_c: Float[Array, "n_points"], options: Options) -> Table:
+def ipndm(schedule: NoiseSchedule, t: Points, t_c: Points, *, order: int, **_: Any) -> Table:
     """iPNDM: DDIM's step with eps extrapolated by Adams-Bashforth weights, as if the steps were even.
 
     x' = alpha'/alpha x - sigma' expm1(h) sum_j b_j eps_j. The order rises from 1 over the first steps and does not fall
@@ -181,12 +174,12 @@ def ipndm(schedule: NoiseSchedule, t: Float[Array, "n_points"], t_c: Float[Array
     Reference: Zhang and Chen, arXiv:2204.13902; Liu et al., arXiv:2202.09778.
     """
     scale, weight = _noise_step(schedule, t[:-1], t[1:])
-    orders = np.minimum(np.arange(len(t) - 1) + 1, options.order)
-    padded = [np.pad(_ADAMS_BASHFORTH[p], (0, options.order - p)) for p in orders]
+    orders = _orders(len(t) - 1, order, lower_order_final=False)
+    padded = [np.pad(_ADAMS_BASHFORTH[p], (0, order - p)) for p in orders]
     return _explicit(t_c[:-1], scale, weight[:, None] * jnp.asarray(np.stack(padded), t.dtype))
 
 
-def deis(schedule: NoiseSchedule, t: Float[Array, "n_points"], t_c: Float[Array, "n_points"], options: Options) -> Table:
+def deis(schedule: NoiseSchedule, t: Points, t_c: Points, *, order: int, **_: Any) -> Table:
     """tAB-DEIS: eps as the polynomial in t through past predictions, integrated exactly against the ODE's weight.
 
     x' = alpha'/alpha x + sum_j C_j eps_j, C_j = alpha' int_lam^lam' L_j(t(l)) e^-l dl with Lagrange's L_j, by Gauss-Legendre
@@ -197,17 +190,17 @@ def deis(schedule: NoiseSchedule, t: Float[Array, "n_points"], t_c: Float[Array,
     lam, alpha = schedule.lam(t), schedule.alpha(t)
     nodes, node_weights = np.polynomial.legendre.leggauss(_DEIS_NODES)
     nodes, node_weights = jnp.asarray((nodes + 1) / 2, t.dtype), jnp.asarray(node_weights / 2, t.dtype)
-    orders = np.minimum(np.arange(len(t) - 1) + 1, options.order)
-    weights = jnp.zeros((len(orders), options.order), t.dtype)
-    for order, rows in _rows_of(orders):
+    orders = _orders(len(t) - 1, order, lower_order_final=False)
+    weights = jnp.zeros((len(orders), order), t.dtype)
+    for p, rows in _rows_of(orders):
         h = lam[rows + 1] - lam[rows]
         inside = lam[rows, None] + h[:, None] * nodes
         # sigma' e^(lam' - l) is alpha' e^-l without the overflow that a large lam would bring
         density = (h * alpha[rows + 1] * jnp.exp(-lam[rows + 1]))[:, None] * jnp.exp(lam[rows + 1, None] - inside)
-        past = jnp.stack([t[rows - j] for j in range(order)], -1)
+        past = jnp.stack([t[rows - j] for j in range(p)], -1)
         values = density[..., None] * _lagrange(past, schedule.inverse_lam(inside))
         integral = jnp.einsum("q,rqj->rj", node_weights, values, precision="highest")
-        weights = weights.at[rows, :order].set(-integral)
+        weights = weights.at[rows, :p].set(-integral)
     scale, _ = _noise_step(schedule, t[:-1], t[1:])
     return _explicit(t_c[:-1], scale, weights)
 
@@ -243,15 +236,15 @@ def _ratio(log_values: Array) -> Array:
     return jnp.exp(jnp.diff(log_values))
 
 
-def _orders(n_steps: int, options: Options) -> np.ndarray:
+def _orders(n_steps: int, highest: int, lower_order_final: bool) -> np.ndarray:
     """The order of each step: it rises from 1 and, with lower_order_final, falls to 1 at the end."""
     step = np.arange(n_steps)
-    orders = np.minimum(step + 1, options.order)
-    return np.minimum(orders, n_steps - step) if options.lower_order_final else orders
+    orders = np.minimum(step + 1, highest)
+    return np.minimum(orders, n_steps - step) if lower_order_final else orders
 
 
 def _rows_of(orders: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    return [(int(order), np.flatnonzero(orders == order)) for order in np.unique(orders)]
+    return [(int(p), np.flatnonzero(orders == p)) for p in np.unique(orders)]
 
 
 def _dpmpp_1(h: Array) -> tuple[Array]:

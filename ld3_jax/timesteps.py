@@ -127,6 +127,11 @@ def to_params(
     return TimestepParams(log_gaps - log_gaps.mean(), (points_c - points)[1:-1])
 
 
+def width(schedule: NoiseSchedule, space: str = "lambda") -> float:
+    """The length of the whole range in a space; divided by n, the mean gap."""
+    return float(jnp.abs(_range(_space(space), schedule, jnp.result_type(float))[1]))
+
+
 def _uniform(schedule: NoiseSchedule, u: Array) -> Array:
     return schedule.t_max + (schedule.t_min - schedule.t_max) * u
 

@@ -1,0 +1,61 @@
+"""Every key of a configuration, once. The other files start from here and change what differs."""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The configuration that all others start from."""
+    c = config_dict.ConfigDict()
+    c.seed = 0  # of the noise, of the conditions, of the order of the batches
+
+    c.network = config_dict.ConfigDict()
+    c.network.family = "galaxy"  # a name in experiments.models.FAMILIES
+    c.network.name = "quasar72"  # which of the family's networks
+
+    c.solver = config_dict.ConfigDict()  # the student
+    c.solver.name = "dpmpp"  # euler ddim heun dpm2 dpmpp unipc ipndm deis
+    c.solver.nfe = 5  # network calls
+    c.solver.order = config_dict.placeholder(int)  # None: the highest that the solver has
+    c.solver.variant = "bh1"  # of UniPC: bh1 bh2
+    c.solver.lower_order_final = True  # whether the order falls over the last steps (dpmpp, unipc)
+
+    c.teacher = config_dict.ConfigDict()
+    c.teacher.name = "unipc"
+    c.teacher.nfe = 40
+    c.teacher.order = config_dict.placeholder(int)
+    c.teacher.variant = "bh1"
+    c.teacher.lower_order_final = True
+    c.teacher.grid = "logsnr"  # uniform quadratic logsnr edm
+    c.teacher.batch_size = 25
+    c.teacher.cache = "runs/teacher"  # folder of the teacher's samples, shared by all runs
+
+    c.data = config_dict.ConfigDict()  # how many pairs of noise and teacher's sample
+    c.data.train = 50  # for the gradient
+    c.data.valid = 50  # to choose the best step
+    c.data.test = 100  # for the comparison at the end: never seen while learning
+
+    c.learn = config_dict.ConfigDict()
+    c.learn.loss = "l2"  # l1 l2
+    c.learn.init = "best"  # a grid's name, or best: the best grid on the training pairs
+    c.learn.starts = 1  # how many starts to try; the best on the validation pairs wins
+    c.learn.space = "lambda"  # where gaps and shifts are measured: lambda (half-log-SNR) or t
+    c.learn.steps = 60
+    c.learn.batch_size = 10
+    c.learn.logits_rule = "adam"  # adam rmsprop sgd
+    c.learn.logits_rate = 0.05
+    c.learn.shifts_rule = "adam"
+    c.learn.shifts_rate = 0.1  # divided by n; in units of the space
+    c.learn.max_shift = 0.5  # bound on |t_c - t|, in smallest gaps
+    c.learn.frozen_steps = 0  # the shifts rest for so many steps
+    c.learn.validate_every = 10
+    c.learn.patience = 0  # validations without a better one before the rates fall; 0: never
+    c.learn.decay = 0.8  # factor on the rates then
+    c.learn.logits_floor = 0.01  # least factor on the rates
+    c.learn.shifts_floor = 0.01
+    c.learn.floor_visits = 5  # stop after so many times at both floors
+    c.learn.gamma = 0.0  # radius of the soft surrogate's ball, gamma d / n^2; 0: off
+    c.learn.noise_rate = 12.0  # rate of the noise's own step, divided by n
+    c.learn.move_validation = False  # whether validation noise moves too
+    c.learn.valid_batch = 25
+    c.learn.remat = True  # recompute activations in the backward pass
+    return c

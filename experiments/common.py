@@ -1,0 +1,165 @@
+"""What the mains share: flags and errors, progress, devices, the comparison with hand-made grids."""
+
+import difflib
+import runpy
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from absl import logging as absl_logging
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array
+from ml_collections import config_dict
+from tqdm import tqdm
+
+from ld3_jax import timesteps
+from ld3_jax.metrics import Student, distances
+from ld3_jax.solvers import Method
+from ld3_jax.teacher import Pairs
+
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
+_LINE_EVERY_S = 5.0
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a main: parse its flags, switch the compilation cache on, and end an error in one line."""
+
+    def guarded(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            sys.exit(f"error: arguments that no flag takes: {argv[1:]}")
+        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/ld3_jax/compiled").expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        absl_logging.set_verbosity(absl_logging.ERROR)
+        try:
+            main()
+        except (ValueError, OSError, FloatingPointError) as error:
+            if _DEBUG.value:
+                raise
+            sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            sys.exit("\ninterrupted; the same command goes on from here")
+
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, FileNotFoundError) as error:
+        sys.exit(f"error: {_unknown_key(argv) or error}")
+
+
+def _unknown_key(argv: Sequence[str]) -> str | None:
+    """Which `--config.…` key does not exist, and the nearest one that does."""
+    values = dict(arg.lstrip("-").split("=", 1) for arg in argv[1:] if "=" in arg)
+    if not Path(values.get("config", "")).is_file():
+        return f"no configuration file {values.get('config', '(give --config=configs/NAME.py)')}"
+    known = set(_flat(runpy.run_path(values["config"])["get_config"]()))
+    for name in values:
+        key = name.removeprefix("config.")
+        if name.startswith("config.") and key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            return f"unknown key --config.{key}; did you mean --config.{nearest[0]}?"
+    return None
+
+
+def _flat(config: config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, config_dict.ConfigDict)
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
+def differences(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Where two configurations differ, a line each."""
+    a, b = (_flat(config_dict.ConfigDict(c)) for c in (config, other))
+    return [f"{key}: {a.get(key)!r}, here {b.get(key)!r}" for key in sorted(a | b) if a.get(key) != b.get(key)]
+
+
+def method(config: config_dict.ConfigDict) -> Method:
+    """The solver that a part of a configuration names."""
+    return Method(config.name, config.nfe, config.order, config.variant, config.lower_order_final)
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar, or on a pipe one line every few seconds.
+
+    Yields:
+        update(done, **figures): so many of the total are done; the figures are shown beside.
+    """
+    if sys.stderr.isatty():
+        with tqdm(total=total, desc=label, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]") as bar:
+
+            def update(done: int, **figures: float) -> None:
+                bar.set_postfix({name: f"{value:.5f}" for name, value in figures.items()}, refresh=False)
+                bar.update(done - bar.n)
+                bar.refresh()
+
+            yield update
+        return
+    started, printed, first = time.monotonic(), -_LINE_EVERY_S, None
+
+    def update(done: int, **figures: float) -> None:
+        nonlocal printed, first
+        now = time.monotonic() - started
+        first = (done, now) if first is None else first
+        if now - printed < _LINE_EVERY_S and done < total:
+            return
+        printed = now
+        per_item = (now - first[1]) / max(done - first[0], 1)
+        shown = "".join(f"  {name} {value:.5f}" for name, value in figures.items())
+        print(f"{label} {done}/{total}{shown}  {now:.0f} s, {per_item * (total - done):.0f} s left", file=sys.stderr, flush=True)
+
+    yield update
+
+
+def batch_sharding() -> NamedSharding | None:
+    """Batches spread over all local devices, if there are several."""
+    devices = jax.local_devices()
+    if len(devices) == 1:
+        return None
+    return NamedSharding(jax.make_mesh((len(devices),), ("data",), devices=devices), PartitionSpec("data"))
+
+
+def compare(
+    student: Student,
+    learned: tuple[Array, Array],
+    test: Pairs,
+    *,
+    batch_size: int,
+    sharding: NamedSharding | None = None,
+) -> dict[str, np.ndarray]:
+    """Losses on unseen noise, (n,) each, of the learned schedule and of every hand-made grid with as many calls."""
+    grids = {"learned": learned}
+    for name in timesteps.GRIDS:
+        t = timesteps.grid(name, student.schedule, student.method.n_steps)
+        grids[name] = (t, t)
+    losses = {
+        name: distances(student, t, t_c, test, batch_size=batch_size, sharding=sharding)
+        for name, (t, t_c) in grids.items()
+    }
+    return {name: np.asarray(values) for name, values in losses.items()}
+
+
+def best_hand_made(losses: dict[str, np.ndarray]) -> str:
+    """The hand-made grid with the least mean loss."""
+    return min((name for name in losses if name != "learned"), key=lambda name: float(losses[name].mean()))
+
+
+def print_comparison(losses: dict[str, np.ndarray], what: str) -> None:
+    """The comparison as a table, best first."""
+    count = len(losses["learned"])
+    print(f"\n{what}\nloss against the teacher on {count} unseen noises:\n")
+    print(f"  {'grid':<10}{'mean':>11}{'median':>11}{'mean vs learned':>18}")
+    for name, values in sorted(losses.items(), key=lambda item: float(item[1].mean())):
+        ratio = values.mean() / losses["learned"].mean()
+        print(f"  {name:<10}{values.mean():>11.5f}{np.median(values):>11.5f}{ratio:>17.2f}x")
+    print(flush=True)

@@ -1,0 +1,176 @@
+"""What outlives a run: learned schedules as JSON, the state of learning in Orbax checkpoints."""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import Array, Float, PyTree
+
+from ld3_jax.schedules import NoiseSchedule
+from ld3_jax.solvers import Method
+
+FORMAT = "ld3_jax schedule"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LearnedSchedule:
+    """A learned schedule: a solver and its times, for one model.
+
+    Attributes:
+        method: the solver with its static choices.
+        t: n_steps + 1 descending times.
+        t_c: the times given to the network.
+        lam: half-log-SNR at t.
+        model: what is needed to build the model again; its "digest" tells whether it is the same one.
+        losses: figures measured when the schedule was learned.
+    """
+
+    method: Method
+    t: tuple[float, ...]
+    t_c: tuple[float, ...]
+    lam: tuple[float, ...]
+    model: dict[str, Any] = field(default_factory=dict)
+    losses: dict[str, Any] = field(default_factory=dict)
+
+
+def learned_schedule(
+    method: Method,
+    schedule: NoiseSchedule,
+    t: Float[Array, "n_points"],
+    t_c: Float[Array, "n_points"],
+    *,
+    model: dict[str, Any],
+    losses: dict[str, Any],
+) -> LearnedSchedule:
+    """A `LearnedSchedule` from arrays; `lam` follows from t."""
+    t_list, t_c_list, lam = (tuple(np.asarray(a).tolist()) for a in (t, t_c, schedule.lam(t)))
+    return LearnedSchedule(method, t_list, t_c_list, lam, model, losses)
+
+
+def save_schedule(path: Path, learned: LearnedSchedule) -> None:
+    """Write a learned schedule as JSON, atomically. The numbers read back bit for bit.
+
+    Args:
+        path: where to write, with suffix .json.
+        learned: the schedule.
+
+    Raises:
+        OSError: if the disk does not take it; what stood at `path` before stays.
+    """
+    record = {"format": FORMAT, "version": FORMAT_VERSION, **dataclasses.asdict(learned.method)}
+    record |= {"n_steps": learned.method.n_steps, "t": learned.t, "t_c": learned.t_c, "lam": learned.lam}
+    record |= {"model": learned.model, "losses": learned.losses}
+    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def load_schedule(path: Path) -> LearnedSchedule:
+    """Read a learned schedule.
+
+    Args:
+        path: a file that `save_schedule` wrote.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if the file is cut short, is no schedule, or holds impossible values; the message names what.
+    """
+    try:
+        record = json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON, perhaps cut short ({error})") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a schedule of ld3_jax")
+    if record.get("version") != FORMAT_VERSION:
+        raise ValueError(f"{path}: schedule of version {record.get('version')}, this program reads {FORMAT_VERSION}")
+    choices = [f.name for f in dataclasses.fields(Method)]
+    missing = [key for key in (*choices, "t", "t_c", "lam", "model", "losses") if key not in record]
+    if missing:
+        raise ValueError(f"{path}: lacks {missing}")
+    method = Method(**{name: record[name] for name in choices})
+    t, t_c, lam = (tuple(record[key]) for key in ("t", "t_c", "lam"))
+    if not len(t) == len(t_c) == len(lam) == method.n_steps + 1:
+        raise ValueError(f"{path}: {len(t)} times, {len(t_c)} network times and {len(lam)} lam for {method.n_steps} steps")
+    if not all(a > b for a, b in itertools.pairwise(t)) or not all(map(math.isfinite, (*t, *t_c, *lam))):
+        raise ValueError(f"{path}: the times must be finite and t must descend, got t = {list(t)}")
+    return LearnedSchedule(method, t, t_c, lam, record["model"], record["losses"])
+
+
+def times(learned: LearnedSchedule) -> tuple[Float[Array, "n_points"], Float[Array, "n_points"]]:
+    """t and t_c as arrays, for `solvers.sample`."""
+    return jnp.asarray(learned.t), jnp.asarray(learned.t_c)
+
+
+@contextmanager
+def manager(directory: Path, keep: int = 2) -> Iterator[ocp.CheckpointManager]:
+    """Orbax's manager of the checkpoints in a directory; it keeps the latest few and closes, saving all, at the end.
+
+    A process killed while saving leaves the earlier checkpoint whole.
+
+    Args:
+        directory: where the checkpoints lie; made if missing.
+        keep: how many to keep.
+    """
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    with ocp.CheckpointManager(Path(directory).absolute(), options=options) as checkpoints:
+        yield checkpoints
+
+
+def save(checkpoints: ocp.CheckpointManager, step: int, state: PyTree, *, wait: bool = False) -> None:
+    """Start saving a state; the program goes on meanwhile.
+
+    Args:
+        checkpoints: the manager.
+        step: the state's step; if it is saved already, nothing happens.
+        state: the state.
+        wait: wait for an earlier save that is still under way; without, this state is passed over.
+    """
+    if step != checkpoints.latest_step() and (wait or not checkpoints.is_saving_in_progress()):
+        checkpoints.save(step, args=ocp.args.StandardSave(state))
+
+
+def restore(checkpoints: ocp.CheckpointManager, fresh: PyTree) -> PyTree:
+    """The latest state.
+
+    Args:
+        checkpoints: the manager.
+        fresh: a state of the same structure, shapes and dtypes, to return if there is no checkpoint.
+
+    Raises:
+        ValueError: if the checkpoint has another structure.
+    """
+    step = checkpoints.latest_step()
+    if step is None:
+        return fresh
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, fresh)
+    return checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that at any moment, even if the process is killed, it is whole: the old one or the new one.
+
+    Raises:
+        OSError: if the disk does not take it; the message names the file, and an earlier file stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error

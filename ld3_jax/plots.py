@@ -1,0 +1,128 @@
+"""Pictures of a run: the grids, the loss, the samples."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ld3_jax.checkpoint import write_atomically
+
+_LEARNED = "#c8102e"
+_HAND_MADE = ("#4c72b0", "#55a868", "#8172b3", "#8c8c8c", "#ccb974", "#64b5cd")
+
+
+def grids(path: Path, learned: Mapping[str, np.ndarray], hand_made: Mapping[str, np.ndarray], title: str) -> None:
+    """Half-log-SNR of each grid's points, step by step.
+
+    Args:
+        path: where to write a PNG.
+        learned: name -> (n + 1,) lam; the first is drawn as a line, further ones as crosses (network times).
+        hand_made: name -> (n + 1,) lam.
+        title: of the picture.
+    """
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for (name, lam), color in zip(hand_made.items(), _HAND_MADE, strict=False):
+        axes.plot(lam, "o--", color=color, label=name, markersize=4, linewidth=1, alpha=0.8)
+    for i, (name, lam) in enumerate(learned.items()):
+        style = {"marker": "o", "linewidth": 2.2} if i == 0 else {"marker": "x", "linewidth": 0, "markersize": 9}
+        axes.plot(lam, color=_LEARNED, label=name, zorder=5, **style)
+    axes.set(xlabel="step", ylabel="half-log-SNR  (noise \N{RIGHTWARDS ARROW} data)", title=title)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def losses(path: Path, steps: Sequence[dict], baseline: tuple[str, float], title: str) -> None:
+    """Training and validation loss over the steps, on a log axis.
+
+    Args:
+        path: where to write a PNG.
+        steps: lines of metrics.jsonl, with "step", "loss", "valid_loss".
+        baseline: a name and a validation loss to draw as a level: the start.
+        title: of the picture.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    x = [line["step"] for line in steps]
+    axes.semilogy(x, [line["loss"] for line in steps], color="#b0b0b0", linewidth=1, label="training batch")
+    axes.semilogy(x, [line["valid_loss"] for line in steps], color=_LEARNED, linewidth=2, label="validation")
+    axes.axhline(baseline[1], color=_HAND_MADE[0], linestyle="--", label=baseline[0])
+    axes.set(xlabel="step", ylabel="loss", title=title)
+    axes.grid(alpha=0.25, which="both")
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def image_rows(path: Path, rows: Mapping[str, np.ndarray], title: str, notes: Mapping[str, Sequence[str]]) -> None:
+    """Rows of images from the same noise, side by side.
+
+    Args:
+        path: where to write a PNG.
+        rows: name -> (n, height, width, 1 or 3) images in [0, 1].
+        title: of the picture.
+        notes: name of a row -> a short text under each of its images, for instance a loss.
+    """
+    count = len(next(iter(rows.values())))
+    figure = Figure(figsize=(1.25 * count + 1.2, 1.5 * len(rows) + 0.5), layout="constrained")
+    for axes_row, (name, images) in zip(np.atleast_2d(figure.subplots(len(rows), count)), rows.items(), strict=True):
+        for i, (axes, image) in enumerate(zip(axes_row, images, strict=True)):
+            _show(axes, image)
+            axes.set_xlabel(notes[name][i] if name in notes else "", fontsize=7, labelpad=2)
+        axes_row[0].set_ylabel(name, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def image_grid(path: Path, images: np.ndarray, title: str) -> None:
+    """Images in a square arrangement.
+
+    Args:
+        path: where to write a PNG.
+        images: (n, height, width, 1 or 3) in [0, 1].
+        title: of the picture.
+    """
+    side = int(np.ceil(np.sqrt(len(images))))
+    rows = -(-len(images) // side)
+    figure = Figure(figsize=(1.1 * side, 1.1 * rows + 0.4), layout="constrained")
+    for i, axes in enumerate(np.atleast_1d(figure.subplots(rows, side)).flat):
+        if i < len(images):
+            _show(axes, images[i])
+        else:
+            axes.axis("off")
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def scatter_rows(path: Path, rows: Mapping[str, np.ndarray], title: str) -> None:
+    """Point clouds in the plane, side by side.
+
+    Args:
+        path: where to write a PNG.
+        rows: name -> (n, 2 or more) points; the first two coordinates are drawn.
+        title: of the picture.
+    """
+    figure = Figure(figsize=(3.2 * len(rows), 4), layout="constrained")
+    for axes, (name, points) in zip(np.atleast_1d(figure.subplots(1, len(rows))), rows.items(), strict=True):
+        axes.scatter(points[:, 0], points[:, 1], s=5, color=_HAND_MADE[0], alpha=0.6)
+        axes.set(title=name, aspect="equal", xlim=(-1.6, 1.6), ylim=(-1.6, 1.6))
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def _show(axes: Axes, image: np.ndarray) -> None:
+    gray = image.shape[-1] == 1
+    axes.imshow(image[..., 0] if gray else image, cmap="magma" if gray else None, vmin=0, vmax=1)
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    write_atomically(Path(path), buffer.getvalue())

@@ -1,0 +1,132 @@
+"""LD3: learn where the steps of a few-step solver lie, by gradients through the whole solver.
+
+Reference: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv:2405.15506.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import optax
+from jaxtyping import PRNGKeyArray
+
+from ld3_jax import timesteps
+from ld3_jax.metrics import Student, distances
+from ld3_jax.optimizers import make_optimizer
+from ld3_jax.steps import Learning, StepMetrics, TrainState, end_round, init_state, train_step, validate
+from ld3_jax.teacher import Pairs
+from ld3_jax.timesteps import TimestepParams
+
+_DEFAULTS = Learning()
+
+
+def fit(
+    student: Student,
+    train: Pairs,
+    valid: Pairs,
+    key: PRNGKeyArray,
+    *,
+    start: TimestepParams | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    learning: Learning = _DEFAULTS,
+    state: TrainState | None = None,
+    on_step: Callable[[TrainState, StepMetrics], None] | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+) -> TrainState:
+    """Learn a schedule. Only scalars leave the device, and those one step late, so that it never waits.
+
+    Args:
+        student: what to run, from `metrics.make_student`.
+        train: training pairs; `x_0` is what the loss compares with, so decoded if the student decodes.
+        valid: validation pairs, which choose the best parameters.
+        key: fixes the order of the batches.
+        start: parameters to start from; default the hand-made grid with the least loss on the training pairs.
+        optimizer: default Adam, 0.05 for the logits and 1.2 % of the mean gap for the shifts.
+        learning: static choices.
+        state: a state to go on from, of a run with the same arguments; it ends as if never interrupted.
+        on_step: called with each step's state and figures, as NumPy scalars, once the step is known to be sound.
+        sharding: how a batch spreads over devices, along its first axis.
+
+    Returns:
+        The last state; `state.best` are the learned parameters, for `timesteps.from_params`.
+
+    Raises:
+        ValueError: if there are fewer pairs than a batch, or a batch does not divide among the devices.
+        FloatingPointError: if a loss is not finite; it names the step. Earlier steps have reached `on_step`.
+    """
+    count = len(jax.tree.leaves(train)[0])
+    devices = 1 if sharding is None else sharding.num_devices
+    if learning.batch_size > count or learning.batch_size % devices:
+        raise ValueError(
+            f"batch_size must be at most the {count} training pairs and divide by the {devices} devices, "
+            f"got {learning.batch_size}"
+        )
+    optimizer = optimizer or _default_optimizer(student, learning)
+    if state is None:
+        if start is None:
+            best = rank_grids(student, train, batch_size=learning.valid_batch, sharding=sharding)[0][0]
+            (start,) = starts(student, [best], 1, key, learning)
+        state = init_state(student, train, valid, start, optimizer, learning, sharding=sharding)
+    static = {"learning": learning, "sharding": sharding}
+    unchecked = None
+    for step in range(int(state.step) + 1, learning.steps + 1):
+        state, figures = train_step(state, student, train, key, optimizer=optimizer, **static)
+        if step % learning.validate_every == 0 or step == learning.steps:
+            state = validate(state, student, valid, **static)
+        if learning.move_validation and learning.gamma and step % (count // learning.batch_size) == 0:
+            state = end_round(state, student, valid, **static)
+        if unchecked and _is_last(*unchecked, on_step):  # the step before, while this one runs
+            return unchecked[0]
+        unchecked = (state, figures)
+    if unchecked:
+        _is_last(*unchecked, on_step)
+    return state
+
+
+def starts(
+    student: Student, names: Sequence[str], count: int, key: PRNGKeyArray, learning: Learning, *, spread: float = 0.3
+) -> list[TimestepParams]:
+    """Parameters to start from: the named grids in turn, then the first one again with noise on its logits.
+
+    Args:
+        student: the student.
+        names: hand-made grids, the favourite first.
+        count: how many starts.
+        key: of the noise.
+        learning: static choices.
+        spread: standard deviation of the noise.
+    """
+    grids = [timesteps.grid(name, student.schedule, student.method.n_steps) for name in names[:count]]
+    params = [timesteps.to_params(t, t, student.schedule, learning.space) for t in grids]
+    for noise_key in jax.random.split(key, max(count - len(params), 1))[: count - len(params)]:
+        logits = params[0].logits
+        params.append(params[0]._replace(logits=logits + spread * jax.random.normal(noise_key, logits.shape)))
+    return params
+
+
+def _default_optimizer(student: Student, learning: Learning) -> optax.GradientTransformation:
+    mean_gap = timesteps.width(student.schedule, learning.space) / student.method.n_steps
+    return make_optimizer("adam", 0.05, "adam", 0.012 * mean_gap, learning.steps)
+
+
+def _is_last(
+    state: TrainState, figures: StepMetrics, on_step: Callable[[TrainState, StepMetrics], None] | None
+) -> bool:
+    """Hand a step to `on_step` if its loss is sound; whether learning is done."""
+    figures, done = jax.device_get((figures, state.done))
+    if not math.isfinite(figures.loss):
+        raise FloatingPointError(f"the loss is {figures.loss} at step {int(state.step)}")
+    if on_step:
+        on_step(state, figures)
+    return bool(done)
+
+
+def rank_grids(
+    student: Student, pairs: Pairs, *, batch_size: int = 25, sharding: jax.sharding.Sharding | None = None
+) -> list[tuple[str, float]]:
+    """Hand-made grids and their mean losses on the pairs, best first."""
+    means = {}
+    for name in timesteps.GRIDS:
+        t = timesteps.grid(name, student.schedule, student.method.n_steps)
+        means[name] = float(distances(student, t, t, pairs, batch_size=batch_size, sharding=sharding).mean())
+    return sorted(means.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
