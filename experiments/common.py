@@ -18,7 +18,8 @@ from jaxtyping import Array
 from ml_collections import config_dict
 from tqdm import tqdm
 
-from ld3_jax import timesteps
+from experiments.models import PretrainedModel
+from ld3_jax import teacher, timesteps
 from ld3_jax.metrics import Student, distances
 from ld3_jax.solvers import Method
 from ld3_jax.teacher import Pairs
@@ -96,7 +97,9 @@ def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
         update(done, **figures): so many of the total are done; the figures are shown beside.
     """
     if sys.stderr.isatty():
-        with tqdm(total=total, desc=label, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]") as bar:
+        with tqdm(
+            total=total, desc=label, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+        ) as bar:
 
             def update(done: int, **figures: float) -> None:
                 bar.set_postfix({name: f"{value:.5f}" for name, value in figures.items()}, refresh=False)
@@ -116,7 +119,11 @@ def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
         printed = now
         per_item = (now - first[1]) / max(done - first[0], 1)
         shown = "".join(f"  {name} {value:.5f}" for name, value in figures.items())
-        print(f"{label} {done}/{total}{shown}  {now:.0f} s, {per_item * (total - done):.0f} s left", file=sys.stderr, flush=True)
+        print(
+            f"{label} {done}/{total}{shown}  {now:.0f} s, {per_item * (total - done):.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
 
     yield update
 
@@ -127,6 +134,36 @@ def batch_sharding() -> NamedSharding | None:
     if len(devices) == 1:
         return None
     return NamedSharding(jax.make_mesh((len(devices),), ("data",), devices=devices), PartitionSpec("data"))
+
+
+def teacher_pairs(
+    label: str,
+    model: PretrainedModel,
+    method: Method,
+    t: Array,
+    key: Array,
+    count: int,
+    *,
+    batch_size: int,
+    cache: Path,
+    sharding: NamedSharding | None,
+) -> Pairs:
+    """`teacher.make_pairs` of a pre-trained model, with a progress bar."""
+    with progress(label, -(-count // batch_size)) as update:
+        return teacher.make_pairs(
+            model.noise,
+            model.schedule,
+            method,
+            t,
+            key,
+            count,
+            model.shape,
+            batch_size=batch_size,
+            cache=cache,
+            identity={"family": model.family, "name": model.name},
+            sharding=sharding,
+            on_batch=lambda done, total: update(done),
+        )
 
 
 def compare(

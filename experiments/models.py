@@ -4,13 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from ld3_jax import plots, schedules, teacher
+from ld3_jax import checkpoint, plots, schedules, teacher
+from ld3_jax.checkpoint import LearnedSchedule
 from ld3_jax.networks import galaxy, gaussian
 from ld3_jax.schedules import NoiseSchedule
+
+_ERROR_GAIN = 5
 
 
 @dataclass(frozen=True)
@@ -53,17 +55,39 @@ def build(family: str, name: str) -> PretrainedModel:
     return FAMILIES[family](name)
 
 
+def of_schedule(path: Path) -> tuple[LearnedSchedule, PretrainedModel]:
+    """Read a schedule, and load the model that it was learned for.
+
+    Raises:
+        FileNotFoundError, ValueError: see `checkpoint.load_schedule` and `build`.
+        ValueError: if the model of that name has other weights now.
+    """
+    learned = checkpoint.load_schedule(path)
+    missing = [key for key in ("family", "name", "digest") if key not in learned.model]
+    if missing:
+        raise ValueError(f"{path}: its model lacks {missing}")
+    model = build(learned.model["family"], learned.model["name"])
+    if model.identity() != learned.model:
+        raise ValueError(f"{path} was learned for another model: {learned.model}, here is {model.identity()}")
+    return learned, model
+
+
 def _galaxy(name: str) -> PretrainedModel:
     noise, schedule, shape = galaxy.load(name)
-    noise = jax.tree.map(jax.numpy.asarray, noise)
 
     def stretched(images: np.ndarray, white: float) -> np.ndarray:
         # The images are log(flux + 1) / 0.1, which is the stretch that galaxies are looked at in.
         return np.clip(images / white, 0, 1)
 
     def picture(path: Path, rows: Mapping[str, np.ndarray], title: str, notes: Mapping[str, Sequence[str]]) -> None:
-        white = float(np.quantile(next(iter(rows.values())), 0.998))
-        plots.image_rows(path, {row: stretched(images, white) for row, images in rows.items()}, title, notes)
+        target = rows["teacher"]
+        white = float(np.quantile(target, 0.998))
+        shown = {}
+        for row, images in rows.items():
+            shown[row] = stretched(images, white)
+            if row in notes:
+                shown[f"its error\nx {_ERROR_GAIN}"] = stretched(_ERROR_GAIN * np.abs(images - target), white)
+        plots.image_rows(path, shown, title, notes)
 
     def gallery(path: Path, samples: np.ndarray, title: str) -> None:
         plots.image_grid(path, stretched(samples, float(np.quantile(samples, 0.998))), title)

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 from ml_collections import config_dict, config_flags
 
 from experiments import common, models
-from ld3_jax import checkpoint, losses, metrics, optimizers, plots, solvers, steps, teacher, timesteps, train
+from ld3_jax import checkpoint, losses, metrics, optimizers, plots, steps, timesteps, train
 from ld3_jax.metrics import Student
 from ld3_jax.solvers import Method
 from ld3_jax.steps import Learning, StepMetrics, TrainState
@@ -89,8 +89,11 @@ def main() -> None:
 
     started = time.monotonic()
     state = learn(student, train_pairs, valid_pairs, config, plan, workdir, sharding)
-    print(f"learned in {time.monotonic() - started:.1f} s, compilation included; validation loss "
-          f"{float(state.start_loss):.5f} at the start, {float(state.best_loss):.5f} learned", flush=True)
+    print(
+        f"learned in {time.monotonic() - started:.1f} s, compilation included; validation loss "
+        f"{float(state.start_loss):.5f} at the start, {float(state.best_loss):.5f} learned",
+        flush=True,
+    )
 
     t, t_c = timesteps.from_params(state.best, model.schedule, plan.learning.space, plan.learning.max_shift)
     batch_size = plan.learning.valid_batch
@@ -101,12 +104,11 @@ def main() -> None:
         "loss": plan.loss,
         "valid": {"start": float(state.start_loss), "learned": float(state.best_loss)},
         "unseen": {
-            name: {"mean": float(values.mean()), "median": float(np.median(values))} for name, values in compared.items()
+            name: {"mean": float(values.mean()), "median": float(np.median(values))}
+            for name, values in compared.items()
         },
     }
-    learned = checkpoint.learned_schedule(
-        plan.student, model.schedule, t, t_c, model=model.identity(), losses=figures
-    )
+    learned = checkpoint.learned_schedule(plan.student, model.schedule, t, t_c, model=model.identity(), losses=figures)
     checkpoint.save_schedule(workdir / "schedule.json", learned)
     draw(workdir, model, student, (t, t_c), test, compared, state, what)
     for name in ("schedule.json", "schedule.png", "loss.png", "samples.png", "metrics.jsonl"):
@@ -119,29 +121,24 @@ def make_data(
     """The teacher's pairs: those to learn from, and those never seen while learning."""
     t = timesteps.grid(plan.teacher_grid, model.schedule, plan.teacher.n_steps)
     keys = jax.random.split(jax.random.key(config.seed), 2)
-    pairs = []
-    for label, key, count in (
-        ("teacher", keys[0], config.data.train + config.data.valid),
-        ("teacher, unseen noise", keys[1], config.data.test),
-    ):
-        with common.progress(label, -(-count // config.teacher.batch_size)) as update:
-            pairs.append(
-                teacher.make_pairs(
-                    model.noise,
-                    model.schedule,
-                    plan.teacher,
-                    t,
-                    key,
-                    count,
-                    model.shape,
-                    batch_size=config.teacher.batch_size,
-                    cache=Path(config.teacher.cache),
-                    identity={"family": model.family, "name": model.name},
-                    sharding=sharding,
-                    on_batch=lambda done, total, update=update: update(done),
-                )
-            )
-    return pairs[0], pairs[1]
+    known, test = (
+        common.teacher_pairs(
+            label,
+            model,
+            plan.teacher,
+            t,
+            key,
+            count,
+            batch_size=config.teacher.batch_size,
+            cache=Path(config.teacher.cache),
+            sharding=sharding,
+        )
+        for label, key, count in (
+            ("teacher", keys[0], config.data.train + config.data.valid),
+            ("teacher, unseen noise", keys[1], config.data.test),
+        )
+    )
+    return known, test
 
 
 def learn(
@@ -278,7 +275,9 @@ def _recording(
         try:
             yield on_step
         except FloatingPointError as error:
-            raise FloatingPointError(f"{error}; last good checkpoint: {workdir / 'checkpoints' / str(start)}") from error
+            raise FloatingPointError(
+                f"{error}; last good checkpoint: {workdir / 'checkpoints' / str(start)}"
+            ) from error
         finally:
             if last is not None:
                 checkpoint.save(checkpoints, int(last.step), last, wait=True)

@@ -100,7 +100,9 @@ def load_schedule(path: Path) -> LearnedSchedule:
     method = Method(**{name: record[name] for name in choices})
     t, t_c, lam = (tuple(record[key]) for key in ("t", "t_c", "lam"))
     if not len(t) == len(t_c) == len(lam) == method.n_steps + 1:
-        raise ValueError(f"{path}: {len(t)} times, {len(t_c)} network times and {len(lam)} lam for {method.n_steps} steps")
+        raise ValueError(
+            f"{path}: {len(t)} times, {len(t_c)} network times and {len(lam)} lam for {method.n_steps} steps"
+        )
     if not all(a > b for a, b in itertools.pairwise(t)) or not all(map(math.isfinite, (*t, *t_c, *lam))):
         raise ValueError(f"{path}: the times must be finite and t must descend, got t = {list(t)}")
     return LearnedSchedule(method, t, t_c, lam, record["model"], record["losses"])

@@ -63,7 +63,7 @@ def to_data(model: Model, schedule: NoiseSchedule) -> Partial:
 
 
 def edm_preconditioned(network: Model, sigma_data: float = 0.5) -> Partial:
-    """EDM's denoiser D(x; sigma) = c_skip x + c_out F(c_in x, log(sigma) / 4), for the schedule `ve_edm`, where t = sigma.
+    """EDM's denoiser D(x; sigma) = c_skip x + c_out F(c_in x, log(sigma) / 4), for `ve_edm`, where t = sigma.
 
     c_skip = sigma_data^2 / (sigma^2 + sigma_data^2), c_out = sigma sigma_data / sqrt(sigma^2 + sigma_data^2),
     c_in = 1 / sqrt(sigma^2 + sigma_data^2).
@@ -124,9 +124,7 @@ def _noise_to_data(schedule: NoiseSchedule, model: Model, x: PyTree, t: Array, c
     return jax.tree.map(lambda x, noise: (x - sigma * noise) / alpha, x, model(x, t, cond))
 
 
-def _edm(
-    network: Model, sigma_data: Float[Array, ""] | float, x: PyTree, sigma: Array, cond: PyTree = None
-) -> PyTree:
+def _edm(network: Model, sigma_data: Float[Array, ""] | float, x: PyTree, sigma: Array, cond: PyTree = None) -> PyTree:
     total = sigma**2 + sigma_data**2
     c_skip, c_out, c_in = sigma_data**2 / total, sigma * sigma_data * total**-0.5, total**-0.5
     raw = network(jax.tree.map(lambda x: c_in * x, x), jnp.log(sigma) / 4, cond)

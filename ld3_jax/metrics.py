@@ -14,11 +14,11 @@ from ld3_jax import losses, solvers
 from ld3_jax.denoisers import Model
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Method
-from ld3_jax.teacher import Pairs
+from ld3_jax.teacher import Pairs, equal_batches
 
 
 class Student(NamedTuple):
-    """A model, the few-step solver to run it with, and how its samples are judged. A pytree with the weights as leaves."""
+    """A model, the few-step solver to run it with, and how its samples are judged. The weights are its leaves."""
 
     model: Model
     schedule: NoiseSchedule
@@ -88,7 +88,7 @@ def distances(
     pairs: Pairs,
     *,
     batch_size: int = 25,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: jax.sharding.NamedSharding | None = None,
 ) -> Float[Array, "n"]:
     """`sample_losses` of any number of pairs, a batch at a time.
 
@@ -103,23 +103,39 @@ def distances(
         (n,) losses.
     """
 
-    def batch_losses(batch: Pairs) -> Array:
-        return sample_losses(student, t, t_c, spread(batch, sharding))
-
-    return in_batches(batch_losses, pairs, batch_size)
+    return in_batches(lambda batch: sample_losses(student, t, t_c, batch), pairs, batch_size, sharding)
 
 
-def in_batches(function: Callable[[PyTree], PyTree], inputs: PyTree, batch_size: int) -> PyTree:
+@partial(jax.jit, static_argnames=("batch_size", "sharding"))
+def run_in_batches(
+    student: Student,
+    t: Float[Array, "n_points"],
+    t_c: Float[Array, "n_points"],
+    pairs: Pairs,
+    *,
+    batch_size: int = 25,
+    sharding: jax.sharding.NamedSharding | None = None,
+) -> PyTree:
+    """`run` for any number of start states, a batch at a time; arguments as of `distances`."""
+    return in_batches(lambda batch: run(student, t, t_c, batch), pairs, batch_size, sharding)
+
+
+def in_batches(
+    function: Callable[[PyTree], PyTree],
+    inputs: PyTree,
+    batch_size: int,
+    sharding: jax.sharding.NamedSharding | None = None,
+) -> PyTree:
     """Apply a function of batches to inputs with a longer leading axis, in equal batches of at most `batch_size`."""
     count = len(jax.tree.leaves(inputs)[0])
-    n_batches = -(-count // batch_size)
-    indices = jnp.arange(n_batches * -(-count // n_batches)) % count
-    batched = jax.tree.map(lambda leaf: leaf[indices].reshape(n_batches, -1, *leaf.shape[1:]), inputs)
-    outputs = jax.lax.map(function, batched)
+    n_batches, size = equal_batches(count, batch_size, 1 if sharding is None else sharding.num_devices)
+    indices = jnp.arange(n_batches * size) % count
+    batched = jax.tree.map(lambda leaf: leaf[indices].reshape(n_batches, size, *leaf.shape[1:]), inputs)
+    outputs = jax.lax.map(lambda batch: function(spread(batch, sharding)), batched)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], outputs)
 
 
-def spread(batch: PyTree, sharding: jax.sharding.Sharding | None) -> PyTree:
+def spread(batch: PyTree, sharding: jax.sharding.NamedSharding | None) -> PyTree:
     """Ask the compiler to lay a batch over the devices, inside jit."""
     return batch if sharding is None else jax.lax.with_sharding_constraint(batch, sharding)
 

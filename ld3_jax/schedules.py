@@ -1,8 +1,8 @@
 """Noise schedules: how much signal and how much noise a state holds at time t.
 
-A diffusion model defines `x_t = alpha(t) x_0 + sigma(t) eps` with `eps ~ N(0, I)`. Everything a solver needs follows
-from `log alpha` and `log sigma`, so each family is three functions in the log domain: both logarithms and the inverse of
-the half-log-SNR `lam = log(alpha / sigma)`, which decreases in t. No formula subtracts nearly equal numbers, so that
+A diffusion model defines `x_t = alpha(t) x_0 + sigma(t) eps` with `eps ~ N(0, I)`. Everything a solver needs
+follows from `log alpha` and `log sigma`, so each family is three functions in the log domain: both logarithms and the
+inverse of the half-log-SNR `lam = log(alpha / sigma)`, which decreases in t. No formula subtracts nearly equal numbers, so that
 float32 keeps its digits at both ends.
 """
 
@@ -101,9 +101,7 @@ def ve_geometric(sigma_min: float = 0.01, sigma_max: float = 50.0) -> NoiseSched
     return NoiseSchedule("ve_geometric", (math.log(sigma_min), math.log(sigma_max)), 0.0, 1.0, prior_scale=sigma_max)
 
 
-def vp_linear(
-    beta_0: float = 0.1, beta_1: float = 20.0, t_min: float = 1e-3, t_max: float = 1.0
-) -> NoiseSchedule:
+def vp_linear(beta_0: float = 0.1, beta_1: float = 20.0, t_min: float = 1e-3, t_max: float = 1.0) -> NoiseSchedule:
     """Variance preserving with linear beta: log alpha = -t beta_0 / 2 - t^2 (beta_1 - beta_0) / 4.
 
     Args:
@@ -211,7 +209,7 @@ def _cosine_log_sigma(t: Array, s: float) -> Array:
 
 
 def _cosine_log_alpha(t: Array, s: float) -> Array:
-    # Near t = 0 alpha is close to 1: there log(1 - sigma^2) has the digits that log(cos) lacks, and the other way round.
+    # Near t = 0 alpha is close to 1: there log(1 - sigma^2) has the digits that log(cos) lacks; and vice versa.
     theta_0, delta = _cosine_angles(t, s)
     small = jnp.minimum(t, 0.5)
     near_data = 0.5 * jnp.log1p(-jnp.exp(2 * _cosine_log_sigma(small, s)))
@@ -255,10 +253,9 @@ _FAMILIES = {
     ),
     "vp_cosine": _Family(_cosine_log_alpha, _cosine_log_sigma, _cosine_inverse_lam),
     "vp_discrete": _Family(
-        _discrete_log_alpha, lambda t, *values: _half_log_one_minus_exp(_discrete_log_alpha(t, *values)),
+        _discrete_log_alpha,
+        lambda t, *values: _half_log_one_minus_exp(_discrete_log_alpha(t, *values)),
         _discrete_inverse_lam,
     ),
-    "rectified_flow": _Family(
-        lambda t: jnp.log1p(-t), jnp.log, lambda lam: jax.nn.sigmoid(-lam)
-    ),
+    "rectified_flow": _Family(lambda t: jnp.log1p(-t), jnp.log, lambda lam: jax.nn.sigmoid(-lam)),
 }

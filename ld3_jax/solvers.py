@@ -160,8 +160,8 @@ def solve(
         cond: passed to the model.
         remat: recompute the network's activations in the backward pass, so that memory holds only the states.
         retract: how an update moves a base: retract(base, update) -> state. The default adds. On a manifold, base is a
-            point, update a tangent vector, and the table's factors of the base must be 1, as in noise-predicting families
-            on schedules with alpha = 1.
+            point, update a tangent vector, and the table's factors of the base must be 1, as in noise-predicting
+            families on schedules with alpha = 1.
         update_like: arrays shaped like the model's prediction, where they are not shaped like x_T (tangent vectors).
 
     Returns:

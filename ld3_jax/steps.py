@@ -103,7 +103,7 @@ def init_state(
     optimizer: optax.GradientTransformation,
     learning: Learning,
     *,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: jax.sharding.NamedSharding | None = None,
 ) -> TrainState:
     """The state before the first step, in which the start is the best so far."""
     loss = _validation_loss(student, start, valid, learning, sharding)
@@ -135,7 +135,7 @@ def train_step(
     *,
     optimizer: optax.GradientTransformation,
     learning: Learning,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: jax.sharding.NamedSharding | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """One gradient step on a batch, and one step of the batch's start noise.
 
@@ -179,7 +179,7 @@ def validate(
     valid: Pairs,
     *,
     learning: Learning,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: jax.sharding.NamedSharding | None = None,
 ) -> TrainState:
     """Keep the parameters if they are the best so far; out of patience, go back to the best and lower the rates.
 
@@ -202,7 +202,7 @@ def end_round(
     valid: Pairs,
     *,
     learning: Learning,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: jax.sharding.NamedSharding | None = None,
 ) -> TrainState:
     """After a pass over the training pairs: validation noise takes a step as well, under the best parameters.
 
@@ -210,11 +210,11 @@ def end_round(
     """
 
     def move(batch: tuple[Pairs, PyTree]) -> tuple[PyTree, Array]:
-        pairs, noise = spread(batch, sharding)
+        pairs, noise = batch
         (_, each), (_, grads) = _gradients(student, state.best, noise, pairs, learning)
         return _move_noise(student, state.best, noise, grads, each, pairs, state.noise_rate, learning)
 
-    noise, accepted = in_batches(move, (valid, state.valid_noise), learning.batch_size)
+    noise, accepted = in_batches(move, (valid, state.valid_noise), learning.batch_size, sharding)
     rate = jnp.where(accepted.any(), state.noise_rate, state.noise_rate / 2)
     new = state._replace(params=state.best, valid_noise=noise, noise_rate=rate, worse=jnp.zeros_like(state.worse))
     loss = _validation_loss(student, state.best, _where_moved(valid, new, learning), learning, sharding)
@@ -286,7 +286,7 @@ def _validation_loss(
     params: TimestepParams,
     valid: Pairs,
     learning: Learning,
-    sharding: jax.sharding.Sharding | None,
+    sharding: jax.sharding.NamedSharding | None,
 ) -> Array:
     t, t_c = timesteps.from_params(params, student.schedule, learning.space, learning.max_shift)
     return distances(student, t, t_c, valid, batch_size=learning.valid_batch, sharding=sharding).mean()

@@ -1,12 +1,13 @@
 """Solver families as tables of coefficients.
 
 Every solver here is linear in the state and in past predictions, with coefficients that depend on the times alone. A
-family is thus a pure function `(schedule, t, t_c, *, order, variant, lower_order_final, nfe) -> Table`, and one `lax.scan` (see `ld3_jax.solvers`) runs any
-table. A new solver is one more function here and one entry in `solvers.SOLVERS`.
+family is thus a pure function `(schedule, t, t_c, *, order, variant, lower_order_final, nfe) -> Table`, of which it names
+the keywords that it uses, and one `lax.scan` (see `ld3_jax.solvers`) runs any table. A new solver is one more function
+here and one entry in `solvers.SOLVERS`.
 
 Notation: `h = lam[i+1] - lam[i]` with `lam` the half-log-SNR; primes mark the end of a step; `D` predicts data, `eps`
-noise; `phi_1(z) = (e^z - 1) / z`, `phi_{k+1}(z) = (phi_k(z) - 1/k!) / z`. Orders are static NumPy integers: the weights of
-an order are computed only for the rows that have it, for a masked 0/0 would spoil gradients.
+noise; `phi_1(z) = (e^z - 1) / z`, `phi_{k+1}(z) = (phi_k(z) - 1/k!) / z`. Orders are static NumPy integers: the weights
+of an order are computed only for the rows that have it, for a masked 0/0 would spoil gradients.
 """
 
 import math
@@ -118,8 +119,8 @@ def dpm2(schedule: NoiseSchedule, t: Points, t_c: Points, *, nfe: int, **_: Any)
 def dpmpp(schedule: NoiseSchedule, t: Points, t_c: Points, *, order: int, lower_order_final: bool, **_: Any) -> Table:
     """DPM-Solver++ 1M (which is DDIM), 2M and 3M.
 
-    x' = sigma'/sigma x + alpha' h (phi_1(-h) D_0 + phi_2(-h) D^(1) + phi_3(-h) D^(2)), with the derivatives D^(k) of D in
-    units of the step taken from past predictions; 2M replaces phi_2 by phi_1 / 2.
+    x' = sigma'/sigma x + alpha' h (phi_1(-h) D_0 + phi_2(-h) D^(1) + phi_3(-h) D^(2)), with the derivatives D^(k) of D
+    in units of the step taken from past predictions; 2M replaces phi_2 by phi_1 / 2.
 
     Reference: Lu et al., arXiv:2211.01095, algorithm 2 and appendix.
     """
@@ -182,8 +183,9 @@ def ipndm(schedule: NoiseSchedule, t: Points, t_c: Points, *, order: int, **_: A
 def deis(schedule: NoiseSchedule, t: Points, t_c: Points, *, order: int, **_: Any) -> Table:
     """tAB-DEIS: eps as the polynomial in t through past predictions, integrated exactly against the ODE's weight.
 
-    x' = alpha'/alpha x + sum_j C_j eps_j, C_j = alpha' int_lam^lam' L_j(t(l)) e^-l dl with Lagrange's L_j, by Gauss-Legendre
-    quadrature in lam (32 nodes: exact to rounding for all schedules here). The order rises from 1 over the first steps.
+    x' = alpha'/alpha x - sum_j C_j eps_j, C_j = alpha' int_lam^lam' L_j(t(l)) e^-l dl with Lagrange's L_j, by
+    Gauss-Legendre quadrature in lam (32 nodes: exact to rounding for all schedules here). The order rises from 1 over the
+    first steps.
 
     Reference: Zhang and Chen, arXiv:2204.13902, equation 15.
     """

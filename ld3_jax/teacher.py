@@ -57,7 +57,7 @@ def make_pairs(
     batch_size: int = 25,
     cache: Path | None = None,
     identity: dict[str, Any] | None = None,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: jax.sharding.NamedSharding | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Pairs:
     """Draw start noise and integrate it with the teacher.
@@ -75,7 +75,7 @@ def make_pairs(
         draw_condition: draw_condition(key, n) -> n conditions, a pytree with leading axis n.
         batch_size: the most samples to integrate at a time; the batches are made equal.
         cache: a directory in which to keep the pairs. What is there already is not made again; a damaged file is named
-            in a warning and made again. Files of other models, solvers, grids, keys or counts do not get in the way.
+            in a warning and made again. Pairs of other models, solvers, grids, keys or counts lie elsewhere in it.
         identity: what else tells this model from others (its weights are told apart anyway): names, versions.
         sharding: how a batch spreads over devices, along its first axis.
         on_batch: called as on_batch(batches done, batches in all).
@@ -89,10 +89,10 @@ def make_pairs(
     """
     if count < 1 or batch_size < 1:
         raise ValueError(f"count and batch_size must be at least 1, got {count} and {batch_size}")
-    n_batches = -(-count // batch_size)
-    size = -(-count // n_batches)
+    n_batches, size = equal_batches(count, batch_size, 1 if sharding is None else sharding.num_devices)
     noise_key, cond_key = jax.random.split(key)
     conditions = draw_condition(cond_key, count) if draw_condition else None
+    model = replicate(model, sharding)
     directory = None
     if cache is not None:
         what = _describe(model, schedule, method, t, key, count, size, shape, conditions, identity)
@@ -100,7 +100,7 @@ def make_pairs(
     batches = []
     for i in range(n_batches):
         indices = jnp.arange(i * size, (i + 1) * size) % count  # the last batch is filled up with the first samples
-        x_T = schedule.prior_scale * _draw(noise_key, indices, shape)
+        x_T = schedule.prior_scale * draw_noise(noise_key, indices, shape)
         cond = jax.tree.map(lambda leaf, indices=indices: leaf[indices], conditions)
         path = directory / f"batch_{i:05d}.npz" if directory else None
         batch = _read(path, Pairs(x_T, x_T, cond)) if path else None
@@ -112,11 +112,25 @@ def make_pairs(
         batches.append(batch)
         if on_batch:
             on_batch(i + 1, n_batches)
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *batches)
+    return replicate(jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *batches), sharding)
+
+
+def equal_batches(count: int, batch_size: int, multiple: int = 1) -> tuple[int, int]:
+    """How many equal batches of at most `batch_size`, a multiple of `multiple`, hold `count` samples; and their size."""
+    n_batches = -(-count // max(batch_size // multiple * multiple, multiple))
+    return n_batches, -(-count // (n_batches * multiple)) * multiple
+
+
+def replicate(tree: PyTree, sharding: jax.sharding.NamedSharding | None) -> PyTree:
+    """A copy on each of the devices that batches spread over; without several devices, the tree itself."""
+    if sharding is None:
+        return tree
+    return jax.device_put(tree, jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))
 
 
 @partial(jax.jit, static_argnames="shape")
-def _draw(key: PRNGKeyArray, indices: Array, shape: tuple[int, ...]) -> Array:
+def draw_noise(key: PRNGKeyArray, indices: Array, shape: tuple[int, ...]) -> Array:
+    """Standard normal noise z of the samples with these indices; each has its own key."""
     return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(indices)
 
 

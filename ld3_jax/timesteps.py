@@ -1,7 +1,7 @@
 """Time grids: made by hand, and learned.
 
-A grid of n steps is a vector of n + 1 descending times from t_max to t_min. The learned grid has its gaps as a softmax, in
-half-log-SNR or in t, and next to it the *decoupled* times t_c at which the network is told to be.
+A grid of n steps is a vector of n + 1 descending times from t_max to t_min. The learned grid has its gaps as a softmax,
+in half-log-SNR or in t, and next to it the *decoupled* times t_c at which the network is told to be.
 """
 
 from collections.abc import Callable
@@ -85,14 +85,16 @@ def from_params(
         ValueError: if the space is unknown.
 
     Reference: Tong et al., arXiv:2405.15506, section 4.
-    Differs from the paper: its code takes the bound in lambda space from the raw logits, so equal logits forbid any shift.
+    Differs from the paper: its code takes the bound in lambda space from the raw logits, so equal ones forbid shifts.
     """
     coordinate = _space(space)
     start, width = _range(coordinate, schedule, params.logits.dtype)
     gaps = jax.nn.softmax(params.logits)
     points = start + width * jnp.concatenate([jnp.zeros_like(gaps[:1]), jnp.cumsum(gaps)])
     bound = shift_bound(params, schedule, space, max_shift)
-    shifts = jnp.concatenate([jnp.zeros_like(gaps[:1]), jnp.clip(params.shifts, -bound, bound), jnp.zeros_like(gaps[:1])])
+    shifts = jnp.concatenate(
+        [jnp.zeros_like(gaps[:1]), jnp.clip(params.shifts, -bound, bound), jnp.zeros_like(gaps[:1])]
+    )
     to_t = coordinate.to_t
     return _with_ends(to_t(schedule, points), schedule), _with_ends(to_t(schedule, points + shifts), schedule)
 

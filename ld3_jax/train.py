@@ -14,7 +14,7 @@ from ld3_jax import timesteps
 from ld3_jax.metrics import Student, distances
 from ld3_jax.optimizers import make_optimizer
 from ld3_jax.steps import Learning, StepMetrics, TrainState, end_round, init_state, train_step, validate
-from ld3_jax.teacher import Pairs
+from ld3_jax.teacher import Pairs, replicate
 from ld3_jax.timesteps import TimestepParams
 
 _DEFAULTS = Learning()
@@ -31,7 +31,7 @@ def fit(
     learning: Learning = _DEFAULTS,
     state: TrainState | None = None,
     on_step: Callable[[TrainState, StepMetrics], None] | None = None,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: jax.sharding.NamedSharding | None = None,
 ) -> TrainState:
     """Learn a schedule. Only scalars leave the device, and those one step late, so that it never waits.
 
@@ -62,6 +62,7 @@ def fit(
             f"got {learning.batch_size}"
         )
     optimizer = optimizer or _default_optimizer(student, learning)
+    student, train, valid = replicate((student, train, valid), sharding)
     if state is None:
         if start is None:
             best = rank_grids(student, train, batch_size=learning.valid_batch, sharding=sharding)[0][0]
@@ -122,7 +123,7 @@ def _is_last(
 
 
 def rank_grids(
-    student: Student, pairs: Pairs, *, batch_size: int = 25, sharding: jax.sharding.Sharding | None = None
+    student: Student, pairs: Pairs, *, batch_size: int = 25, sharding: jax.sharding.NamedSharding | None = None
 ) -> list[tuple[str, float]]:
     """Hand-made grids and their mean losses on the pairs, best first."""
     means = {}

@@ -1,7 +1,7 @@
 """MLP-Mixer score networks of galaxy images, with the weights that the package galaxygrad ships.
 
-Nine networks trained on single-band images of the surveys HSC, ZTF, LSST and Roman and of gravitationally lensed quasars.
-An image holds `log(flux + 1) / 0.1`. The schedule is variance preserving with beta = 1 on t in [0, 10]:
+Nine networks trained on single-band images of the surveys HSC, ZTF, LSST and Roman and of gravitationally lensed
+quasars. An image holds `log(flux + 1) / 0.1`. The schedule is variance preserving with beta = 1 on t in [0, 10]:
 alpha = exp(-t / 2), sigma^2 = 1 - exp(-t).
 
 Reference: Sampson et al., arXiv:2401.07313; Tolstikhin et al., arXiv:2105.01601 (MLP-Mixer).
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
@@ -102,8 +103,8 @@ def load(survey: str) -> tuple[Partial, NoiseSchedule, tuple[int, int, int]]:
         survey: a name in SURVEYS.
 
     Returns:
-        model(x, t, cond) -> eps for x (batch, size, size, 1), cond unused; the noise schedule, with t_min = 1e-3; and the
-        shape (size, size, 1) of one image.
+        model(x, t, cond) -> eps for x (batch, size, size, 1), cond unused; the noise schedule, with t_min = 1e-3; and
+        the shape (size, size, 1) of one image.
 
     Raises:
         ValueError: if the name is unknown, or the file is cut short or does not hold this network.
@@ -114,7 +115,7 @@ def load(survey: str) -> tuple[Partial, NoiseSchedule, tuple[int, int, int]]:
     size = SURVEYS[survey].size
     schedule = vp_linear(beta_0=1.0, beta_1=1.0, t_min=1e-3, t_max=10.0)
     weights = read_weights(weights_file(SURVEYS[survey].file), size)
-    network = Partial(_apply, {"params": weights})
+    network = Partial(_apply, {"params": jax.tree.map(jnp.asarray, weights)})
     return denoisers.to_noise(network, schedule, "score"), schedule, (size, size, 1)
 
 
@@ -156,7 +157,9 @@ def read_weights(path: Path, size: int) -> PyTree:
             except (ValueError, EOFError, OSError) as error:
                 raise ValueError(f"{path}: cut short or damaged before byte {file.tell()} ({error})") from error
             if array.shape != shape:
-                raise ValueError(f"{path}: an array of shape {array.shape} where {shape} belongs; not this network's file?")
+                raise ValueError(
+                    f"{path}: an array of shape {array.shape} where {shape} belongs; not this network's file?"
+                )
             return array.astype(np.float32)
 
         def dense(inputs: int, outputs: int) -> dict[str, np.ndarray]:

@@ -1,0 +1,49 @@
+"""Compare a learned schedule with every hand-made grid, against a converged teacher on noise of your choice.
+
+python -m experiments.evaluate --schedule=runs/quasar5/schedule.json
+"""
+
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from experiments import common, models
+from ld3_jax import checkpoint, losses, metrics, timesteps
+from ld3_jax.solvers import Method
+
+_SCHEDULE = flags.DEFINE_string("schedule", None, "A schedule.json that experiments.train wrote.")
+_NUM = flags.DEFINE_integer("num", 200, "How many noises.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 1000, "Seed of the noise; other than the one that the schedule was learned with.")
+_TEACHER_NFE = flags.DEFINE_integer("teacher_nfe", 60, "Network calls of the teacher: UniPC-3 on the logsnr grid.")
+_CACHE = flags.DEFINE_string("cache", "runs/teacher", "Folder of the teacher's samples.")
+_BATCH = flags.DEFINE_integer("batch_size", 25, "The most samples to integrate at a time.", lower_bound=1)
+flags.mark_flags_as_required(["schedule"])
+
+
+def main() -> None:
+    learned, model = models.of_schedule(Path(_SCHEDULE.value))
+    accurate = Method("unipc", _TEACHER_NFE.value)
+    sharding = common.batch_sharding()
+    pairs = common.teacher_pairs(
+        "teacher",
+        model,
+        accurate,
+        timesteps.grid("logsnr", model.schedule, accurate.n_steps),
+        jax.random.key(_SEED.value),
+        _NUM.value,
+        batch_size=_BATCH.value,
+        cache=Path(_CACHE.value),
+        sharding=sharding,
+    )
+    loss = losses.LOSSES[learned.losses.get("loss", "l2")]
+    student = metrics.make_student(model.noise, model.schedule, learned.method, loss)
+    compared = common.compare(student, checkpoint.times(learned), pairs, batch_size=_BATCH.value, sharding=sharding)
+    method = learned.method
+    common.print_comparison(
+        compared, f"{model.family} {model.name}, {method.solver} of order {method.order}, {method.nfe} calls"
+    )
+
+
+if __name__ == "__main__":
+    common.run(main)
