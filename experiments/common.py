@@ -50,37 +50,35 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, FileNotFoundError) as error:
-        sys.exit(f"error: {_unknown_key(argv) or error}")
+    given = dict(arg.lstrip("-").split("=", 1) for arg in argv[1:] if "=" in arg)
+    if "config" in given:
+        _check_config(Path(given["config"]), [name.removeprefix("config.") for name in given if "config." in name])
+    return app.parse_flags_with_usage(argv)
 
 
-def _unknown_key(argv: Sequence[str]) -> str | None:
-    """Which `--config.…` key does not exist, and the nearest one that does."""
-    values = dict(arg.lstrip("-").split("=", 1) for arg in argv[1:] if "=" in arg)
-    if not Path(values.get("config", "")).is_file():
-        return f"no configuration file {values.get('config', '(give --config=configs/NAME.py)')}"
-    known = set(_flat(runpy.run_path(values["config"])["get_config"]()))
-    for name in values:
-        key = name.removeprefix("config.")
-        if name.startswith("config.") and key not in known:
+def _check_config(path: Path, keys: Sequence[str]) -> None:
+    """End with one line if there is no such file, or name a key that it lacks and the nearest one that it has."""
+    if not path.is_file():
+        sys.exit(f"error: no configuration file {path}")
+    known = set(flat(runpy.run_path(str(path))["get_config"]()))
+    for key in keys:
+        if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            return f"unknown key --config.{key}; did you mean --config.{nearest[0]}?"
-    return None
+            sys.exit(f"error: unknown key --config.{key}; did you mean --config.{nearest[0]}?")
 
 
-def _flat(config: config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(config: config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """A configuration's keys, joined by dots, and their values."""
+    leaves: dict[str, Any] = {}
     for key, value in config.items():
         nested = isinstance(value, config_dict.ConfigDict)
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
+        leaves |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return leaves
 
 
 def differences(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Where two configurations differ, a line each."""
-    a, b = (_flat(config_dict.ConfigDict(c)) for c in (config, other))
+    a, b = (flat(config_dict.ConfigDict(c)) for c in (config, other))
     return [f"{key}: {a.get(key)!r}, here {b.get(key)!r}" for key in sorted(a | b) if a.get(key) != b.get(key)]
 
 

@@ -77,11 +77,15 @@ class Plan:
 
 
 def main() -> None:
-    config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+    run(_CONFIG.value, Path(_WORKDIR.value))
+
+
+def run(config: config_dict.ConfigDict, workdir: Path) -> None:
+    """Learn a schedule and write everything to the workdir, going on where an earlier run of it stopped."""
     plan = Plan.of(config)
+    model = models.build(config.network.family, config.network.name)
     _claim(workdir, config)
     sharding = common.batch_sharding()
-    model = models.build(config.network.family, config.network.name)
     student = metrics.make_student(model.noise, model.schedule, plan.student, losses.LOSSES[plan.loss])
     known, test = make_data(model, config, plan, sharding)
     train_pairs = jax.tree.map(lambda leaf: leaf[: config.data.train], known)
@@ -230,7 +234,7 @@ def _claim(workdir: Path, config: config_dict.ConfigDict) -> None:
 
 
 def _open_log(path: Path, start: int, step: int) -> TextIO:
-    """metrics.jsonl, open to go on after `step` of a start: later lines are of steps that were lost with their state."""
+    """metrics.jsonl, open to go on after `step` of a start; later lines tell of lost steps."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     kept = []
     for line in lines:

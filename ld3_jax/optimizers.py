@@ -1,10 +1,9 @@
 """How parameters move: one Optax transformation for each group of them."""
 
+from collections.abc import Hashable
 from functools import lru_cache
 
 import optax
-
-from ld3_jax.timesteps import TimestepParams
 
 
 def adam(rate: float, steps: int) -> optax.GradientTransformation:
@@ -53,5 +52,8 @@ def make_optimizer(
     for rule in (logits_rule, shifts_rule):
         if rule not in RULES:
             raise ValueError(f"an optimizer must be one of {sorted(RULES)}, got {rule!r}")
-    rules = {"logits": RULES[logits_rule](logits_rate, steps), "shifts": RULES[shifts_rule](shifts_rate, steps)}
-    return optax.multi_transform(rules, TimestepParams("logits", "shifts"))
+    rules: dict[Hashable, optax.GradientTransformation] = {
+        "logits": RULES[logits_rule](logits_rate, steps),
+        "shifts": RULES[shifts_rule](shifts_rate, steps),
+    }
+    return optax.multi_transform(rules, lambda params: params._replace(logits="logits", shifts="shifts"))

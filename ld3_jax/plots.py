@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ld3_jax.checkpoint import write_atomically
 
@@ -31,7 +32,7 @@ def grids(path: Path, learned: Mapping[str, np.ndarray], hand_made: Mapping[str,
         style = {"marker": "o", "linewidth": 2.2} if i == 0 else {"marker": "x", "linewidth": 0, "markersize": 9}
         axes.plot(lam, color=_LEARNED, label=name, zorder=5, **style)
     axes.set(xlabel="step", ylabel="half-log-SNR  (noise \N{RIGHTWARDS ARROW} data)", title=title)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     _save(figure, path)

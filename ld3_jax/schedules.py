@@ -2,8 +2,8 @@
 
 A diffusion model defines `x_t = alpha(t) x_0 + sigma(t) eps` with `eps ~ N(0, I)`. Everything a solver needs
 follows from `log alpha` and `log sigma`, so each family is three functions in the log domain: both logarithms and the
-inverse of the half-log-SNR `lam = log(alpha / sigma)`, which decreases in t. No formula subtracts nearly equal numbers, so that
-float32 keeps its digits at both ends.
+inverse of the half-log-SNR `lam = log(alpha / sigma)`, which decreases in t. No formula subtracts nearly equal numbers,
+so that float32 keeps its digits at both ends.
 """
 
 import math

@@ -161,7 +161,7 @@ def train_step(
     grads = grads._replace(shifts=jnp.where(state.step < learning.frozen_steps, 0.0, grads.shifts))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     updates = jax.tree.map(jnp.multiply, updates, state.factors)
-    params = _within_bounds(optax.apply_updates(state.params, updates), student, learning)
+    params = _within_bounds(jax.tree.map(jnp.add, state.params, updates), student, learning)
     new = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
     moved = jnp.zeros(())
     if learning.gamma:
@@ -296,10 +296,10 @@ def _lower_rates(state: TrainState, learning: Learning) -> TrainState:
     """Out of patience: back to the best with lower rates; shifts that still rest keep theirs."""
     out = state.worse >= learning.patience
     resting = state.step <= learning.frozen_steps
-    floors, old = TimestepParams(*learning.floors), state.factors
-    logits = jnp.where(out, jnp.maximum(old.logits * learning.decay, floors.logits), old.logits)
-    shifts = jnp.where(out & ~resting, jnp.maximum(old.shifts * learning.decay, floors.shifts), old.shifts)
-    visits = state.floor_visits + (out & (logits <= floors.logits) & (shifts <= floors.shifts))
+    (logits_floor, shifts_floor), old = learning.floors, state.factors
+    logits = jnp.where(out, jnp.maximum(old.logits * learning.decay, logits_floor), old.logits)
+    shifts = jnp.where(out & ~resting, jnp.maximum(old.shifts * learning.decay, shifts_floor), old.shifts)
+    visits = state.floor_visits + (out & (logits <= logits_floor) & (shifts <= shifts_floor))
     return state._replace(
         params=jax.tree.map(lambda best, now: jnp.where(out, best, now), state.best, state.params),
         factors=TimestepParams(logits, shifts),

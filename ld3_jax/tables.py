@@ -1,8 +1,8 @@
 """Solver families as tables of coefficients.
 
 Every solver here is linear in the state and in past predictions, with coefficients that depend on the times alone. A
-family is thus a pure function `(schedule, t, t_c, *, order, variant, lower_order_final, nfe) -> Table`, of which it names
-the keywords that it uses, and one `lax.scan` (see `ld3_jax.solvers`) runs any table. A new solver is one more function
+family is thus a pure function `(schedule, t, t_c, *, order, variant, lower_order_final, nfe) -> Table`, which names the
+keywords that it uses, and one `lax.scan` (see `ld3_jax.solvers`) runs any table. A new solver is one more function
 here and one entry in `solvers.SOLVERS`.
 
 Notation: `h = lam[i+1] - lam[i]` with `lam` the half-log-SNR; primes mark the end of a step; `D` predicts data, `eps`
@@ -184,8 +184,8 @@ def deis(schedule: NoiseSchedule, t: Points, t_c: Points, *, order: int, **_: An
     """tAB-DEIS: eps as the polynomial in t through past predictions, integrated exactly against the ODE's weight.
 
     x' = alpha'/alpha x - sum_j C_j eps_j, C_j = alpha' int_lam^lam' L_j(t(l)) e^-l dl with Lagrange's L_j, by
-    Gauss-Legendre quadrature in lam (32 nodes: exact to rounding for all schedules here). The order rises from 1 over the
-    first steps.
+    Gauss-Legendre quadrature in lam (32 nodes: exact to rounding for all schedules here). The order rises from 1 over
+    the first steps.
 
     Reference: Zhang and Chen, arXiv:2204.13902, equation 15.
     """
@@ -203,7 +203,7 @@ def deis(schedule: NoiseSchedule, t: Points, t_c: Points, *, order: int, **_: An
         values = density[..., None] * _lagrange(past, schedule.inverse_lam(inside))
         integral = jnp.einsum("q,rqj->rj", node_weights, values, precision="highest")
         weights = weights.at[rows, :p].set(-integral)
-    scale, _ = _noise_step(schedule, t[:-1], t[1:])
+    scale = _ratio(schedule.log_alpha(t))
     return _explicit(t_c[:-1], scale, weights)
 
 

@@ -116,7 +116,7 @@ def make_pairs(
 
 
 def equal_batches(count: int, batch_size: int, multiple: int = 1) -> tuple[int, int]:
-    """How many equal batches of at most `batch_size`, a multiple of `multiple`, hold `count` samples; and their size."""
+    """How many equal batches of at most `batch_size` hold `count` samples, and their size, a multiple of `multiple`."""
     n_batches = -(-count // max(batch_size // multiple * multiple, multiple))
     return n_batches, -(-count // (n_batches * multiple)) * multiple
 
@@ -177,7 +177,7 @@ def _read(path: Path, like: Pairs) -> Pairs | None:
         return None
     leaves, structure = jax.tree.flatten(like)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = [file[f"arr_{i}"] for i in range(len(leaves))]
         for array, leaf in zip(arrays, leaves, strict=True):
             if array.shape != leaf.shape or array.dtype != leaf.dtype:

@@ -34,7 +34,7 @@ SPACES = {
 }
 
 
-def grid(name: str, schedule: NoiseSchedule, n: int) -> Float[Array, "n+1"]:
+def grid(name: str, schedule: NoiseSchedule, n: int) -> Float[Array, "{n}+1"]:
     """A hand-made grid.
 
     With u = i / n for i = 0..n:
@@ -66,7 +66,7 @@ def grid(name: str, schedule: NoiseSchedule, n: int) -> Float[Array, "n+1"]:
 
 def from_params(
     params: TimestepParams, schedule: NoiseSchedule, space: str = "lambda", max_shift: float = 0.5
-) -> tuple[Float[Array, "n+1"], Float[Array, "n+1"]]:
+) -> tuple[Float[Array, "n_points"], Float[Array, "n_points"]]:
     """The grid that the parameters stand for.
 
     In the chosen coordinate the gaps are softmax(logits), scaled to the whole range, and at the inner points
@@ -108,7 +108,7 @@ def shift_bound(
 
 
 def to_params(
-    t: Float[Array, "n+1"], t_c: Float[Array, "n+1"], schedule: NoiseSchedule, space: str = "lambda"
+    t: Float[Array, "n_points"], t_c: Float[Array, "n_points"], schedule: NoiseSchedule, space: str = "lambda"
 ) -> TimestepParams:
     """The inverse of `from_params`, so that any grid can be a start. The logits have mean zero.
 

@@ -68,20 +68,23 @@ def fit(
             best = rank_grids(student, train, batch_size=learning.valid_batch, sharding=sharding)[0][0]
             (start,) = starts(student, [best], 1, key, learning)
         state = init_state(student, train, valid, start, optimizer, learning, sharding=sharding)
+    now: TrainState = replicate(state, sharding)
+    if now.done:
+        return now
     static = {"learning": learning, "sharding": sharding}
-    unchecked = None
-    for step in range(int(state.step) + 1, learning.steps + 1):
-        state, figures = train_step(state, student, train, key, optimizer=optimizer, **static)
+    unchecked: tuple[TrainState, StepMetrics] | None = None
+    for step in range(int(now.step) + 1, learning.steps + 1):
+        now, figures = train_step(now, student, train, key, optimizer=optimizer, **static)
         if step % learning.validate_every == 0 or step == learning.steps:
-            state = validate(state, student, valid, **static)
+            now = validate(now, student, valid, **static)
         if learning.move_validation and learning.gamma and step % (count // learning.batch_size) == 0:
-            state = end_round(state, student, valid, **static)
-        if unchecked and _is_last(*unchecked, on_step):  # the step before, while this one runs
+            now = end_round(now, student, valid, **static)
+        if unchecked and _is_last(*unchecked, on_step):  # look at the step before while this one runs
             return unchecked[0]
-        unchecked = (state, figures)
+        unchecked = (now, figures)
     if unchecked:
         _is_last(*unchecked, on_step)
-    return state
+    return now
 
 
 def starts(
@@ -113,13 +116,13 @@ def _default_optimizer(student: Student, learning: Learning) -> optax.GradientTr
 def _is_last(
     state: TrainState, figures: StepMetrics, on_step: Callable[[TrainState, StepMetrics], None] | None
 ) -> bool:
-    """Hand a step to `on_step` if its loss is sound; whether learning is done."""
-    figures, done = jax.device_get((figures, state.done))
+    """Hand a step to `on_step` if its loss is finite; whether learning is done."""
+    figures = jax.device_get(figures)
     if not math.isfinite(figures.loss):
         raise FloatingPointError(f"the loss is {figures.loss} at step {int(state.step)}")
     if on_step:
         on_step(state, figures)
-    return bool(done)
+    return bool(state.done)
 
 
 def rank_grids(

@@ -199,7 +199,7 @@ def to_flux(images: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def _apply(variables: PyTree, x: Array, t: Array, cond: PyTree = None) -> Array:
-    return GalaxyNet().apply(variables, x, t)
+    return jnp.asarray(GalaxyNet().apply(variables, x, t))
 
 
 def _layer_norm(name: str) -> nn.LayerNorm:

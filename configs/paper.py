@@ -1,0 +1,31 @@
+"""Learning with the paper's own settings instead of this project's defaults."""
+
+from ml_collections import config_dict
+
+from configs import default
+
+_ROUNDS, _FROZEN_ROUNDS = 7, 2
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The lensed quasars with the paper's settings."""
+    return with_paper_settings(default.get_config())
+
+
+def with_paper_settings(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """Change a configuration's learning to the settings of arXiv:2405.15506 for pixel-space models.
+
+    Equal gaps at the start, RMSprop for the gaps and plain gradient descent for the shifts, batches of two, two rounds
+    with shifts at rest and five with everything, a validation after each step, and the soft surrogate on training and
+    validation noise.
+    """
+    learn = c.learn
+    learn.init = "logsnr"
+    learn.batch_size = 2
+    learn.steps = _ROUNDS * c.data.train // learn.batch_size
+    learn.frozen_steps = _FROZEN_ROUNDS * c.data.train // learn.batch_size
+    learn.logits_rule, learn.logits_rate, learn.logits_floor = "rmsprop", 5e-3, 5e-5 / 5e-3
+    learn.shifts_rule, learn.shifts_rate, learn.shifts_floor = "sgd", 0.1, 1e-6 * c.solver.nfe / 0.1
+    learn.validate_every, learn.patience = 1, 5
+    learn.gamma, learn.move_validation = 1e-3, True
+    return c

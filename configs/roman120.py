@@ -1,0 +1,12 @@
+"""Galaxies as the Roman Space Telescope will see them, 120 x 120 pixels."""
+
+from ml_collections import config_dict
+
+from configs import default
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The default configuration on the network roman120."""
+    c = default.get_config()
+    c.network.name = "roman120"
+    return c

@@ -1,0 +1,48 @@
+"""Every configuration holds the default's keys, and runs from end to end when shrunken."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+from ml_collections import config_dict
+
+from configs import default
+from experiments import common
+from experiments import train as train_main
+from ld3_jax import checkpoint
+
+CONFIGS = sorted(path for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "default"))
+
+
+def load(path: Path) -> config_dict.ConfigDict:
+    return runpy.run_path(str(path))["get_config"]()
+
+
+def shrink(config: config_dict.ConfigDict, folder: Path) -> config_dict.ConfigDict:
+    config.teacher.nfe, config.teacher.cache = 6, str(folder / "teacher")
+    config.data.train = config.data.valid = config.data.test = 4
+    config.learn.batch_size, config.learn.steps, config.learn.validate_every = 2, 3, 2
+    return config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_has_the_keys_of_the_default_and_no_others(path):
+    assert set(common.flat(load(path))) == set(common.flat(default.get_config()))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_opens_with_its_command_and_what_was_measured(path):
+    text = path.read_text()
+    opening = text[: text.index('"""', 3)]
+    assert f"--config=configs/{path.name}" in opening
+    assert "Measured" in opening
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_runs_from_end_to_end(path, tmp_path, capsys):
+    config = shrink(load(path), tmp_path)
+    train_main.run(config, tmp_path / "run")
+    learned = checkpoint.load_schedule(tmp_path / "run" / "schedule.json")
+    assert learned.method.nfe == config.solver.nfe
+    assert learned.model["name"] == config.network.name
+    assert "mean vs learned" in capsys.readouterr().out

@@ -1,0 +1,292 @@
+"""The mains as a user meets them: what they write and print, how they fail, and that a killed run goes on."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from configs import gaussian as gaussian_config
+from experiments import common, models
+from experiments import train as train_main
+from ld3_jax import checkpoint, timesteps
+
+STEPS = 40
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A run of about a second."""
+    c = gaussian_config.get_config()
+    c.teacher.nfe, c.teacher.cache = 10, str(tmp_path / "teacher")
+    c.data.train, c.data.valid, c.data.test = 20, 10, 20
+    c.learn.steps, c.learn.batch_size = STEPS, 10
+    return c
+
+
+def main(name: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"experiments.{name}", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert not check or result.returncode == 0, result.stderr
+    return result
+
+
+def small_run(folder: Path, *more: str) -> list[str]:
+    return [
+        "--config=configs/gaussian.py",
+        f"--workdir={folder / 'run'}",
+        f"--config.teacher.cache={folder / 'teacher'}",
+        "--config.teacher.nfe=10",
+        "--config.data.train=20",
+        "--config.data.valid=20",
+        "--config.data.test=20",
+        "--config.learn.batch_size=10",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run through the command line."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, main("train", *small_run(folder, f"--config.learn.steps={STEPS}"))
+
+
+def test_a_run_writes_its_files_and_prints_the_comparison(finished):
+    folder, result = finished
+    names = {path.name for path in (folder / "run").iterdir()}
+    assert {"schedule.json", "schedule.png", "loss.png", "samples.png", "metrics.jsonl", "checkpoints"} <= names
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    for name in ("learned", *timesteps.GRIDS):
+        assert name in result.stdout
+    assert f"learning {STEPS}/{STEPS}" in result.stderr  # a pipe gets lines, not a bar
+    assert "\r" not in result.stderr
+
+
+def test_a_schedule_is_what_its_contract_says(finished):
+    record = json.loads((finished[0] / "run" / "schedule.json").read_text())
+    assert {"solver", "order", "t", "t_c", "lam", "nfe", "model", "losses"} <= set(record)
+    assert len(record["t"]) == len(record["t_c"]) == len(record["lam"]) == record["nfe"] + 1
+    assert record["losses"]["unseen"]["learned"]["mean"] < record["losses"]["unseen"]["quadratic"]["mean"]
+
+
+def test_the_same_command_again_changes_nothing(finished):
+    folder, _ = finished
+    before = {name: (folder / "run" / name).read_bytes() for name in ("schedule.json", "metrics.jsonl")}
+    main("train", *small_run(folder, f"--config.learn.steps={STEPS}"))
+    assert before == {name: (folder / "run" / name).read_bytes() for name in before}
+
+
+def test_samples_are_drawn_as_a_picture_and_as_arrays(finished):
+    folder, _ = finished
+    schedule = f"--schedule={folder / 'run' / 'schedule.json'}"
+    main("sample", schedule, "--num=10", "--batch_size=4", f"--out={folder / 'samples.npy'}")
+    samples = np.load(folder / "samples.npy")
+    assert samples.shape == (10, 2)
+    assert np.abs(np.linalg.norm(samples, axis=-1) - 1).max() < 0.6  # near the ring
+    main("sample", schedule, "--num=5", f"--out={folder / 'gallery.png'}")
+    assert (folder / "gallery.png").stat().st_size > 1000
+
+
+def test_evaluate_prints_the_comparison_on_other_noise(finished):
+    folder, _ = finished
+    result = main(
+        "evaluate", f"--schedule={folder / 'run' / 'schedule.json'}", "--num=30", f"--cache={folder / 'teacher'}"
+    )
+    assert "30 unseen noises" in result.stdout
+    assert result.stdout.index("learned") < result.stdout.index("quadratic")  # best first
+
+
+def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
+    # Small batches and many steps, so that the moments below lie in the teacher as well as in the learning.
+    slow = ("--config.teacher.batch_size=1", "--config.learn.steps=120", "--config.learn.validate_every=5")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    main("train", *small_run(whole, *slow))
+    rng = np.random.default_rng(0)
+
+    def batches() -> int:
+        return len(list(killed.glob("teacher/*/batch_*.npz")))
+
+    def steps() -> int:
+        log = killed / "run" / "metrics.jsonl"
+        return log.read_text().count("\n") if log.exists() else 0
+
+    moments = [(batches, n) for n in sorted(rng.integers(1, 55, 2))] + [
+        (steps, n) for n in sorted(rng.integers(1, 110, 3))
+    ]
+    for count, at in moments:
+        command = [sys.executable, "-m", "experiments.train", *small_run(killed, *slow)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and count() < at:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the run was over before it could be killed"
+    main("train", *small_run(killed, *slow))
+    assert (killed / "run" / "schedule.json").read_bytes() == (whole / "run" / "schedule.json").read_bytes()
+    lines = [json.loads(line)["step"] for line in (killed / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == list(range(1, 121))
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    command = [sys.executable, "-m", "experiments.train", *small_run(tmp_path, "--config.learn.steps=100000")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "run" / "metrics.jsonl"
+    while not (log.exists() and log.read_text().count("\n") > 3):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert error.strip().endswith("interrupted; the same command goes on from here")
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert max(int(path.name) for path in (tmp_path / "run" / "checkpoints" / "0").iterdir()) == steps[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.solver.nef=5"], "unknown key --config.solver.nef; did you mean --config.solver.nfe?"),
+        (["--config.solver.nfe=0"], "solver 'dpmpp' of order 3 needs nfe of at least 3, got 0"),
+        (["--config=configs/nothing.py"], "no configuration file configs/nothing.py"),
+        (["--config.solver.nfe=2.5"], "nfe"),
+        (["surplus"], "arguments that no flag takes: ['surplus']"),
+    ],
+)
+def test_a_bad_command_line_is_one_clear_error(arguments, message, tmp_path):
+    result = main("train", *small_run(tmp_path), *arguments, check=False)
+    assert result.returncode != 0
+    assert message in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("solver.nfe", 2, "needs nfe of at least 3, got 2"),
+        ("solver.name", "rk4", "solver must be one of .*'dpmpp'.* got 'rk4'"),
+        ("solver.order", 4, r"solver 'dpmpp' has the orders \[1, 2, 3\], got 4"),
+        ("teacher.variant", "bh3", r"solver 'unipc' has the variants \['bh1', 'bh2'\], got 'bh3'"),
+        ("teacher.grid", "cubic", "teacher.grid must be one of .*'logsnr'.* got 'cubic'"),
+        ("learn.init", "cubic", "learn.init must be one of .*'best'.* got 'cubic'"),
+        ("learn.loss", "l3", "learn.loss must be one of .*'l2'.* got 'l3'"),
+        ("learn.shifts_rule", "lion", "learn.shifts_rule must be one of .*'adam'.* got 'lion'"),
+        ("learn.space", "sigma", "space must be one of .*'lambda'.* got 'sigma'"),
+        ("learn.steps", 0, "steps must be at least 1, got 0"),
+        ("learn.batch_size", 21, "learn.batch_size 21 exceeds data.train 20"),
+        ("learn.starts", 0, "learn.starts must be at least 1, got 0"),
+        ("data.test", 0, "data.test must be at least 1, got 0"),
+        ("network.family", "unet", "network.family must be one of .*'galaxy'.* got 'unet'"),
+        ("network.name", "square", "must be 'ring', got 'square'"),
+    ],
+)
+def test_a_bad_value_is_refused_before_anything_is_computed(key, value, message, config, tmp_path):
+    with config.unlocked():
+        config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=message):
+        train_main.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_a_workdir_of_another_configuration_is_left_alone(config, tmp_path):
+    train_main.run(config, tmp_path / "run")
+    before = (tmp_path / "run" / "schedule.json").read_bytes()
+    config.solver.nfe = 6
+    with pytest.raises(ValueError, match=r"holds another configuration: solver.nfe: 5, here 6"):
+        train_main.run(config, tmp_path / "run")
+    assert (tmp_path / "run" / "schedule.json").read_bytes() == before
+
+
+def test_a_schedule_of_another_model_is_refused(finished, tmp_path):
+    record = json.loads((finished[0] / "run" / "schedule.json").read_text())
+    record["model"]["digest"] = "0" * 16
+    (tmp_path / "other.json").write_text(json.dumps(record))
+    result = main("sample", f"--schedule={tmp_path / 'other.json'}", f"--out={tmp_path / 's.png'}", check=False)
+    assert result.returncode == 1
+    assert "was learned for another model" in result.stderr
+    assert not (tmp_path / "s.png").exists()
+
+
+def test_a_schedule_cut_short_is_named(finished, tmp_path):
+    whole = (finished[0] / "run" / "schedule.json").read_text()
+    (tmp_path / "cut.json").write_text(whole[: len(whole) // 2])
+    result = main("evaluate", f"--schedule={tmp_path / 'cut.json'}", check=False)
+    assert result.returncode == 1
+    assert f"{tmp_path / 'cut.json'}: not valid JSON, perhaps cut short" in result.stderr
+
+
+def test_a_damaged_teacher_file_is_named_and_made_again(config, tmp_path, caplog):
+    train_main.run(config, tmp_path / "first")
+    damaged = sorted((tmp_path / "teacher").glob("*/batch_*.npz"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    train_main.run(config, tmp_path / "second")
+    assert str(damaged) in caplog.text
+    first, second = ((tmp_path / run / "schedule.json").read_bytes() for run in ("first", "second"))
+    assert first == second
+
+
+def test_nan_from_the_network_names_the_step_and_the_last_good_checkpoint(config, tmp_path, monkeypatch):
+    ring = models.build("gaussian", "ring")
+    uniform = timesteps.grid("uniform", ring.schedule, 5)
+
+    def noise(inner, x, t, cond=None):
+        # Fine on the grid that learning starts from and on the teacher's, not where learning goes.
+        eps = inner(x, t, cond)
+        return jnp.where((t > 0.1 * uniform[4]) & (t < 0.97 * uniform[4]) & (t != uniform[4]), jnp.nan, eps)
+
+    broken = models.PretrainedModel(
+        "gaussian", "broken", Partial(noise, ring.noise), ring.schedule, ring.shape, ring.picture, ring.gallery, 10
+    )
+    monkeypatch.setitem(models.FAMILIES, "gaussian", lambda name: broken)
+    config.learn.init, config.teacher.grid, config.teacher.nfe = "uniform", "uniform", 5
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+; last good checkpoint: .*checkpoints"):
+        train_main.run(config, tmp_path / "run")
+    logged = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    kept = max(int(path.name) for path in (tmp_path / "run" / "checkpoints" / "0").iterdir())
+    assert len(logged) == kept >= 1
+    assert not (tmp_path / "run" / "schedule.json").exists()
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_earlier_results(config, tmp_path, monkeypatch):
+    train_main.run(config, tmp_path / "run")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.npz")}
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    config.seed = 1
+    with pytest.raises(OSError, match=r"cannot write .*: No space left on device"):
+        train_main.run(config, tmp_path / "other")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.npz")} == before
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_several_starts_keep_the_best_on_the_validation_pairs(config, tmp_path, capsys):
+    config.learn.starts, config.learn.steps = 3, 10
+    train_main.run(config, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["start"], line["step"]) for line in lines] == [(i, s) for i in range(3) for s in range(1, 11)]
+    best = min(line["best_loss"] for line in lines)
+    learned = checkpoint.load_schedule(tmp_path / "run" / "schedule.json")
+    assert learned.losses["valid"]["learned"] == best
+
+
+def test_a_terminal_gets_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with common.progress("learning", 10) as update:
+        update(4, loss=0.25, best=0.125)
+    shown = capsys.readouterr().err
+    assert "4/10" in shown
+    assert "loss=0.25000" in shown
+    assert "best=0.12500" in shown
