@@ -35,16 +35,16 @@ def get_config() -> config_dict.ConfigDict:
     c.data.test = 100  # for the comparison at the end: never seen while learning
 
     c.learn = config_dict.ConfigDict()
-    c.learn.loss = "l2"  # l1 l2
+    c.learn.loss = "rmse"  # l1 l2 rmse; the comparison at the end is in squared error whatever this is
     c.learn.init = "best"  # a grid's name, or best: the best grid on the training pairs
     c.learn.starts = 1  # how many starts to try; the best on the validation pairs wins
     c.learn.space = "lambda"  # where gaps and shifts are measured: lambda (half-log-SNR) or t
     c.learn.steps = 60
     c.learn.batch_size = 10
     c.learn.logits_rule = "adam"  # adam rmsprop sgd
-    c.learn.logits_rate = 0.05
+    c.learn.logits_rate = 0.03
     c.learn.shifts_rule = "adam"
-    c.learn.shifts_rate = 0.1  # divided by n; in units of the space
+    c.learn.shifts_rate = 0.06  # divided by n; in units of the space
     c.learn.max_shift = 0.5  # bound on |t_c - t|, in smallest gaps
     c.learn.frozen_steps = 0  # the shifts rest for so many steps
     c.learn.validate_every = 10

@@ -14,12 +14,13 @@ import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.tree_util import Partial
 from jaxtyping import Array
 from ml_collections import config_dict
 from tqdm import tqdm
 
 from experiments.models import PretrainedModel
-from ld3_jax import teacher, timesteps
+from ld3_jax import losses, teacher, timesteps
 from ld3_jax.metrics import Student, distances
 from ld3_jax.solvers import Method
 from ld3_jax.teacher import Pairs
@@ -80,11 +81,6 @@ def differences(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Where two configurations differ, a line each."""
     a, b = (flat(config_dict.ConfigDict(c)) for c in (config, other))
     return [f"{key}: {a.get(key)!r}, here {b.get(key)!r}" for key in sorted(a | b) if a.get(key) != b.get(key)]
-
-
-def method(config: config_dict.ConfigDict) -> Method:
-    """The solver that a part of a configuration names."""
-    return Method(config.name, config.nfe, config.order, config.variant, config.lower_order_final)
 
 
 @contextmanager
@@ -172,29 +168,30 @@ def compare(
     batch_size: int,
     sharding: NamedSharding | None = None,
 ) -> dict[str, np.ndarray]:
-    """Losses on unseen noise, (n,) each, of the learned schedule and of every hand-made grid with as many calls."""
+    """Squared errors on unseen noise, (n,) each, of the learned schedule and of the hand-made grids at the same nfe."""
+    student = student._replace(loss=Partial(losses.l2))
     grids = {"learned": learned}
     for name in timesteps.GRIDS:
         t = timesteps.grid(name, student.schedule, student.method.n_steps)
         grids[name] = (t, t)
-    losses = {
+    errors = {
         name: distances(student, t, t_c, test, batch_size=batch_size, sharding=sharding)
         for name, (t, t_c) in grids.items()
     }
-    return {name: np.asarray(values) for name, values in losses.items()}
+    return {name: np.asarray(values) for name, values in errors.items()}
 
 
-def best_hand_made(losses: dict[str, np.ndarray]) -> str:
-    """The hand-made grid with the least mean loss."""
-    return min((name for name in losses if name != "learned"), key=lambda name: float(losses[name].mean()))
+def best_hand_made(errors: dict[str, np.ndarray]) -> str:
+    """The hand-made grid with the least mean error."""
+    return min((name for name in errors if name != "learned"), key=lambda name: float(errors[name].mean()))
 
 
-def print_comparison(losses: dict[str, np.ndarray], what: str) -> None:
+def print_comparison(errors: dict[str, np.ndarray], what: str) -> None:
     """The comparison as a table, best first."""
-    count = len(losses["learned"])
-    print(f"\n{what}\nloss against the teacher on {count} unseen noises:\n")
+    count = len(errors["learned"])
+    print(f"\n{what}\nsquared error against the teacher on {count} unseen noises:\n")
     print(f"  {'grid':<10}{'mean':>11}{'median':>11}{'mean vs learned':>18}")
-    for name, values in sorted(losses.items(), key=lambda item: float(item[1].mean())):
-        ratio = values.mean() / losses["learned"].mean()
+    for name, values in sorted(errors.items(), key=lambda item: float(item[1].mean())):
+        ratio = values.mean() / errors["learned"].mean()
         print(f"  {name:<10}{values.mean():>11.5f}{np.median(values):>11.5f}{ratio:>17.2f}x")
     print(flush=True)

@@ -9,7 +9,7 @@ import jax
 from absl import flags
 
 from experiments import common, models
-from ld3_jax import checkpoint, losses, metrics, timesteps
+from ld3_jax import checkpoint, metrics, timesteps
 from ld3_jax.solvers import Method
 
 _SCHEDULE = flags.DEFINE_string("schedule", None, "A schedule.json that experiments.train wrote.")
@@ -36,8 +36,7 @@ def main() -> None:
         cache=Path(_CACHE.value),
         sharding=sharding,
     )
-    loss = losses.LOSSES[learned.losses.get("loss", "l2")]
-    student = metrics.make_student(model.noise, model.schedule, learned.method, loss)
+    student = metrics.make_student(model.noise, model.schedule, learned.method)
     compared = common.compare(student, checkpoint.times(learned), pairs, batch_size=_BATCH.value, sharding=sharding)
     method = learned.method
     common.print_comparison(

@@ -5,75 +5,25 @@ python -m experiments.train --config=configs/galaxy.py --workdir=runs/quasar5 --
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import flags
 from jax.sharding import NamedSharding
 from ml_collections import config_dict, config_flags
 
 from experiments import common, models
-from ld3_jax import checkpoint, losses, metrics, optimizers, plots, steps, timesteps, train
+from experiments.plan import Plan
+from experiments.workdir import claim, recording
+from ld3_jax import checkpoint, losses, metrics, plots, steps, timesteps, train
 from ld3_jax.metrics import Student
-from ld3_jax.solvers import Method
-from ld3_jax.steps import Learning, StepMetrics, TrainState
+from ld3_jax.steps import TrainState
 from ld3_jax.teacher import Pairs
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results and checkpoints go.")
 flags.mark_flags_as_required(["config", "workdir"])
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A configuration as values, checked before anything is computed."""
-
-    student: Method
-    teacher: Method
-    teacher_grid: str
-    learning: Learning
-    loss: str
-    init: str
-    starts: int
-
-    @classmethod
-    def of(cls, config: config_dict.ConfigDict) -> "Plan":
-        learn = config.learn
-        learning = Learning(
-            **{name: learn[name] for name in Learning.__dataclass_fields__ if name in learn},
-            floors=(learn.logits_floor, learn.shifts_floor),
-        )
-        for key, value, allowed in (
-            ("learn.loss", learn.loss, losses.LOSSES),
-            ("learn.init", learn.init, [*timesteps.GRIDS, "best"]),
-            ("teacher.grid", config.teacher.grid, timesteps.GRIDS),
-            ("learn.logits_rule", learn.logits_rule, optimizers.RULES),
-            ("learn.shifts_rule", learn.shifts_rule, optimizers.RULES),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{key} must be one of {sorted(allowed)}, got {value!r}")
-        for name in ("train", "valid", "test"):
-            if config.data[name] < 1:
-                raise ValueError(f"data.{name} must be at least 1, got {config.data[name]}")
-        if learning.batch_size > config.data.train:
-            raise ValueError(f"learn.batch_size {learning.batch_size} exceeds data.train {config.data.train}")
-        if learn.starts < 1:
-            raise ValueError(f"learn.starts must be at least 1, got {learn.starts}")
-        return cls(
-            common.method(config.solver),
-            common.method(config.teacher),
-            config.teacher.grid,
-            learning,
-            learn.loss,
-            learn.init,
-            learn.starts,
-        )
 
 
 def main() -> None:
@@ -84,7 +34,7 @@ def run(config: config_dict.ConfigDict, workdir: Path) -> None:
     """Learn a schedule and write everything to the workdir, going on where an earlier run of it stopped."""
     plan = Plan.of(config)
     model = models.build(config.network.family, config.network.name)
-    _claim(workdir, config)
+    claim(workdir, config)
     sharding = common.batch_sharding()
     student = metrics.make_student(model.noise, model.schedule, plan.student, losses.LOSSES[plan.loss])
     known, test = make_data(model, config, plan, sharding)
@@ -92,7 +42,7 @@ def run(config: config_dict.ConfigDict, workdir: Path) -> None:
     valid_pairs = jax.tree.map(lambda leaf: leaf[config.data.train :], known)
 
     started = time.monotonic()
-    state = learn(student, train_pairs, valid_pairs, config, plan, workdir, sharding)
+    state = learn(student, train_pairs, valid_pairs, plan, config.seed, workdir, sharding)
     print(
         f"learned in {time.monotonic() - started:.1f} s, compilation included; validation loss "
         f"{float(state.start_loss):.5f} at the start, {float(state.best_loss):.5f} learned",
@@ -149,35 +99,34 @@ def learn(
     student: Student,
     train_pairs: Pairs,
     valid_pairs: Pairs,
-    config: config_dict.ConfigDict,
     plan: Plan,
+    seed: int,
     workdir: Path,
     sharding: NamedSharding | None,
 ) -> TrainState:
     """Learn from every start, going on where an earlier run stopped; the state with the best validation loss."""
-    rate = config.learn.shifts_rate / plan.student.n_steps
-    rules = (config.learn.logits_rule, config.learn.logits_rate, config.learn.shifts_rule, rate)
-    optimizer = optimizers.make_optimizer(*rules, plan.learning.steps)
     ranking = train.rank_grids(student, train_pairs, batch_size=plan.learning.valid_batch, sharding=sharding)
     print("hand-made grids on the training pairs: " + ", ".join(f"{name} {loss:.5f}" for name, loss in ranking))
-    key, *keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), plan.starts + 1)
+    key, *keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), plan.starts + 1)
     names = [name for name, _ in ranking] if plan.init == "best" else [plan.init]
     states = []
     for i, start in enumerate(train.starts(student, names, plan.starts, key, plan.learning)):
         label = f"start {i + 1} of {plan.starts}" if plan.starts > 1 else "learning"
-        fresh = steps.init_state(student, train_pairs, valid_pairs, start, optimizer, plan.learning, sharding=sharding)
+        fresh = steps.init_state(
+            student, train_pairs, valid_pairs, start, plan.optimizer, plan.learning, sharding=sharding
+        )
         with (
             checkpoint.manager(workdir / "checkpoints" / str(i)) as checkpoints,
             common.progress(label, plan.learning.steps) as update,
         ):
             state = checkpoint.restore(checkpoints, fresh)
-            with _recording(workdir, i, int(state.step), checkpoints, update) as on_step:
+            with recording(workdir, i, int(state.step), checkpoints, update) as on_step:
                 state = train.fit(
                     student,
                     train_pairs,
                     valid_pairs,
                     keys[i],
-                    optimizer=optimizer,
+                    optimizer=plan.optimizer,
                     learning=plan.learning,
                     state=state,
                     on_step=on_step,
@@ -217,74 +166,6 @@ def draw(
         for row, name in zip(list(rows)[1:], ("learned", best), strict=True)
     }
     model.picture(workdir / "samples.png", rows, f"{what}: samples from the same noise", notes)
-
-
-def _claim(workdir: Path, config: config_dict.ConfigDict) -> None:
-    """Make the workdir this configuration's own, or find that it already is."""
-    path = workdir / "config.json"
-    mine = config.to_dict()
-    if path.exists():
-        try:
-            there = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not valid JSON ({error})") from error
-        if different := common.differences(there, mine):
-            raise ValueError(f"{workdir} holds another configuration: {'; '.join(different)}. Take another --workdir.")
-    checkpoint.write_atomically(path, (json.dumps(mine, indent=2, sort_keys=True) + "\n").encode())
-
-
-def _open_log(path: Path, start: int, step: int) -> TextIO:
-    """metrics.jsonl, open to go on after `step` of a start; later lines tell of lost steps."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            break  # the line that a killed process was writing
-        if (record["start"], record["step"]) <= (start, step):
-            kept.append(line)
-    checkpoint.write_atomically(path, "".join(kept).encode())
-    return path.open("a", buffering=1)
-
-
-@contextmanager
-def _recording(
-    workdir: Path, start: int, step: int, checkpoints: ocp.CheckpointManager, update: Callable[..., None]
-) -> Iterator[Callable[[TrainState, StepMetrics], None]]:
-    """Give each step a line in metrics.jsonl, a checkpoint, and the progress bar; however it ends, keep the last one.
-
-    Steps that are over before the checkpoint of an earlier one is written get none of their own.
-    """
-    last: TrainState | None = None
-    with _open_log(workdir / "metrics.jsonl", start, step) as log:
-
-        def on_step(state: TrainState, figures: StepMetrics) -> None:
-            nonlocal last
-            last = state
-            line = {"start": start, "step": int(state.step)} | {
-                name: float(value)
-                for name, value in (
-                    ("loss", figures.loss),
-                    ("valid_loss", state.valid_loss),
-                    ("best_loss", state.best_loss),
-                    ("grad_norm", figures.grad_norm),
-                    ("moved", figures.moved),
-                )
-            }
-            log.write(json.dumps(line) + "\n")
-            checkpoint.save(checkpoints, line["step"], state)
-            update(line["step"], loss=line["loss"], best=line["best_loss"])
-
-        try:
-            yield on_step
-        except FloatingPointError as error:
-            raise FloatingPointError(
-                f"{error}; last good checkpoint: {workdir / 'checkpoints' / str(start)}"
-            ) from error
-        finally:
-            if last is not None:
-                checkpoint.save(checkpoints, int(last.step), last, wait=True)
 
 
 if __name__ == "__main__":

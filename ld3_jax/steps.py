@@ -42,7 +42,7 @@ class Learning:
         remat: recompute activations in the backward pass.
     """
 
-    steps: int = 100
+    steps: int = 60
     batch_size: int = 10
     space: str = "lambda"
     max_shift: float = 0.5

@@ -1,0 +1,66 @@
+"""A configuration as values."""
+
+from dataclasses import dataclass
+
+import optax
+from ml_collections import config_dict
+
+from ld3_jax import losses, optimizers, timesteps
+from ld3_jax.solvers import Method
+from ld3_jax.steps import Learning
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A configuration as values, checked before anything is computed."""
+
+    student: Method
+    teacher: Method
+    teacher_grid: str
+    learning: Learning
+    optimizer: optax.GradientTransformation
+    loss: str
+    init: str
+    starts: int
+
+    @classmethod
+    def of(cls, config: config_dict.ConfigDict) -> "Plan":
+        """Read a configuration.
+
+        Raises:
+            ValueError: if a value is not one that exists; it names the key, what was given and what is allowed.
+        """
+        learn, student = config.learn, _method(config.solver)
+        learning = Learning(
+            **{name: learn[name] for name in Learning.__dataclass_fields__ if name in learn},
+            floors=(learn.logits_floor, learn.shifts_floor),
+        )
+        for key, value, allowed in (
+            ("learn.loss", learn.loss, losses.LOSSES),
+            ("learn.init", learn.init, [*timesteps.GRIDS, "best"]),
+            ("teacher.grid", config.teacher.grid, timesteps.GRIDS),
+            ("learn.logits_rule", learn.logits_rule, optimizers.RULES),
+            ("learn.shifts_rule", learn.shifts_rule, optimizers.RULES),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{key} must be one of {sorted(allowed)}, got {value!r}")
+        for name in ("train", "valid", "test"):
+            if config.data[name] < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {config.data[name]}")
+        if learning.batch_size > config.data.train:
+            raise ValueError(f"learn.batch_size {learning.batch_size} exceeds data.train {config.data.train}")
+        if learn.starts < 1:
+            raise ValueError(f"learn.starts must be at least 1, got {learn.starts}")
+        optimizer = optimizers.make_optimizer(
+            learn.logits_rule,
+            learn.logits_rate,
+            learn.shifts_rule,
+            learn.shifts_rate / student.n_steps,
+            learning.steps,
+        )
+        teacher = _method(config.teacher)
+        return cls(student, teacher, config.teacher.grid, learning, optimizer, learn.loss, learn.init, learn.starts)
+
+
+def _method(config: config_dict.ConfigDict) -> Method:
+    return Method(config.name, config.nfe, config.order, config.variant, config.lower_order_final)

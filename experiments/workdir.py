@@ -1,0 +1,82 @@
+"""The folder of a run: whose it is, and the record of its steps."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import orbax.checkpoint as ocp
+from ml_collections import config_dict
+
+from experiments import common
+from ld3_jax import checkpoint
+from ld3_jax.steps import StepMetrics, TrainState
+
+
+def claim(workdir: Path, config: config_dict.ConfigDict) -> None:
+    """Make the workdir this configuration's own, or find that it already is."""
+    path = workdir / "config.json"
+    mine = config.to_dict()
+    if path.exists():
+        try:
+            there = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: not valid JSON ({error})") from error
+        if different := common.differences(there, mine):
+            raise ValueError(f"{workdir} holds another configuration: {'; '.join(different)}. Take another --workdir.")
+    checkpoint.write_atomically(path, (json.dumps(mine, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _open_log(path: Path, start: int, step: int) -> TextIO:
+    """metrics.jsonl, open to go on after `step` of a start; later lines tell of lost steps."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break  # the line that a killed process was writing
+        if (record["start"], record["step"]) <= (start, step):
+            kept.append(line)
+    checkpoint.write_atomically(path, "".join(kept).encode())
+    return path.open("a", buffering=1)
+
+
+@contextmanager
+def recording(
+    workdir: Path, start: int, step: int, checkpoints: ocp.CheckpointManager, update: Callable[..., None]
+) -> Iterator[Callable[[TrainState, StepMetrics], None]]:
+    """Give each step a line in metrics.jsonl, a checkpoint, and the progress bar; however it ends, keep the last one.
+
+    Steps that are over before the checkpoint of an earlier one is written get none of their own.
+    """
+    last: TrainState | None = None
+    with _open_log(workdir / "metrics.jsonl", start, step) as log:
+
+        def on_step(state: TrainState, figures: StepMetrics) -> None:
+            nonlocal last
+            last = state
+            line = {"start": start, "step": int(state.step)} | {
+                name: float(value)
+                for name, value in (
+                    ("loss", figures.loss),
+                    ("valid_loss", state.valid_loss),
+                    ("best_loss", state.best_loss),
+                    ("grad_norm", figures.grad_norm),
+                    ("moved", figures.moved),
+                )
+            }
+            log.write(json.dumps(line) + "\n")
+            checkpoint.save(checkpoints, line["step"], state)
+            update(line["step"], loss=line["loss"], best=line["best_loss"])
+
+        try:
+            yield on_step
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{error}; last good checkpoint: {workdir / 'checkpoints' / str(start)}"
+            ) from error
+        finally:
+            if last is not None:
+                checkpoint.save(checkpoints, int(last.step), last, wait=True)
