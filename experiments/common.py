@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 from jaxtyping import Array
 from ml_collections import config_dict
@@ -127,7 +127,7 @@ def batch_sharding() -> NamedSharding | None:
     devices = jax.local_devices()
     if len(devices) == 1:
         return None
-    return NamedSharding(jax.make_mesh((len(devices),), ("data",), devices=devices), PartitionSpec("data"))
+    return NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
 
 
 def teacher_pairs(

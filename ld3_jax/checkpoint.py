@@ -97,8 +97,11 @@ def load_schedule(path: Path) -> LearnedSchedule:
     missing = [key for key in (*choices, "t", "t_c", "lam", "model", "losses") if key not in record]
     if missing:
         raise ValueError(f"{path}: lacks {missing}")
-    method = Method(**{name: record[name] for name in choices})
-    t, t_c, lam = (tuple(record[key]) for key in ("t", "t_c", "lam"))
+    try:
+        method = Method(**{name: record[name] for name in choices})
+        t, t_c, lam = (tuple(0.0 + number for number in record[key]) for key in ("t", "t_c", "lam"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
     if not len(t) == len(t_c) == len(lam) == method.n_steps + 1:
         raise ValueError(
             f"{path}: {len(t)} times, {len(t_c)} network times and {len(lam)} lam for {method.n_steps} steps"
@@ -155,7 +158,10 @@ def restore(checkpoints: ocp.CheckpointManager, fresh: PyTree) -> PyTree:
     if step is None:
         return fresh
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, fresh)
-    return checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
+    state = checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
+    if jax.tree.structure(state) != jax.tree.structure(fresh):
+        raise ValueError(f"checkpoint {checkpoints.directory / str(step)} holds a state of another structure")
+    return state
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -14,7 +14,7 @@ from ld3_jax import losses, solvers
 from ld3_jax.denoisers import Model
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Method
-from ld3_jax.teacher import Pairs, equal_batches
+from ld3_jax.teacher import Pairs, automatic, equal_batches
 
 
 class Student(NamedTuple):
@@ -137,7 +137,7 @@ def in_batches(
 
 def spread(batch: PyTree, sharding: jax.sharding.NamedSharding | None) -> PyTree:
     """Ask the compiler to lay a batch over the devices, inside jit."""
-    return batch if sharding is None else jax.lax.with_sharding_constraint(batch, sharding)
+    return batch if sharding is None else jax.lax.with_sharding_constraint(batch, automatic(sharding))
 
 
 def _as_pytree(function: Callable) -> Callable:

@@ -70,7 +70,7 @@ def image_rows(path: Path, rows: Mapping[str, np.ndarray], title: str, notes: Ma
     """
     count = len(next(iter(rows.values())))
     figure = Figure(figsize=(1.25 * count + 1.2, 1.5 * len(rows) + 0.5), layout="constrained")
-    for axes_row, (name, images) in zip(np.atleast_2d(figure.subplots(len(rows), count)), rows.items(), strict=True):
+    for axes_row, (name, images) in zip(figure.subplots(len(rows), count, squeeze=False), rows.items(), strict=True):
         for i, (axes, image) in enumerate(zip(axes_row, images, strict=True)):
             _show(axes, image)
             axes.set_xlabel(notes[name][i] if name in notes else "", fontsize=7, labelpad=2)
@@ -90,7 +90,7 @@ def image_grid(path: Path, images: np.ndarray, title: str) -> None:
     side = int(np.ceil(np.sqrt(len(images))))
     rows = -(-len(images) // side)
     figure = Figure(figsize=(1.1 * side, 1.1 * rows + 0.4), layout="constrained")
-    for i, axes in enumerate(np.atleast_1d(figure.subplots(rows, side)).flat):
+    for i, axes in enumerate(figure.subplots(rows, side, squeeze=False).flat):
         if i < len(images):
             _show(axes, images[i])
         else:
@@ -108,7 +108,7 @@ def scatter_rows(path: Path, rows: Mapping[str, np.ndarray], title: str) -> None
         title: of the picture.
     """
     figure = Figure(figsize=(3.2 * len(rows), 4), layout="constrained")
-    for axes, (name, points) in zip(np.atleast_1d(figure.subplots(1, len(rows))), rows.items(), strict=True):
+    for axes, (name, points) in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows.items(), strict=True):
         axes.scatter(points[:, 0], points[:, 1], s=5, color=_HAND_MADE[0], alpha=0.6)
         axes.set(title=name, aspect="equal", xlim=(-1.6, 1.6), ylim=(-1.6, 1.6))
     figure.suptitle(title, fontsize=10)

@@ -149,8 +149,8 @@ def vp_discrete(alphas_cumprod: Sequence[float] | np.ndarray) -> NoiseSchedule:
     Reference: Lu et al., arXiv:2206.00927, appendix D.
     """
     a = np.asarray(alphas_cumprod, np.float64)
-    valid = a.ndim == 1 and a.size > 1 and a[-1] > 0 and a[0] < 1 and bool(np.all(np.diff(a) < 0))
-    _require(valid, "alphas_cumprod to be at least two decreasing numbers strictly between 0 and 1")
+    valid = a.ndim == 1 and a.size > 1 and a[-1] > 0 and a[0] < 1 and np.all(np.diff(a) < 0)
+    _require(bool(valid), "alphas_cumprod to be at least two decreasing numbers strictly between 0 and 1")
     return NoiseSchedule("vp_discrete", tuple((0.5 * np.log(a)).tolist()), 1.0 / a.size, 1.0)
 
 
@@ -209,11 +209,13 @@ def _cosine_log_sigma(t: Array, s: float) -> Array:
 
 
 def _cosine_log_alpha(t: Array, s: float) -> Array:
-    # Near t = 0 alpha is close to 1: there log(1 - sigma^2) has the digits that log(cos) lacks; and vice versa.
-    theta_0, delta = _cosine_angles(t, s)
+    # Near t = 0 alpha is close to 1: there log(1 - sigma^2) has the digits that log(cos) lacks. Near t = 1 the cosine
+    # is the sine of a small angle.
+    theta_0, _ = _cosine_angles(t, s)
     small = jnp.minimum(t, 0.5)
     near_data = 0.5 * jnp.log1p(-jnp.exp(2 * _cosine_log_sigma(small, s)))
-    return jnp.where(t < 0.5, near_data, jnp.log(jnp.cos(theta_0 + delta)) - math.log(math.cos(theta_0)))
+    near_noise = jnp.log(jnp.sin(math.pi / 2 * (1 - t) / (1 + s))) - math.log(math.cos(theta_0))
+    return jnp.where(t < 0.5, near_data, near_noise)
 
 
 def _cosine_inverse_lam(lam: Array, s: float) -> Array:

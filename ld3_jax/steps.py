@@ -42,7 +42,7 @@ class Learning:
         remat: recompute activations in the backward pass.
     """
 
-    steps: int = 60
+    steps: int = 100
     batch_size: int = 10
     space: str = "lambda"
     max_shift: float = 0.5
@@ -114,7 +114,7 @@ def init_state(
         opt_state=optimizer.init(start),
         factors=TimestepParams(jnp.ones(()), jnp.ones(())),
         best=start,
-        best_loss=jnp.where(jnp.isfinite(loss), loss, jnp.inf),
+        best_loss=_finite_or_inf(loss),
         start_loss=loss,
         valid_loss=loss,
         worse=jnp.zeros((), jnp.int32),
@@ -218,7 +218,7 @@ def end_round(
     rate = jnp.where(accepted.any(), state.noise_rate, state.noise_rate / 2)
     new = state._replace(params=state.best, valid_noise=noise, noise_rate=rate, worse=jnp.zeros_like(state.worse))
     loss = _validation_loss(student, state.best, _where_moved(valid, new, learning), learning, sharding)
-    new = new._replace(best_loss=loss, valid_loss=loss)
+    new = new._replace(best_loss=_finite_or_inf(loss), valid_loss=loss)
     return jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, new)
 
 
@@ -290,6 +290,11 @@ def _validation_loss(
 ) -> Array:
     t, t_c = timesteps.from_params(params, student.schedule, learning.space, learning.max_shift)
     return distances(student, t, t_c, valid, batch_size=learning.valid_batch, sharding=sharding).mean()
+
+
+def _finite_or_inf(loss: Array) -> Array:
+    """The loss, or infinity in place of NaN, which nothing would ever be better than."""
+    return jnp.where(jnp.isfinite(loss), loss, jnp.inf)
 
 
 def _lower_rates(state: TrainState, learning: Learning) -> TrainState:

@@ -23,7 +23,7 @@ from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Method
 
 _CACHE_VERSION = 1
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
 
 
 class Pairs(NamedTuple):
@@ -105,7 +105,7 @@ def make_pairs(
         path = directory / f"batch_{i:05d}.npz" if directory else None
         batch = _read(path, Pairs(x_T, x_T, cond)) if path else None
         if batch is None:
-            x_T, cond = jax.device_put((x_T, cond), sharding)
+            x_T, cond = jax.device_put((x_T, cond), automatic(sharding) if sharding else None)
             batch = Pairs(x_T, _integrate(model, schedule, method, t, x_T, cond), cond)
             if path:
                 _write(path, batch)
@@ -125,7 +125,13 @@ def replicate(tree: PyTree, sharding: jax.sharding.NamedSharding | None) -> PyTr
     """A copy on each of the devices that batches spread over; without several devices, the tree itself."""
     if sharding is None:
         return tree
-    return jax.device_put(tree, jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))
+    return jax.device_put(tree, automatic(sharding).update(spec=jax.sharding.PartitionSpec()))
+
+
+def automatic(sharding: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:
+    """The same sharding with the compiler free to place what follows from it, whatever axis types its mesh has."""
+    mesh = jax.sharding.Mesh(sharding.mesh.devices, sharding.mesh.axis_names)
+    return jax.sharding.NamedSharding(mesh, sharding.spec)
 
 
 @partial(jax.jit, static_argnames="shape")

@@ -54,7 +54,7 @@ def test_to_data_gives_the_data_back():
 
 
 def test_an_unknown_prediction_is_refused_with_the_allowed_ones():
-    with pytest.raises(ValueError, match="data.*flow.*noise.*score.*v.*'epsilon'"):
+    with pytest.raises(ValueError, match=r"data.*flow.*noise.*score.*v.*'epsilon'"):
         denoisers.to_noise(linear, VP, "epsilon")
 
 

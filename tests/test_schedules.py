@@ -103,7 +103,8 @@ def test_gradients_are_finite_in_float32(schedule):
 
 def test_schedules_compare_and_hash_by_value():
     again = schedules.vp_discrete(ALPHAS_CUMPROD)
-    assert again == SCHEDULES["vp_discrete"] and hash(again) == hash(SCHEDULES["vp_discrete"])
+    assert again == SCHEDULES["vp_discrete"]
+    assert hash(again) == hash(SCHEDULES["vp_discrete"])
     assert schedules.vp_linear(beta_1=19.0) != schedules.vp_linear()
 
 

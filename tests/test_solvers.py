@@ -9,7 +9,7 @@ import pytest
 import reference
 from jax.tree_util import Partial
 
-from ld3_jax import denoisers, schedules, solvers
+from ld3_jax import schedules, solvers
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "solvers.npz")
 GOLDEN_SOLVERS = {"dpm_solver": "dpm2", "dpm_solver++": "dpmpp", "uni_pc": "unipc"}
@@ -21,11 +21,12 @@ SCHEDULES = {
     "vp_discrete": schedules.vp_discrete(GOLDEN["alphas_cumprod"]),
     "rectified_flow": schedules.rectified_flow(),
 }
-N_STEPS = 5
+# With 6 steps the orders are 1 2 3 3 2 1: as many steps of each, so that they share compiled operations.
+N_STEPS = 6
 TWO_CALLS, WITH_LOWER_ORDER_FINAL = ("heun", "dpm2"), ("dpmpp", "unipc")
 every_case = pytest.mark.parametrize(("solver", "order", "variant"), reference.CASES)
 # One solver with a corrector, one with two stages, one that predicts noise.
-three_kinds = pytest.mark.parametrize("solver", ["unipc", "heun", "ipndm"])
+three_kinds = pytest.mark.parametrize(("solver", "order"), [("unipc", 2), ("heun", 2), ("ipndm", 2)])
 
 
 @pytest.fixture
@@ -45,6 +46,11 @@ def network(x, t, cond=None):
 
 def mixture(schedule, mu, var, weight, x, t, cond=None):
     return reference.mixture_noise(x, schedule.alpha(t), schedule.sigma(t), mu, var, weight)
+
+
+def gaussian(schedule, std, x, t, cond=None):
+    """The exact noise prediction for data from N(0, std^2 I)."""
+    return schedule.sigma(t) * x / (schedule.alpha(t) ** 2 * std**2 + schedule.sigma(t) ** 2)
 
 
 def start(schedule):
@@ -104,7 +110,7 @@ def test_equals_the_plain_loop(name, solver, order, variant, float64, shared_com
 
 def _slope(solver, order, variant, **more):
     schedule, std, errors = SCHEDULES["vp_linear"], 0.5, []
-    model = Partial(mixture, schedule, jnp.zeros((1, 6)), jnp.asarray([std**2]), jnp.ones(1))
+    model = Partial(gaussian, schedule, jnp.float64(std))
     ends = jnp.asarray([schedule.t_min, schedule.t_max])
     (alpha, alpha_T), (sigma, sigma_T) = schedule.alpha(ends), schedule.sigma(ends)
     exact = reference.gaussian_flow(start(schedule), std, alpha, sigma, alpha_T, sigma_T)
@@ -119,27 +125,41 @@ def _slope(solver, order, variant, **more):
 @pytest.mark.parametrize(
     ("solver", "order", "variant", "expected"),
     [
-        ("euler", 1, "-", 1), ("ddim", 1, "-", 1), ("heun", 2, "-", 2), ("dpm2", 2, "-", 2),
-        ("dpmpp", 2, "-", 2), ("dpmpp", 3, "-", 2),
-        ("unipc", 1, "bh1", 2), ("unipc", 1, "bh2", 2), ("unipc", 2, "bh1", 3), ("unipc", 2, "bh2", 3),
-        ("unipc", 3, "bh1", 2.9), ("unipc", 3, "bh2", 2.9),
-        ("ipndm", 1, "-", 1), ("ipndm", 2, "-", 2), ("ipndm", 3, "-", 2), ("ipndm", 4, "-", 2),
-        ("deis", 1, "-", 1), ("deis", 2, "-", 2), ("deis", 3, "-", 2), ("deis", 4, "-", 2),
+        ("euler", 1, "-", 1),
+        ("ddim", 1, "-", 1),
+        ("heun", 2, "-", 2),
+        ("dpm2", 2, "-", 2),
+        ("dpmpp", 2, "-", 2),
+        # The low order of the first steps holds DPM-Solver++ and iPNDM at 2.
+        ("dpmpp", 3, "-", 2.1),
+        ("unipc", 1, "bh1", 2.1),
+        ("unipc", 1, "bh2", 2),
+        ("unipc", 2, "bh1", 3),
+        ("unipc", 2, "bh2", 3),
+        ("unipc", 3, "bh1", 2.9),
+        ("unipc", 3, "bh2", 2.9),
+        ("ipndm", 1, "-", 1),
+        ("ipndm", 2, "-", 2),
+        ("ipndm", 3, "-", 2),
+        ("ipndm", 4, "-", 2),
+        ("deis", 1, "-", 1),
+        ("deis", 2, "-", 1.9),
+        ("deis", 3, "-", 2.8),
+        ("deis", 4, "-", 3.75),
     ],
 )
 def test_error_falls_at_the_solvers_order(solver, order, variant, expected, float64, shared_compilation):
-    assert _slope(solver, order, variant) == pytest.approx(expected, abs=0.25)
+    assert _slope(solver, order, variant) == pytest.approx(expected, abs=0.1)
 
 
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
 def test_unipc_3_gains_without_lower_order_final(variant, float64, shared_compilation):
-    assert 3.3 < _slope("unipc", 3, variant, lower_order_final=False) < 3.8
+    assert 3.2 < _slope("unipc", 3, variant, lower_order_final=False) < 3.8
 
 
 @every_case
 def test_gradients_equal_finite_differences(solver, order, variant, float64):
     schedule = SCHEDULES["vp_linear"]
-    model = Partial(mixture, schedule, *(jnp.asarray(GOLDEN[key]) for key in ("mu", "var", "weight")))
     times = jnp.stack(grid(schedule))
     weights = jnp.cos(jnp.arange(30.0)).reshape(5, 6)
 
@@ -147,12 +167,186 @@ def test_gradients_equal_finite_differences(solver, order, variant, float64):
     @jax.value_and_grad
     def value_and_gradient(times):
         choices = options(solver, order, variant)
-        return jnp.vdot(weights, solvers.sample(model, schedule, start(schedule), *times, **choices))
+        return jnp.vdot(weights, solvers.sample(network, schedule, start(schedule), *times, remat=False, **choices))
 
     gradient, differences = value_and_gradient(times)[1], np.zeros(times.shape)
     for at in np.ndindex(*times.shape):
-        step = 1e-5 * float(times[at])
-        up, down = (value_and_gradient(times.at[at].add(sign * step))[0] for sign in (1, -1))
-        differences[at] = (up - down) / (2 * step)
+        step = 1e-4 * float(times[at])
+        values = [value_and_gradient(times.at[at].add(k * step))[0] for k in (-2, -1, 1, 2)]
+        differences[at] = np.dot([1, -8, 8, -1], values) / (12 * step)
     assert np.abs(gradient[1]).max() > 1e-3
     np.testing.assert_allclose(gradient, differences, rtol=1e-6, atol=1e-6 * np.abs(gradient).max())
+
+
+@three_kinds
+def test_jit_vmap_and_remat_change_nothing(solver, order, float64):
+    table = solvers.make_table(SCHEDULES["vp_linear"], *grid(SCHEDULES["vp_linear"]), solver=solver, order=order)
+    x_T = start(SCHEDULES["vp_linear"])
+
+    def loss(x, remat):
+        return jnp.sum(jnp.sin(solvers.solve(network, table, x, remat=remat)))
+
+    eager = solvers.solve(network, table, x_T)
+    np.testing.assert_allclose(_compiled_solve(network, table, x_T), eager, rtol=1e-12)
+    np.testing.assert_allclose(jax.vmap(lambda x: solvers.solve(network, table, x))(x_T), eager, rtol=1e-12)
+    with_remat, without = (jax.grad(loss)(x_T, remat) for remat in (True, False))
+    np.testing.assert_allclose(with_remat, without, rtol=1e-12)
+
+
+@three_kinds
+def test_remat_keeps_no_activations(solver, order, float64):
+    table = solvers.make_table(SCHEDULES["vp_linear"], *grid(SCHEDULES["vp_linear"]), solver=solver, order=order)
+
+    def wide(x, t, cond):
+        return jnp.tanh(jnp.tanh(x[:, None] * jnp.ones((1, 1000, 1)) + t)).mean(1)
+
+    def kept(remat):
+        _, pullback = jax.vjp(lambda x: solvers.solve(wide, table, x, remat=remat), jnp.ones((5, 6)))
+        return sum(leaf.size for leaf in jax.tree.leaves(pullback))
+
+    assert kept(remat=True) < 5000 < kept(remat=False)
+
+
+@pytest.mark.parametrize("differentiate", [False, True])
+@three_kinds
+def test_the_network_is_traced_once_and_compiled_once(solver, order, differentiate):
+    traces = []
+
+    def counted(weights, x, t, cond):
+        traces.append(t)
+        return jnp.tanh(weights * x)
+
+    def run(weights, x, t):
+        model = Partial(counted, weights)
+        return solvers.sample(model, SCHEDULES["vp_linear"], x, t, solver=solver, order=order).sum()
+
+    compiled = jax.jit(jax.grad(run, argnums=2) if differentiate else run)
+    t = grid(SCHEDULES["vp_linear"])[0].astype(jnp.float32)
+    first = compiled(jnp.float32(0.5), jnp.ones((5, 6)), t)
+    assert len(traces) == 1
+    second = compiled(jnp.float32(0.7), 2 * jnp.ones((5, 6)), t.at[2].multiply(0.9))
+    assert len(traces) == compiled._cache_size() == 1
+    assert np.abs(first - second).max() > 1e-3
+
+
+@every_case
+def test_the_network_is_called_nfe_times_at_the_tables_times(solver, order, variant, float64, shared_compilation):
+    schedule = SCHEDULES["vp_linear"]
+    t, t_c = grid(schedule)
+    for nfe in (2 * N_STEPS, 2 * N_STEPS - 1) if solver in TWO_CALLS else (N_STEPS,):
+        choices = options(solver, order, variant) | {"nfe": nfe}
+        _calls.clear()
+        solvers.sample(reporting_network, schedule, start(schedule), t, t_c, **choices).block_until_ready()
+        jax.effects_barrier()
+        assert len(_calls) == nfe
+        # A callback runs in a thread of its own, which may round to float32.
+        np.testing.assert_allclose(_calls, solvers.make_table(schedule, t, t_c, **choices).t, rtol=1e-6)
+
+
+_calls = []
+
+
+@Partial
+def reporting_network(x, t, cond=None):
+    jax.debug.callback(lambda t: _calls.append(float(t)), t, ordered=True)
+    return jnp.tanh(x)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("solver", sorted(solvers.SOLVERS))
+def test_samples_and_gradients_are_finite_in_float32(name, solver):
+    schedule = SCHEDULES[name]
+    t = even_lam(schedule, N_STEPS)
+    x_T = start(schedule).astype(jnp.float32)
+
+    def total(t, t_c):
+        return _compiled_solve(network, solvers.make_table(schedule, t, t_c, solver=solver), x_T).sum()
+
+    value, gradients = jax.value_and_grad(total, argnums=(0, 1))(t, t)
+    assert value.dtype == jnp.float32
+    assert np.isfinite(value)
+    assert np.isfinite(gradients).all()
+
+
+@three_kinds
+def test_a_pytree_of_states_is_integrated_leaf_by_leaf(solver, order, float64):
+    schedule = SCHEDULES["vp_linear"]
+    t, t_c = grid(schedule)
+    x_T = {"a": start(schedule), "b": 0.5 * start(schedule)[:, :3]}
+
+    def both(x, t, cond):
+        return {"a": network(x["a"], t), "b": jnp.cos(x["b"])}
+
+    x_0 = solvers.sample(both, schedule, x_T, t, t_c, solver=solver, order=order)
+    for leaf, model in [("a", network), ("b", lambda x, t, cond: jnp.cos(x))]:
+        alone = solvers.sample(model, schedule, x_T[leaf], t, t_c, solver=solver, order=order)
+        np.testing.assert_allclose(x_0[leaf], alone, rtol=1e-12)
+
+
+@three_kinds
+def test_cond_reaches_the_network(solver, order, float64):
+    schedule = SCHEDULES["vp_linear"]
+    t, _ = grid(schedule)
+
+    def conditional(x, t, cond):
+        return jnp.tanh(x + cond["shift"])
+
+    cond = {"shift": jnp.arange(5.0)[:, None] * jnp.ones((1, 6))}
+    x_0 = solvers.sample(conditional, schedule, start(schedule), t, solver=solver, order=order, cond=cond)
+    fixed = solvers.sample(
+        lambda x, t, _: conditional(x, t, cond), schedule, start(schedule), t, solver=solver, order=order
+    )
+    np.testing.assert_array_equal(x_0, fixed)
+
+
+def rotate(point, angle):
+    """Move along the unit circle, the exponential map of its points."""
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return jnp.stack([cos * point[:, 0] - sin * point[:, 1], sin * point[:, 0] + cos * point[:, 1]], -1)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("dpm2", 2), ("ipndm", 3), ("deis", 4)])
+def test_retraction_integrates_on_the_circle_as_its_angle_does_on_the_line(solver, order, float64):
+    schedule = schedules.ve_edm(sigma_min=0.01, sigma_max=3.0)
+    angle = jnp.linspace(-3.0, 3.0, 7)
+    table = solvers.make_table(schedule, grid(schedule)[0], solver=solver, order=order)
+
+    def on_circle(point, t, cond):
+        return jnp.tanh(point[:, 0] + 2 * point[:, 1]) + 0.1 * t
+
+    def on_line(angle, t, cond):
+        return on_circle(jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1), t, cond)
+
+    point = jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1)
+    point = solvers.solve(on_circle, table, point, retract=rotate, update_like=angle)
+    angle = solvers.solve(on_line, table, angle)
+    np.testing.assert_allclose(jnp.linalg.norm(point, axis=-1), 1, rtol=1e-14)
+    np.testing.assert_allclose(point, jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("n_points", "choices", "message"),
+    [
+        (6, {"solver": "rk4"}, "solver must be one of .*'ddim'.*got 'rk4'"),
+        (6, {"solver": "ddim", "order": 2}, r"'ddim' has the orders \[1\], got 2"),
+        (6, {"solver": "dpmpp", "order": 4}, r"'dpmpp' has the orders \[1, 2, 3\], got 4"),
+        (6, {"solver": "unipc", "variant": "bh3"}, r"'unipc' has the variants \['bh1', 'bh2'\], got 'bh3'"),
+        (6, {"solver": "dpmpp", "nfe": 0}, "nfe of at least 3, got 0"),
+        (1, {"solver": "euler"}, "nfe of at least 1, got 0"),
+        (3, {"solver": "dpmpp", "order": 3}, "order 3 needs nfe of at least 3, got 2"),
+        (6, {"solver": "dpmpp", "nfe": 6}, "takes 7 .*t has 6 entries"),
+        (6, {"solver": "heun", "nfe": 8}, "takes 5 .*t has 6 entries"),
+    ],
+)
+def test_bad_choices_are_refused(n_points, choices, message):
+    with pytest.raises(ValueError, match=message):
+        solvers.make_table(SCHEDULES["ve_edm"], jnp.linspace(80.0, 0.002, n_points), **choices)
+
+
+@pytest.mark.parametrize("shape", [(5,), (6, 1)])
+def test_t_and_t_c_of_unlike_shapes_are_refused(shape):
+    # The run-time type checks of the test suite see it first; without them it is the function's own ValueError.
+    t = jnp.linspace(80.0, 0.002, 6)
+    make_table = getattr(solvers.make_table, "__wrapped__", solvers.make_table)
+    with pytest.raises(ValueError, match="vectors of one length"):
+        make_table(SCHEDULES["ve_edm"], t, jnp.ones(shape))
