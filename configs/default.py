@@ -35,7 +35,7 @@ def get_config() -> config_dict.ConfigDict:
     c.data.test = 100  # for the comparison at the end: never seen while learning
 
     c.learn = config_dict.ConfigDict()
-    c.learn.loss = "rmse"  # l1 l2 rmse; the comparison at the end is in squared error whatever this is
+    c.learn.loss = "l2"  # l1 l2 rmse; the comparison at the end is in squared error whatever this is
     c.learn.init = "best"  # a grid's name, or best: the best grid on the training pairs
     c.learn.starts = 1  # how many starts to try; the best on the validation pairs wins
     c.learn.space = "lambda"  # where gaps and shifts are measured: lambda (half-log-SNR) or t

@@ -20,7 +20,6 @@ def with_paper_settings(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
     validation noise.
     """
     learn = c.learn
-    learn.loss = "l2"
     learn.init = "logsnr"
     learn.batch_size = 2
     learn.steps = _ROUNDS * c.data.train // learn.batch_size

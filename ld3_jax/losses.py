@@ -17,8 +17,8 @@ def l1(x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]) -> Floa
 def rmse(x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
     """Root mean squared error of each sample, sqrt(mean_i (x_i - y_i)^2).
 
-    With few steps some samples end far from the teacher's, in another basin; under the root they do not drown the
-    others. The gradient is finite where x = y, too.
+    With few steps some samples end far from the teacher's, in another basin; under the root they weigh less, which
+    serves the median more than the mean. The gradient is finite where x = y, too.
     """
     return jnp.sqrt(l2(x, y) + 1e-12)
 

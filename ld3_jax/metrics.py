@@ -31,7 +31,7 @@ def make_student(
     model: Model,
     schedule: NoiseSchedule,
     method: Method,
-    loss: Callable[[PyTree, PyTree], Array] = losses.rmse,
+    loss: Callable[[PyTree, PyTree], Array] = losses.l2,
     decode: Callable[[PyTree], PyTree] = lambda x: x,
 ) -> Student:
     """A `Student` of any callables; those that are no pytrees of their own are taken to hold no weights.
