@@ -42,9 +42,9 @@ def get_config() -> config_dict.ConfigDict:
     c.learn.steps = 60
     c.learn.batch_size = 10
     c.learn.logits_rule = "adam"  # adam rmsprop sgd
-    c.learn.logits_rate = 0.03
+    c.learn.logits_rate = 0.05
     c.learn.shifts_rule = "adam"
-    c.learn.shifts_rate = 0.06  # divided by n; in units of the space
+    c.learn.shifts_rate = 0.1  # divided by n; in units of the space
     c.learn.max_shift = 0.5  # bound on |t_c - t|, in smallest gaps
     c.learn.frozen_steps = 0  # the shifts rest for so many steps
     c.learn.validate_every = 10

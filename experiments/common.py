@@ -111,13 +111,11 @@ def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
         if now - printed < _LINE_EVERY_S and done < total:
             return
         printed = now
-        per_item = (now - first[1]) / max(done - first[0], 1)
         shown = "".join(f"  {name} {value:.5f}" for name, value in figures.items())
-        print(
-            f"{label} {done}/{total}{shown}  {now:.0f} s, {per_item * (total - done):.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
+        left = ""
+        if first[0] < done < total:  # the first item's time is mostly compilation
+            left = f", {(now - first[1]) / (done - first[0]) * (total - done):.0f} s left"
+        print(f"{label} {done}/{total}{shown}  {now:.0f} s{left}", file=sys.stderr, flush=True)
 
     yield update
 

@@ -86,7 +86,8 @@ def _galaxy(name: str) -> PretrainedModel:
         for row, images in rows.items():
             shown[row] = stretched(images, white)
             if row in notes:
-                shown[f"its error\nx {_ERROR_GAIN}"] = stretched(_ERROR_GAIN * np.abs(images - target), white)
+                error = _ERROR_GAIN * np.abs(images - target)
+                shown[f"{row.splitlines()[-1]}:\nerror x {_ERROR_GAIN}"] = stretched(error, white)
         plots.image_rows(path, shown, title, notes)
 
     def gallery(path: Path, samples: np.ndarray, title: str) -> None:
