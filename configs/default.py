@@ -42,7 +42,7 @@ def get_config() -> config_dict.ConfigDict:
     c.learn.steps = 60
     c.learn.batch_size = 10
     c.learn.logits_rule = "adam"  # adam rmsprop sgd
-    c.learn.logits_rate = 0.05
+    c.learn.logits_rate = 0.25  # divided by n
     c.learn.shifts_rule = "adam"
     c.learn.shifts_rate = 0.1  # divided by n; in units of the space
     c.learn.max_shift = 0.5  # bound on |t_c - t|, in smallest gaps

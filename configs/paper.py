@@ -2,14 +2,14 @@
 
 from ml_collections import config_dict
 
-from configs import default
+from configs import hsc32
 
 _ROUNDS, _FROZEN_ROUNDS = 7, 2
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The lensed quasars with the paper's settings."""
-    return with_paper_settings(default.get_config())
+    """The galaxies of configs/hsc32.py, learned with the paper's settings."""
+    return with_paper_settings(hsc32.get_config())
 
 
 def with_paper_settings(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
@@ -20,12 +20,14 @@ def with_paper_settings(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
     validation noise.
     """
     learn = c.learn
+    learn.loss = "l2"
     learn.init = "logsnr"
     learn.batch_size = 2
     learn.steps = _ROUNDS * c.data.train // learn.batch_size
     learn.frozen_steps = _FROZEN_ROUNDS * c.data.train // learn.batch_size
-    learn.logits_rule, learn.logits_rate, learn.logits_floor = "rmsprop", 5e-3, 5e-5 / 5e-3
-    learn.shifts_rule, learn.shifts_rate, learn.shifts_floor = "sgd", 0.1, 1e-6 * c.solver.nfe / 0.1
+    n = c.solver.get_ref("nfe").to_float()  # stays right when the command line sets another
+    learn.logits_rule, learn.logits_rate, learn.logits_floor = "rmsprop", n * 5e-3, 5e-5 / 5e-3
+    learn.shifts_rule, learn.shifts_rate, learn.shifts_floor = "sgd", 0.1, n * 1e-6 / 0.1
     learn.validate_every, learn.patience = 1, 5
     learn.gamma, learn.move_validation = 1e-3, True
     return c

@@ -53,7 +53,7 @@ class Plan:
             raise ValueError(f"learn.starts must be at least 1, got {learn.starts}")
         optimizer = optimizers.make_optimizer(
             learn.logits_rule,
-            learn.logits_rate,
+            learn.logits_rate / student.n_steps,
             learn.shifts_rule,
             learn.shifts_rate / student.n_steps,
             learning.steps,
