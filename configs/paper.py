@@ -1,4 +1,10 @@
-"""Learning with the paper's own settings instead of this project's defaults."""
+"""Learning with the paper's own settings instead of this project's defaults.
+
+python -m experiments.train --config=configs/paper.py --workdir=runs/paper
+
+Measured on 2 CPU cores: learning takes about 39 s, compilation included. Squared error against the teacher on 100
+unseen noises, mean (median): 0.00600 (0.00285); best hand-made grid, quadratic: 0.01174 (0.00379).
+"""
 
 from ml_collections import config_dict
 
