@@ -130,7 +130,7 @@ def replicate(tree: PyTree, sharding: jax.sharding.NamedSharding | None) -> PyTr
 
 def automatic(sharding: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:
     """The same sharding with the compiler free to place what follows from it, whatever axis types its mesh has."""
-    mesh = jax.sharding.Mesh(sharding.mesh.devices, sharding.mesh.axis_names)
+    mesh = jax.sharding.Mesh(np.asarray(sharding.mesh.devices), sharding.mesh.axis_names)
     return jax.sharding.NamedSharding(mesh, sharding.spec)
 
 
