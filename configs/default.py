@@ -9,8 +9,14 @@ def get_config() -> config_dict.ConfigDict:
     c.seed = 0  # of the noise, of the conditions, of the order of the batches
 
     c.network = config_dict.ConfigDict()
-    c.network.family = "galaxy"  # a name in experiments.models.FAMILIES
+    c.network.family = "galaxy"  # galaxy gaussian edm latent
     c.network.name = "quasar72"  # which of the family's networks
+    c.network.file = ""  # its weights; an official file that is missing is downloaded
+    c.network.first_stage = ""  # weights of a latent model's first stage, where they are in a file of their own
+    c.network.dtype = "float32"  # of the computation inside the network: float32 bfloat16
+    c.network.guidance = 1.0  # scale of classifier-free guidance; 1: none
+    c.network.prompts = ""  # a file of prompts, one a line, or MS-COCO's captions
+    c.network.text_encoder = ""  # folder of the encoder that makes conditions of them
 
     c.solver = config_dict.ConfigDict()  # the student
     c.solver.name = "dpmpp"  # euler ddim heun dpm2 dpmpp unipc ipndm deis
@@ -30,21 +36,22 @@ def get_config() -> config_dict.ConfigDict:
     c.teacher.cache = "runs/teacher"  # folder of the teacher's samples, shared by all runs
 
     c.data = config_dict.ConfigDict()  # how many pairs of noise and teacher's sample
-    c.data.train = 50  # for the gradient
-    c.data.valid = 50  # to choose the best step
+    c.data.random_weights = False  # random weights in a shrunken size in place of the files, to try a run out
+    c.data.train = 100  # for the gradient
+    c.data.valid = 0  # to choose the best step; 0: those of the gradient do both
     c.data.test = 100  # for the comparison at the end: never seen while learning
 
     c.learn = config_dict.ConfigDict()
-    c.learn.loss = "l2"  # l1 l2 rmse; the comparison at the end is in squared error whatever this is
+    c.learn.loss = "l2"  # l1 l2 rmse lpips; the comparison at the end is in squared error, too
     c.learn.init = "best"  # a grid's name, or best: the best grid on the training pairs
     c.learn.starts = 1  # how many starts to try; the best on the validation pairs wins
     c.learn.space = "lambda"  # where gaps and shifts are measured: lambda (half-log-SNR) or t
     c.learn.steps = 60
     c.learn.batch_size = 10
     c.learn.logits_rule = "adam"  # adam rmsprop sgd
-    c.learn.logits_rate = 0.25  # divided by n
+    c.learn.logits_rate = 0.12  # divided by n
     c.learn.shifts_rule = "adam"
-    c.learn.shifts_rate = 0.1  # divided by n; in units of the space
+    c.learn.shifts_rate = 0.05  # divided by n; in units of the space
     c.learn.max_shift = 0.5  # bound on |t_c - t|, in smallest gaps
     c.learn.frozen_steps = 0  # the shifts rest for so many steps
     c.learn.validate_every = 10

@@ -10,30 +10,44 @@ from ml_collections import config_dict
 
 from configs import hsc32
 
-_ROUNDS, _FROZEN_ROUNDS = 7, 2
+_FROZEN_ROUNDS = 2
+# Where gaps and shifts are measured: the grid of equal gaps, the rate of the shifts (divided by n) and its floor.
+_SPACES = {"lambda": ("logsnr", 0.1, 1e-6), "t": ("uniform", 1e-3, 1e-6)}
 
 
 def get_config() -> config_dict.ConfigDict:
     """The galaxies of configs/hsc32.py, learned with the paper's settings."""
-    return with_paper_settings(hsc32.get_config())
+    c = with_paper_settings(hsc32.get_config())
+    c.learn.loss = "l2"
+    return c
 
 
-def with_paper_settings(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
-    """Change a configuration's learning to the settings of arXiv:2405.15506 for pixel-space models.
+def with_paper_settings(
+    c: config_dict.ConfigDict, space: str = "lambda", *, pairs: int = 50, batch_size: int = 2, rounds: int = 7
+) -> config_dict.ConfigDict:
+    """Change a configuration's learning to the settings of arXiv:2405.15506.
 
-    Equal gaps at the start, RMSprop for the gaps and plain gradient descent for the shifts, batches of two, two rounds
-    with shifts at rest and five with everything, a validation after each step, and the soft surrogate on training and
-    validation noise.
+    Equal gaps at the start, RMSprop for the gaps and plain gradient descent for the shifts, small batches, two rounds
+    with shifts at rest and the others with everything, a validation after each step, and the soft surrogate on training
+    and validation noise.
+
+    Args:
+        c: the configuration to change.
+        space: "lambda" for pixel-space models, "t" for latent ones.
+        pairs: pairs to learn from; as many validate.
+        batch_size: of a step.
+        rounds: passes over the pairs.
     """
     learn = c.learn
-    learn.loss = "l2"
-    learn.init = "logsnr"
-    learn.batch_size = 2
-    learn.steps = _ROUNDS * c.data.train // learn.batch_size
-    learn.frozen_steps = _FROZEN_ROUNDS * c.data.train // learn.batch_size
+    c.data.train = c.data.valid = pairs
+    learn.space = space
+    learn.init, learn.shifts_rate, floor = _SPACES[space]
+    learn.batch_size = batch_size
+    learn.steps = rounds * pairs // batch_size
+    learn.frozen_steps = _FROZEN_ROUNDS * pairs // batch_size
     n = c.solver.get_ref("nfe").to_float()  # stays right when the command line sets another
     learn.logits_rule, learn.logits_rate, learn.logits_floor = "rmsprop", n * 5e-3, 5e-5 / 5e-3
-    learn.shifts_rule, learn.shifts_rate, learn.shifts_floor = "sgd", 0.1, n * 1e-6 / 0.1
+    learn.shifts_rule, learn.shifts_floor = "sgd", n * floor / learn.shifts_rate
     learn.validate_every, learn.patience = 1, 5
     learn.gamma, learn.move_validation = 1e-3, True
     return c

@@ -1,4 +1,4 @@
-"""What the mains share: flags and errors, progress, devices, the comparison with hand-made grids."""
+"""What the mains share: flags and errors, progress, devices."""
 
 import difflib
 import runpy
@@ -14,16 +14,8 @@ import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jax.tree_util import Partial
-from jaxtyping import Array
 from ml_collections import config_dict
 from tqdm import tqdm
-
-from experiments.models import PretrainedModel
-from ld3_jax import losses, teacher, timesteps
-from ld3_jax.metrics import Student, distances
-from ld3_jax.solvers import Method
-from ld3_jax.teacher import Pairs
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 _LINE_EVERY_S = 5.0
@@ -40,7 +32,7 @@ def run(main: Callable[[], None]) -> None:
         absl_logging.set_verbosity(absl_logging.ERROR)
         try:
             main()
-        except (ValueError, OSError, FloatingPointError) as error:
+        except (ValueError, OSError, FloatingPointError, ImportError) as error:
             if _DEBUG.value:
                 raise
             sys.exit(f"error: {error}")
@@ -126,70 +118,3 @@ def batch_sharding() -> NamedSharding | None:
     if len(devices) == 1:
         return None
     return NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
-
-
-def teacher_pairs(
-    label: str,
-    model: PretrainedModel,
-    method: Method,
-    t: Array,
-    key: Array,
-    count: int,
-    *,
-    batch_size: int,
-    cache: Path,
-    sharding: NamedSharding | None,
-) -> Pairs:
-    """`teacher.make_pairs` of a pre-trained model, with a progress bar."""
-    with progress(label, -(-count // batch_size)) as update:
-        return teacher.make_pairs(
-            model.noise,
-            model.schedule,
-            method,
-            t,
-            key,
-            count,
-            model.shape,
-            batch_size=batch_size,
-            cache=cache,
-            identity={"family": model.family, "name": model.name},
-            sharding=sharding,
-            on_batch=lambda done, total: update(done),
-        )
-
-
-def compare(
-    student: Student,
-    learned: tuple[Array, Array],
-    test: Pairs,
-    *,
-    batch_size: int,
-    sharding: NamedSharding | None = None,
-) -> dict[str, np.ndarray]:
-    """Squared errors on unseen noise, (n,) each, of the learned schedule and of the hand-made grids at the same nfe."""
-    student = student._replace(loss=Partial(losses.l2))
-    grids = {"learned": learned}
-    for name in timesteps.GRIDS:
-        t = timesteps.grid(name, student.schedule, student.method.n_steps)
-        grids[name] = (t, t)
-    errors = {
-        name: distances(student, t, t_c, test, batch_size=batch_size, sharding=sharding)
-        for name, (t, t_c) in grids.items()
-    }
-    return {name: np.asarray(values) for name, values in errors.items()}
-
-
-def best_hand_made(errors: dict[str, np.ndarray]) -> str:
-    """The hand-made grid with the least mean error."""
-    return min((name for name in errors if name != "learned"), key=lambda name: float(errors[name].mean()))
-
-
-def print_comparison(errors: dict[str, np.ndarray], what: str) -> None:
-    """The comparison as a table, best first."""
-    count = len(errors["learned"])
-    print(f"\n{what}\nsquared error against the teacher on {count} unseen noises:\n")
-    print(f"  {'grid':<10}{'mean':>11}{'median':>11}{'mean vs learned':>18}")
-    for name, values in sorted(errors.items(), key=lambda item: float(item[1].mean())):
-        ratio = values.mean() / errors["learned"].mean()
-        print(f"  {name:<10}{values.mean():>11.5f}{np.median(values):>11.5f}{ratio:>17.2f}x")
-    print(flush=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from experiments import common, models
+from experiments import common, comparison, models
 from ld3_jax import checkpoint, metrics, timesteps
 from ld3_jax.solvers import Method
 
@@ -25,7 +25,7 @@ def main() -> None:
     learned, model = models.of_schedule(Path(_SCHEDULE.value))
     accurate = Method("unipc", _TEACHER_NFE.value)
     sharding = common.batch_sharding()
-    pairs = common.teacher_pairs(
+    pairs = models.teacher_pairs(
         "teacher",
         model,
         accurate,
@@ -36,11 +36,15 @@ def main() -> None:
         cache=Path(_CACHE.value),
         sharding=sharding,
     )
-    student = metrics.make_student(model.noise, model.schedule, learned.method)
-    compared = common.compare(student, checkpoint.times(learned), pairs, batch_size=_BATCH.value, sharding=sharding)
     method = learned.method
-    common.print_comparison(
-        compared, f"{model.family} {model.name}, {method.solver} of order {method.order}, {method.nfe} calls"
+    comparison.compare(
+        metrics.make_student(model.noise, model.schedule, method, decode=model.decode),
+        comparison.measures(learned.losses.get("loss", "l2")),
+        checkpoint.times(learned),
+        pairs,
+        f"{model}, {method.solver} of order {method.order}, {method.nfe} calls",
+        batch_size=_BATCH.value,
+        sharding=sharding,
     )
 
 

@@ -1,58 +1,50 @@
-"""The pre-trained models that configurations can name, each with its shape and its way to be looked at."""
+"""The pre-trained models that configurations can name, and how a schedule finds its model again."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import dataclasses
+from functools import partial
 from pathlib import Path
 
-import numpy as np
+import jax
+from jax.sharding import NamedSharding
 from jax.tree_util import Partial
+from jaxtyping import Array
+from ml_collections import config_dict
 
-from ld3_jax import checkpoint, plots, schedules, teacher
+from experiments import common, families
+from experiments.families import PretrainedModel, Settings
+from ld3_jax import checkpoint, metrics, teacher
 from ld3_jax.checkpoint import LearnedSchedule
-from ld3_jax.networks import galaxy, gaussian
-from ld3_jax.schedules import NoiseSchedule
+from ld3_jax.solvers import Method
+from ld3_jax.teacher import Pairs
 
-_ERROR_GAIN = 5
-
-
-@dataclass(frozen=True)
-class PretrainedModel:
-    """A noise prediction and what belongs to it.
-
-    Attributes:
-        family, name: what it is called.
-        noise: model(x, t, cond) -> eps.
-        schedule: its noise schedule.
-        shape: of one state.
-        picture: picture(path, rows, title, notes) draws rows of samples from the same noise.
-        gallery: gallery(path, samples, title) draws many samples.
-        shown: how many samples a row of the picture takes.
-    """
-
-    family: str
-    name: str
-    noise: Partial
-    schedule: NoiseSchedule
-    shape: tuple[int, ...]
-    picture: Callable[[Path, Mapping[str, np.ndarray], str, Mapping[str, Sequence[str]]], None]
-    gallery: Callable[[Path, np.ndarray, str], None]
-    shown: int
-
-    def identity(self) -> dict[str, str]:
-        """What a schedule must say of the model that it was learned for; the digest is of the weights."""
-        return {"family": self.family, "name": self.name, "digest": teacher.digest(self.noise)}
+FAMILIES = {
+    "edm": families.edm_model,
+    "galaxy": families.galaxy_model,
+    "gaussian": families.gaussian_model,
+    "latent": families.latent_model,
+}
 
 
-def build(family: str, name: str) -> PretrainedModel:
+def build(settings: Settings) -> PretrainedModel:
     """Load a pre-trained model.
 
     Raises:
-        ValueError: if the family or the name is unknown.
-        FileNotFoundError: if the weights are not installed.
+        ValueError: if the family, the name or another setting is unknown, or a file does not hold that model.
+        FileNotFoundError, ConnectionError: if the weights are neither here nor to be had.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"network.family must be one of {sorted(FAMILIES)}, got {family!r}")
-    return FAMILIES[family](name)
+    if settings.family not in FAMILIES:
+        raise ValueError(f"network.family must be one of {sorted(FAMILIES)}, got {settings.family!r}")
+    return FAMILIES[settings.family](settings)
+
+
+def settings_of(config: config_dict.ConfigDict) -> Settings:
+    """What a configuration says of its network."""
+    return Settings(**config.network, random_weights=config.data.random_weights)
+
+
+def identity(model: PretrainedModel) -> dict[str, str | float | bool]:
+    """What a schedule must say of the model that it was learned for; the digest is of weights and guidance."""
+    return dataclasses.asdict(model.settings) | {"digest": teacher.digest(model.noise)}
 
 
 def of_schedule(path: Path) -> tuple[LearnedSchedule, PretrainedModel]:
@@ -66,50 +58,46 @@ def of_schedule(path: Path) -> tuple[LearnedSchedule, PretrainedModel]:
     missing = [key for key in ("family", "name", "digest") if key not in learned.model]
     if missing:
         raise ValueError(f"{path}: its model lacks {missing}")
-    model = build(learned.model["family"], learned.model["name"])
-    if model.identity() != learned.model:
-        raise ValueError(f"{path} was learned for another model: {learned.model}, here is {model.identity()}")
+    names = [field.name for field in dataclasses.fields(Settings)]
+    model = build(Settings(**{name: learned.model[name] for name in names if name in learned.model}))
+    here = identity(model)
+    if here["digest"] != learned.model["digest"]:
+        raise ValueError(f"{path} was learned for another model: {learned.model}, here is {here}")
     return learned, model
 
 
-def _galaxy(name: str) -> PretrainedModel:
-    noise, schedule, shape = galaxy.load(name)
-
-    def stretched(images: np.ndarray, white: float) -> np.ndarray:
-        # The images are log(flux + 1) / 0.1, which is the stretch that galaxies are looked at in.
-        return np.clip(images / white, 0, 1)
-
-    def picture(path: Path, rows: Mapping[str, np.ndarray], title: str, notes: Mapping[str, Sequence[str]]) -> None:
-        target = rows["teacher"]
-        white = float(np.quantile(target, 0.998))
-        shown = {}
-        for row, images in rows.items():
-            shown[row] = stretched(images, white)
-            if row in notes:
-                error = _ERROR_GAIN * np.abs(images - target)
-                shown[f"{row.splitlines()[-1]}:\nerror x {_ERROR_GAIN}"] = stretched(error, white)
-        plots.image_rows(path, shown, title, notes)
-
-    def gallery(path: Path, samples: np.ndarray, title: str) -> None:
-        plots.image_grid(path, stretched(samples, float(np.quantile(samples, 0.998))), title)
-
-    return PretrainedModel("galaxy", name, noise, schedule, shape, picture, gallery, shown=8)
-
-
-def _gaussian(name: str) -> PretrainedModel:
-    if name != "ring":
-        raise ValueError(f"network.name of family 'gaussian' must be 'ring', got {name!r}")
-    schedule = schedules.vp_linear()
-    mixture = gaussian.ring()
-
-    def picture(path: Path, rows: Mapping[str, np.ndarray], title: str, notes: Mapping[str, Sequence[str]]) -> None:
-        plots.scatter_rows(path, rows, title)
-
-    def gallery(path: Path, samples: np.ndarray, title: str) -> None:
-        plots.scatter_rows(path, {f"{len(samples)} samples": samples}, title)
-
-    noise = gaussian.noise_model(mixture, schedule)
-    return PretrainedModel("gaussian", name, noise, schedule, mixture.mean.shape[1:], picture, gallery, shown=100)
+def teacher_pairs(
+    label: str,
+    model: PretrainedModel,
+    method: Method,
+    t: Array,
+    key: Array,
+    count: int,
+    *,
+    batch_size: int,
+    cache: Path,
+    sharding: NamedSharding | None,
+) -> Pairs:
+    """`teacher.make_pairs` of a pre-trained model with its conditions, decoded, with a progress bar."""
+    with common.progress(label, -(-count // batch_size)) as update:
+        pairs = teacher.make_pairs(
+            model.noise,
+            model.schedule,
+            method,
+            t,
+            key,
+            count,
+            model.shape,
+            batch_size=batch_size,
+            cache=cache,
+            draw_condition=model.draw_condition,
+            identity={"family": model.settings.family, "name": model.settings.name},
+            sharding=sharding,
+            on_batch=lambda done, total: update(done),
+        )
+    return pairs._replace(x_0=_decode(model.decode, pairs.x_0, batch_size, sharding))
 
 
-FAMILIES = {"galaxy": _galaxy, "gaussian": _gaussian}
+@partial(jax.jit, static_argnums=(2, 3))
+def _decode(decode: Partial, states: Array, batch_size: int, sharding: NamedSharding | None) -> Array:
+    return metrics.in_batches(decode, states, batch_size, sharding)

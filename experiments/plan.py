@@ -36,7 +36,7 @@ class Plan:
             floors=(learn.logits_floor, learn.shifts_floor),
         )
         for key, value, allowed in (
-            ("learn.loss", learn.loss, losses.LOSSES),
+            ("learn.loss", learn.loss, [*losses.LOSSES, "lpips"]),
             ("learn.init", learn.init, [*timesteps.GRIDS, "best"]),
             ("teacher.grid", config.teacher.grid, timesteps.GRIDS),
             ("learn.logits_rule", learn.logits_rule, optimizers.RULES),
@@ -44,9 +44,9 @@ class Plan:
         ):
             if value not in allowed:
                 raise ValueError(f"{key} must be one of {sorted(allowed)}, got {value!r}")
-        for name in ("train", "valid", "test"):
-            if config.data[name] < 1:
-                raise ValueError(f"data.{name} must be at least 1, got {config.data[name]}")
+        for name, least in (("train", 1), ("valid", 0), ("test", 1)):
+            if config.data[name] < least:
+                raise ValueError(f"data.{name} must be at least {least}, got {config.data[name]}")
         if learning.batch_size > config.data.train:
             raise ValueError(f"learn.batch_size {learning.batch_size} exceeds data.train {config.data.train}")
         if learn.starts < 1:

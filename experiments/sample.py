@@ -27,17 +27,21 @@ def main() -> None:
     if out.suffix not in (".png", ".npy"):
         raise ValueError(f"--out must end in .png or .npy, got {out.name!r}")
     learned, model = models.of_schedule(Path(_SCHEDULE.value))
-    student = metrics.make_student(model.noise, model.schedule, learned.method)
+    student = metrics.make_student(model.noise, model.schedule, learned.method, decode=model.decode)
     sharding = common.batch_sharding()
-    x_T = model.schedule.prior_scale * teacher.draw_noise(
-        jax.random.key(_SEED.value), jnp.arange(_NUM.value), model.shape
-    )
+    noise_key, cond_key = jax.random.split(jax.random.key(_SEED.value))
+    x_T = model.schedule.prior_scale * teacher.draw_noise(noise_key, jnp.arange(_NUM.value), model.shape)
+    cond = model.draw_condition(cond_key, _NUM.value) if model.draw_condition else None
     samples = np.asarray(
         metrics.run_in_batches(
-            student, *checkpoint.times(learned), teacher.Pairs(x_T, x_T), batch_size=_BATCH.value, sharding=sharding
+            student,
+            *checkpoint.times(learned),
+            teacher.Pairs(x_T, x_T, cond),
+            batch_size=_BATCH.value,
+            sharding=sharding,
         )
     )
-    what = f"{model.family} {model.name}, {learned.method.solver}, {learned.method.nfe} calls, learned schedule"
+    what = f"{model}, {learned.method.solver}, {learned.method.nfe} calls, learned schedule"
     if out.suffix == ".png":
         model.gallery(out, samples, what)
     else:

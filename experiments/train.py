@@ -13,10 +13,10 @@ from absl import flags
 from jax.sharding import NamedSharding
 from ml_collections import config_dict, config_flags
 
-from experiments import common, models
+from experiments import common, comparison, models
 from experiments.plan import Plan
 from experiments.workdir import claim, recording
-from ld3_jax import checkpoint, losses, metrics, plots, steps, timesteps, train
+from ld3_jax import checkpoint, metrics, plots, steps, timesteps, train
 from ld3_jax.metrics import Student
 from ld3_jax.steps import TrainState
 from ld3_jax.teacher import Pairs
@@ -33,13 +33,15 @@ def main() -> None:
 def run(config: config_dict.ConfigDict, workdir: Path) -> None:
     """Learn a schedule and write everything to the workdir, going on where an earlier run of it stopped."""
     plan = Plan.of(config)
-    model = models.build(config.network.family, config.network.name)
+    model = models.build(models.settings_of(config))
     claim(workdir, config)
     sharding = common.batch_sharding()
-    student = metrics.make_student(model.noise, model.schedule, plan.student, losses.LOSSES[plan.loss])
+    student = metrics.make_student(
+        model.noise, model.schedule, plan.student, comparison.loss_function(plan.loss), model.decode
+    )
     known, test = make_data(model, config, plan, sharding)
     train_pairs = jax.tree.map(lambda leaf: leaf[: config.data.train], known)
-    valid_pairs = jax.tree.map(lambda leaf: leaf[config.data.train :], known)
+    valid_pairs = jax.tree.map(lambda leaf: leaf[config.data.train :], known) if config.data.valid else train_pairs
 
     started = time.monotonic()
     state = learn(student, train_pairs, valid_pairs, plan, config.seed, workdir, sharding)
@@ -50,21 +52,27 @@ def run(config: config_dict.ConfigDict, workdir: Path) -> None:
     )
 
     t, t_c = timesteps.from_params(state.best, model.schedule, plan.learning.space, plan.learning.max_shift)
-    batch_size = plan.learning.valid_batch
-    compared = common.compare(student, (t, t_c), test, batch_size=batch_size, sharding=sharding)
-    what = f"{model.family} {model.name}, {plan.student.solver} of order {plan.student.order}, {plan.student.nfe} calls"
-    common.print_comparison(compared, what)
+    what = f"{model}, {plan.student.solver} of order {plan.student.order}, {plan.student.nfe} calls"
+    compared = comparison.compare(
+        student,
+        comparison.measures(plan.loss),
+        (t, t_c),
+        test,
+        what,
+        batch_size=plan.learning.valid_batch,
+        sharding=sharding,
+    )
     figures = {
         "loss": plan.loss,
         "valid": {"start": float(state.start_loss), "learned": float(state.best_loss)},
-        "unseen": {
-            name: {"mean": float(values.mean()), "median": float(np.median(values))}
-            for name, values in compared.items()
-        },
+        "unseen": comparison.summary(compared[comparison.SQUARED_ERROR]),
     }
-    learned = checkpoint.learned_schedule(plan.student, model.schedule, t, t_c, model=model.identity(), losses=figures)
+    if plan.loss == "lpips":
+        figures["unseen LPIPS"] = comparison.summary(compared["LPIPS"])
+    identity = models.identity(model)
+    learned = checkpoint.learned_schedule(plan.student, model.schedule, t, t_c, model=identity, losses=figures)
     checkpoint.save_schedule(workdir / "schedule.json", learned)
-    draw(workdir, model, student, (t, t_c), test, compared, state, what)
+    draw(workdir, model, student, (t, t_c), test, compared[comparison.SQUARED_ERROR], state, what)
     for name in ("schedule.json", "schedule.png", "loss.png", "samples.png", "metrics.jsonl"):
         print(f"wrote {workdir / name}")
 
@@ -76,7 +84,7 @@ def make_data(
     t = timesteps.grid(plan.teacher_grid, model.schedule, plan.teacher.n_steps)
     keys = jax.random.split(jax.random.key(config.seed), 2)
     known, test = (
-        common.teacher_pairs(
+        models.teacher_pairs(
             label,
             model,
             plan.teacher,
@@ -142,7 +150,7 @@ def draw(
     student: Student,
     learned: tuple[jax.Array, jax.Array],
     test: Pairs,
-    compared: dict[str, np.ndarray],
+    compared: comparison.Errors,
     state: TrainState,
     what: str,
 ) -> None:
@@ -153,7 +161,7 @@ def draw(
     plots.grids(workdir / "schedule.png", {"learned": lam, "learned, for the network": lam_c}, hand_made, what)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     plots.losses(workdir / "loss.png", lines, ("validation at the start", float(state.start_loss)), what)
-    best = common.best_hand_made(compared)
+    best = comparison.best_hand_made(compared)
     shown = jax.tree.map(lambda leaf: leaf[: model.shown], test)
     t = timesteps.grid(best, schedule, n)
     rows = {

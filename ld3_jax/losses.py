@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ld3_jax.networks.lpips import load as lpips
+
 
 def l2(x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
     """Mean squared error of each sample, mean_i (x_i - y_i)^2."""
@@ -22,5 +24,7 @@ def rmse(x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]) -> Fl
     """
     return jnp.sqrt(l2(x, y) + 1e-12)
 
+
+__all__ = ["LOSSES", "l1", "l2", "lpips", "rmse"]
 
 LOSSES = {"l1": l1, "l2": l2, "rmse": rmse}

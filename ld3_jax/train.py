@@ -41,7 +41,7 @@ def fit(
         valid: validation pairs, which choose the best parameters.
         key: fixes the order of the batches.
         start: parameters to start from; default the hand-made grid with the least loss on the training pairs.
-        optimizer: default Adam, 0.25 / n for the logits and 1.2 % of the mean gap for the shifts.
+        optimizer: default Adam, 0.12 / n for the logits and 0.6 % of the mean gap for the shifts.
         learning: static choices.
         state: a state to go on from, of a run with the same arguments; it ends as if never interrupted.
         on_step: called with each step's state and figures, as NumPy scalars, once the step is known to be sound.
@@ -111,7 +111,7 @@ def starts(
 def _default_optimizer(student: Student, learning: Learning) -> optax.GradientTransformation:
     n = student.method.n_steps
     mean_gap = timesteps.width(student.schedule, learning.space) / n
-    return make_optimizer("adam", 0.25 / n, "adam", 0.012 * mean_gap, learning.steps)
+    return make_optimizer("adam", 0.12 / n, "adam", 0.006 * mean_gap, learning.steps)
 
 
 def _is_last(

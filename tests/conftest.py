@@ -14,6 +14,13 @@ install_import_hook("ld3_jax", "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_go():
+    """Thousands of compiled programs in one process exhaust its memory maps."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def float64():
     """Run the test in double precision."""

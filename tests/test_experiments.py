@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jax.tree_util import Partial
 from configs import gaussian as gaussian_config
 from experiments import common, models
 from experiments import train as train_main
+from experiments.families import Settings
 from ld3_jax import checkpoint, timesteps
 
 STEPS = 40
@@ -187,6 +189,11 @@ def test_a_bad_command_line_is_one_clear_error(arguments, message, tmp_path):
         ("data.test", 0, "data.test must be at least 1, got 0"),
         ("network.family", "unet", "network.family must be one of .*'galaxy'.* got 'unet'"),
         ("network.name", "square", "must be 'ring', got 'square'"),
+        ("network.dtype", "float16", r"network.dtype must be one of \['bfloat16', 'float32'\], got 'float16'"),
+        ("network.guidance", 0.0, "network.guidance must be greater than 0, got 0"),
+        ("network.guidance", 2.0, "family 'gaussian' has no guidance: it must be 1.0, got 2.0"),
+        ("data.random_weights", True, "family 'gaussian' has no random_weights"),
+        ("data.valid", -1, "data.valid must be at least 0, got -1"),
     ],
 )
 def test_a_bad_value_is_refused_before_anything_is_computed(key, value, message, config, tmp_path):
@@ -236,7 +243,7 @@ def test_a_damaged_teacher_file_is_named_and_made_again(config, tmp_path, caplog
 
 
 def test_nan_from_the_network_names_the_step_and_the_last_good_checkpoint(config, tmp_path, monkeypatch):
-    ring = models.build("gaussian", "ring")
+    ring = models.build(Settings("gaussian", "ring"))
     uniform = timesteps.grid("uniform", ring.schedule, 5)
 
     def noise(inner, x, t, cond=None):
@@ -244,10 +251,8 @@ def test_nan_from_the_network_names_the_step_and_the_last_good_checkpoint(config
         eps = inner(x, t, cond)
         return jnp.where((t > 0.1 * uniform[4]) & (t < 0.97 * uniform[4]) & (t != uniform[4]), jnp.nan, eps)
 
-    broken = models.PretrainedModel(
-        "gaussian", "broken", Partial(noise, ring.noise), ring.schedule, ring.shape, ring.picture, ring.gallery, 10
-    )
-    monkeypatch.setitem(models.FAMILIES, "gaussian", lambda name: broken)
+    broken = replace(ring, noise=Partial(noise, ring.noise))
+    monkeypatch.setitem(models.FAMILIES, "gaussian", lambda settings: broken)
     config.learn.init, config.teacher.grid, config.teacher.nfe = "uniform", "uniform", 5
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+; last good checkpoint: .*checkpoints"):
         train_main.run(config, tmp_path / "run")

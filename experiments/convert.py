@@ -1,0 +1,38 @@
+"""Turn a published file of weights into safetensors, which loads fast and needs no care; PyTorch is not needed.
+
+python -m experiments.convert --from=edm --in=models/edm-cifar10-32x32-uncond-vp.pkl
+
+An official file that is not there is downloaded first; `experiments.download` has the names.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from experiments import common, download
+from ld3_jax.networks import files
+
+_FROM = flags.DEFINE_enum("from", "auto", ["auto", "edm", "torch", "safetensors"], "What the file must be.")
+_IN = flags.DEFINE_string("in", None, "The file to read: EDM's .pkl, torch's .ckpt, .pt or .bin, a .zip around one.")
+_OUT = flags.DEFINE_string("out", None, "The file to write; by default beside the input, as .safetensors.")
+flags.mark_flags_as_required(["in"])
+
+
+def main() -> None:
+    source = download.fetch(Path(_IN.value))
+    out = Path(_OUT.value) if _OUT.value else source.with_suffix(".safetensors")
+    if out.resolve() == source.resolve():
+        raise ValueError(f"{source} is safetensors; give another --out to write it anew")
+    digest = files.sha256(source)
+    if source.name in download.SOURCES and digest != (download.SOURCES[source.name].sha256 or digest):
+        raise ValueError(f"{source} is not the official file: its SHA-256 is {digest}")
+    checkpoint = files.read(source)
+    if _FROM.value not in ("auto", checkpoint.kind):
+        raise ValueError(f"{source} is of kind {checkpoint.kind!r}, not {_FROM.value!r}")
+    files.write(out, checkpoint, {"source": source.name, "sha256": digest})
+    numbers = sum(array.size for array in checkpoint.state.values())
+    print(f"{out}: {len(checkpoint.state)} arrays, {numbers:,} numbers, {out.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    common.run(main)

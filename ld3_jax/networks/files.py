@@ -1,0 +1,188 @@
+"""Files of published weights as arrays by name. No code from a file is run, and PyTorch is not needed.
+
+    .pkl            EDM's pickles of a whole network
+    .ckpt .pt .bin  torch.save, of today (a zip archive) and of before 2020 (a stream)
+    .zip            an archive around one of the latter
+    .safetensors    one file, or the .safetensors.index.json of several; what `write` wrote
+
+What a file holds is told by its content, not by its name; only the index of several files goes by its name.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from io import BufferedIOBase, BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from ld3_jax.networks import pickles
+from ld3_jax.networks.pickles import Inert, Storage, Tensor
+
+_ZIP_MAGIC, _PICKLE_MAGIC = b"PK", b"\x80"
+_SAFETENSORS_MAGIC = b"\0\0\0\0{"  # after four bytes: the upper half of a header's length, and the header, in JSON
+_TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+
+
+class Checkpoint(NamedTuple):
+    """The content of a file of weights.
+
+    Attributes:
+        kind: "edm", "torch" or "safetensors"; a file that `write` wrote keeps the kind of its source.
+        state: the arrays, by PyTorch's names.
+        config: what the network was constructed with, where the file says so: for EDM `class_name` and the keyword
+            arguments of that class.
+    """
+
+    kind: str
+    state: dict[str, np.ndarray]
+    config: dict[str, Any]
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a file of weights.
+
+    Args:
+        path: a file of one of the kinds above.
+
+    Returns:
+        Its arrays, in the dtypes that it holds (bfloat16 through ml_dtypes), and its constructor arguments.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is cut short or damaged, of no kind above, holds no arrays by name, or would run code.
+    """
+    path = Path(path)
+    if path.name.endswith(".safetensors.index.json"):
+        return _read_shards(path)
+    with path.open("rb") as file:
+        start = file.read(16)
+        file.seek(0)
+        if start.startswith(_SAFETENSORS_MAGIC, 4):
+            return _read_safetensors(path)
+        if start.startswith(_ZIP_MAGIC):
+            return _read_zip(path, file)
+        if start.startswith(_PICKLE_MAGIC):
+            return _to_checkpoint(pickles.load_stream(file, str(path)), str(path))
+    raise ValueError(f"{path}: neither a pickle of EDM's, nor of torch.save, nor safetensors; begins with {start!r}")
+
+
+def write(path: Path, checkpoint: Checkpoint, origin: Mapping[str, str]) -> None:
+    """Write arrays and constructor arguments as a safetensors file that `read` gives back unchanged.
+
+    The file is whole at any moment, the old one or the new one, even if the process is killed.
+
+    Args:
+        path: the file.
+        checkpoint: what to write.
+        origin: more metadata, such as the name and the SHA-256 of the file that the arrays are from.
+
+    Raises:
+        OSError: if the disk does not take it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    metadata = {**origin, "kind": checkpoint.kind, "config": json.dumps(checkpoint.config)}
+    # The library stores memory as it lies, whatever the strides.
+    state = {name: np.asarray(array, order="C") for name, array in checkpoint.state.items()}
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        safetensors.numpy.save_file(state, temporary, metadata)
+        temporary.chmod(mode)  # the library lets the owner alone read its files
+        temporary.replace(path)
+    except safetensors.SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: cut short or damaged ({error})") from error
+    return Checkpoint(metadata.get("kind", "safetensors"), state, json.loads(metadata.get("config", "{}")))
+
+
+def _read_shards(path: Path) -> Checkpoint:
+    index: dict[str, str] = json.loads(path.read_text())["weight_map"]
+    shards = [_read_safetensors(path.parent / name) for name in sorted(set(index.values()))]
+    state = {name: array for shard in shards for name, array in shard.state.items()}
+    if missing := sorted(index.keys() - state.keys()):
+        raise ValueError(f"{path}: its files lack {', '.join(missing)}")
+    return Checkpoint("safetensors", state, {})
+
+
+def _read_zip(path: Path, file: BufferedIOBase) -> Checkpoint:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = [PurePosixPath(name) for name in archive.namelist()]
+            inner = [name for name in names if name.suffix in _TORCH_SUFFIXES]
+            if folders := [name.parent for name in names if name.name == "data.pkl"]:
+                return _read_torch_zip(archive, folders[0], str(path))
+            if len(inner) != 1:
+                raise ValueError(f"{path}: an archive with {len(inner)} files of torch.save; one is expected")
+            with tempfile.TemporaryDirectory() as folder:
+                return read(Path(archive.extract(str(inner[0]), folder)))
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+        raise ValueError(f"{path}: cut short or damaged ({error})") from error
+
+
+def _read_torch_zip(archive: zipfile.ZipFile, folder: PurePosixPath, what: str) -> Checkpoint:
+    def storage(dtype: np.dtype, key: str, count: int) -> Storage:
+        return Storage(dtype, functools.cache(lambda: archive.read(str(folder / "data" / key))))
+
+    content = pickles.load(BytesIO(archive.read(str(folder / "data.pkl"))), what, storage)
+    return _to_checkpoint(content, what)
+
+
+def _to_checkpoint(content: Any, what: str) -> Checkpoint:
+    """From what a pickle held: EDM's `{"ema": network}`, Lightning's `{"state_dict": arrays}`, or the arrays alone."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{what}: holds a {type(content).__name__}, not arrays by name")
+    kind, config, tensors = "torch", {}, content.get("state_dict", content)
+    if isinstance(network := content.get("ema"), Inert):
+        kind, config, tensors = "edm", _constructor(network, what), dict(_module_tensors(network))
+    try:
+        state = {name: tensor.array() for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    except ValueError as error:
+        raise ValueError(f"{what}: cut short or damaged ({error})") from error
+    if not state:
+        raise ValueError(f"{what}: holds no arrays by name, only {sorted(map(str, content))}")
+    return Checkpoint(kind, state, config)
+
+
+def _constructor(network: Inert, what: str) -> dict[str, Any]:
+    try:
+        arguments, keywords = network.state["_init_args"], json.loads(json.dumps(network.state["_init_kwargs"]))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{what}: {network.name} without its constructor's plain arguments ({error!r})") from error
+    if arguments:
+        raise ValueError(f"{what}: {network.name} constructed with {arguments}, whose names the file does not hold")
+    return {"class_name": network.name, **keywords}
+
+
+def _module_tensors(module: Inert, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """What `torch.nn.Module.state_dict` holds: parameters and persistent buffers, by their dotted names."""
+    for name, tensor in (module.state["_parameters"] | module.state["_buffers"]).items():
+        if tensor is not None and name not in module.state["_non_persistent_buffers_set"]:
+            yield prefix + name, tensor
+    for name, child in module.state["_modules"].items():
+        yield from _module_tensors(child, f"{prefix}{name}.")

@@ -1,0 +1,384 @@
+"""Published latent-diffusion models: LSUN Bedroom, ImageNet, Stable Diffusion and InstaFlow.
+
+A model is a U-Net on latents, a first stage that decodes them and, where it is conditioned on classes, a table of their
+embeddings. Arrays come under the names of the original files (`model.diffusion_model.`, `first_stage_model.`,
+`cond_stage_model.`); `from_diffusers_unet` and `from_diffusers_autoencoder` give these names to the arrays of files in
+the layout of the library diffusers.
+
+Reference: Rombach et al., arXiv:2112.10752; Liu et al., arXiv:2309.06380 (InstaFlow).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int, PyTree
+
+from ld3_jax import denoisers
+from ld3_jax.networks import weights
+from ld3_jax.networks.autoencoder import Autoencoder
+from ld3_jax.networks.unet import UNet
+from ld3_jax.schedules import NoiseSchedule, rectified_flow, vp_discrete
+
+_STEPS = 1000
+_SHRUNKEN_IMAGE = 32  # pixels
+_UNET, _AUTOENCODER, _CLASSES = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.embedding."
+
+
+def scaled_linear(beta_start: float, beta_end: float) -> NoiseSchedule:
+    """The schedule of latent diffusion: the square roots of 1000 betas are evenly spaced.
+
+    Args:
+        beta_start: the first beta.
+        beta_end: the last beta.
+
+    Returns:
+        `vp_discrete` of alpha^2 = prod (1 - beta).
+
+    Raises:
+        ValueError: unless 0 < beta_start, beta_end < 1.
+    """
+    betas = np.linspace(np.sqrt(beta_start), np.sqrt(beta_end), _STEPS) ** 2
+    return vp_discrete(np.cumprod(1 - betas))
+
+
+def _call_noise(unet: Partial, x: Array, t: Array, cond: PyTree = None) -> Array:
+    # Step i of the training has t = (i + 1) / 1000.
+    return unet(x, _STEPS * t - 1, cond)
+
+
+def _call_flow(unet: Partial, x: Array, t: Array, cond: PyTree = None) -> Array:
+    # InstaFlow's own time runs from noise to data, and so does its velocity, x_0 - eps; but the number that its network
+    # is given is 1000 at noise.
+    return -unet(x, _STEPS * t, cond)
+
+
+_CALLS = {"noise": _call_noise, "flow": _call_flow}
+
+
+@dataclass(frozen=True)
+class LatentDiffusion:
+    """The architecture of a published model.
+
+    Attributes:
+        unet: the network.
+        autoencoder: the first stage.
+        size: side of a latent in pixels.
+        schedule: noise schedule that the network was trained with.
+        prediction: what the model predicts: "noise", or "flow" for InstaFlow's velocity.
+        scale: the U-Net's latents are the first stage's times this.
+        tokens: tokens of the context; 0 if there is none.
+        classes: entries of the table of class embeddings, the last of which stands for no class; 0 if there is none.
+
+    Raises:
+        ValueError: if the prediction is unknown.
+    """
+
+    unet: UNet
+    autoencoder: Autoencoder
+    size: int
+    schedule: NoiseSchedule
+    prediction: str = "noise"
+    scale: float = 1.0
+    tokens: int = 0
+    classes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.prediction not in _CALLS:
+            raise ValueError(f"prediction must be one of {sorted(_CALLS)}, got {self.prediction!r}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of a latent."""
+        return self.size, self.size, self.autoencoder.latent_channels
+
+    @property
+    def context_shape(self) -> tuple[int, int] | None:
+        """Shape of a latent's context, (tokens, channels), or None."""
+        return None if self.unet.context_dim is None else (self.tokens, self.unet.context_dim)
+
+
+_VQ_F4 = Autoencoder(channels=128, channel_mult=(1, 2, 4), latent_channels=3, codes=8192)
+_KL_F8 = Autoencoder(channels=128, channel_mult=(1, 2, 4, 4), latent_channels=4)
+
+_STABLE_DIFFUSION = LatentDiffusion(
+    UNet(
+        out_channels=4,
+        model_channels=320,
+        channel_mult=(1, 2, 4, 4),
+        attention_resolutions=(1, 2, 4),
+        num_heads=8,
+        context_dim=768,
+    ),
+    _KL_F8,
+    size=64,
+    schedule=scaled_linear(0.00085, 0.012),
+    scale=0.18215,
+    tokens=77,
+)
+
+NETWORKS = {
+    "lsun_bedroom": LatentDiffusion(
+        UNet(
+            out_channels=3,
+            model_channels=224,
+            channel_mult=(1, 2, 3, 4),
+            attention_resolutions=(2, 4, 8),
+            num_head_channels=32,
+        ),
+        _VQ_F4,
+        size=64,
+        schedule=scaled_linear(0.0015, 0.0195),
+    ),
+    "imagenet256": LatentDiffusion(
+        UNet(
+            out_channels=3,
+            model_channels=192,
+            channel_mult=(1, 2, 3, 5),
+            attention_resolutions=(2, 4, 8),
+            num_heads=1,
+            context_dim=512,
+        ),
+        _VQ_F4,
+        size=64,
+        schedule=scaled_linear(0.0015, 0.0195),
+        tokens=1,
+        classes=1001,
+    ),
+    "stable_diffusion": _STABLE_DIFFUSION,
+    "instaflow": replace(_STABLE_DIFFUSION, schedule=rectified_flow(), prediction="flow"),
+}
+
+
+class Pretrained(NamedTuple):
+    """A model with its weights, which are leaves of the pytrees `model`, `decode` and `embed`.
+
+    Attributes:
+        model: model(x, t, cond) -> eps, with cond the context (batch, tokens, channels) or None.
+        schedule: its noise schedule.
+        shape: of one latent.
+        decode: latents (batch, size, size, channels) -> images (batch, height, width, 3), nominally in [-1, 1].
+        embed: class numbers (batch,) -> contexts (batch, 1, channels); None if the model has no classes.
+    """
+
+    model: Partial
+    schedule: NoiseSchedule
+    shape: tuple[int, int, int]
+    decode: Partial
+    embed: Partial | None
+
+
+def shrink(network: LatentDiffusion) -> LatentDiffusion:
+    """The same kind of model in a small size, for tests: it keeps classes, tokens and the first stage's factor."""
+    context_dim = None if network.unet.context_dim is None else 8
+    # Two channels in each of 32 groups: a norm over one channel alone takes away what the time adds to it.
+    unet = network.unet.clone(
+        model_channels=64, channel_mult=(1, 1), attention_resolutions=(2,), num_res_blocks=1, context_dim=context_dim
+    )
+    codes = None if network.autoencoder.codes is None else 64
+    levels = len(network.autoencoder.channel_mult)
+    autoencoder = network.autoencoder.clone(channels=32, channel_mult=(1,) * levels, num_res_blocks=1, codes=codes)
+    return replace(network, unet=unet, autoencoder=autoencoder, size=_SHRUNKEN_IMAGE // network.autoencoder.factor)
+
+
+def shapes(network: LatentDiffusion) -> dict[str, PyTree]:
+    """Shapes and dtypes of a model's parameters: of its `unet`, its `autoencoder` and, if it has any, its `classes`."""
+    latents, time = jnp.zeros((1, *network.shape)), jnp.zeros(())
+    context = None if network.context_shape is None else jnp.zeros((1, *network.context_shape))
+    images = jnp.zeros((1, network.autoencoder.factor, network.autoencoder.factor, 3))
+    found = {
+        "unet": weights.abstract(network.unet, latents, time, context),
+        "autoencoder": weights.abstract(network.autoencoder, images),
+    }
+    if network.classes:
+        table = nn.Embed(network.classes, network.unet.context_dim or 0)
+        found["classes"] = weights.abstract(table, jnp.zeros(1, jnp.int32))
+    return found
+
+
+def from_state(
+    network: LatentDiffusion, state: Mapping[str, np.ndarray], what: str, *, dtype: jnp.dtype | type = jnp.float32
+) -> Pretrained:
+    """A model with published weights.
+
+    Where the arrays hold moving averages of the U-Net's weights too (`model_ema.`), these are taken.
+
+    Args:
+        network: the architecture, for instance NETWORKS["lsun_bedroom"].
+        state: the arrays under the names of the original files.
+        what: what is read, for messages.
+        dtype: of the computation inside the networks.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: if an array is missing, left over, of another shape or not finite; the message names it.
+    """
+    state = _averaged(state)
+    prefixes = {"unet": _UNET, "autoencoder": _AUTOENCODER, "classes": _CLASSES}
+    params = {part: weights.fill(tree, state, what, prefix=prefixes[part]) for part, tree in shapes(network).items()}
+    return _assemble(network, params, dtype)
+
+
+def from_random(network: LatentDiffusion, seed: int = 0, *, dtype: jnp.dtype | type = jnp.float32) -> Pretrained:
+    """A model with random weights, where the published ones are not at hand.
+
+    Args:
+        network: the architecture; see `shrink`.
+        seed: of the weights.
+        dtype: of the computation inside the networks.
+
+    Returns:
+        The model.
+    """
+    return _assemble(network, weights.random(shapes(network), seed), dtype)
+
+
+def from_diffusers_unet(state: Mapping[str, np.ndarray], unet: UNet) -> dict[str, np.ndarray]:
+    """The arrays of diffusers' UNet2DModel or UNet2DConditionModel under the original names.
+
+    Args:
+        state: the arrays of `unet/*.safetensors`.
+        unet: the network that they are for.
+
+    Returns:
+        The arrays, with names that begin with `model.diffusion_model.`; unknown ones keep theirs behind it.
+    """
+    step, levels = unet.num_res_blocks + 1, len(unet.channel_mult)
+    blocks = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0",
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "mid_block.resnets.1": "middle_block.2",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }
+    for i in range(levels):
+        for j in range(step):
+            for position, kind in enumerate(("resnets", "attentions")):
+                blocks[f"down_blocks.{i}.{kind}.{j}"] = f"input_blocks.{1 + i * step + j}.{position}"
+                blocks[f"up_blocks.{i}.{kind}.{j}"] = f"output_blocks.{i * step + j}.{position}"
+        blocks[f"down_blocks.{i}.downsamplers.0.conv"] = f"input_blocks.{(i + 1) * step}.0.op"
+        position = 2 if unet.attends(levels - 1 - i) else 1
+        blocks[f"up_blocks.{i}.upsamplers.0"] = f"output_blocks.{(i + 1) * step - 1}.{position}"
+    layers = {
+        "norm1": "in_layers.0",
+        "conv1": "in_layers.2",
+        "time_emb_proj": "emb_layers.1",
+        "norm2": "out_layers.0",
+        "conv2": "out_layers.3",
+        "conv_shortcut": "skip_connection",
+        "to_q": "qkv.q",
+        "to_k": "qkv.k",
+        "to_v": "qkv.v",
+    }
+    renamed = _rename(state, blocks, layers)
+    return {_UNET + name: array for name, array in _join_qkv(renamed, unet).items()}
+
+
+def from_diffusers_autoencoder(state: Mapping[str, np.ndarray], autoencoder: Autoencoder) -> dict[str, np.ndarray]:
+    """The arrays of diffusers' AutoencoderKL or VQModel under the original names.
+
+    Args:
+        state: the arrays of `vae/*.safetensors` or `vqvae/*.safetensors`.
+        autoencoder: the first stage that they are for.
+
+    Returns:
+        The arrays, with names that begin with `first_stage_model.`; unknown ones keep theirs behind it.
+    """
+    levels = len(autoencoder.channel_mult)
+    blocks = {}
+    for side in ("encoder", "decoder"):
+        blocks[f"{side}.mid_block.resnets.0"] = f"{side}.mid.block_1"
+        blocks[f"{side}.mid_block.attentions.0"] = f"{side}.mid.attn_1"
+        blocks[f"{side}.mid_block.resnets.1"] = f"{side}.mid.block_2"
+        blocks[f"{side}.conv_norm_out"] = f"{side}.norm_out"
+    for i in range(levels):
+        for j in range(autoencoder.num_res_blocks + 1):
+            blocks[f"encoder.down_blocks.{i}.resnets.{j}"] = f"encoder.down.{i}.block.{j}"
+            blocks[f"decoder.up_blocks.{i}.resnets.{j}"] = f"decoder.up.{levels - 1 - i}.block.{j}"
+        blocks[f"encoder.down_blocks.{i}.downsamplers.0"] = f"encoder.down.{i}.downsample"
+        blocks[f"decoder.up_blocks.{i}.upsamplers.0"] = f"decoder.up.{levels - 1 - i}.upsample"
+    layers = {"conv_shortcut": "nin_shortcut", "to_q": "q", "to_k": "k", "to_v": "v"}
+    return {_AUTOENCODER + name: array for name, array in _rename(state, blocks, layers).items()}
+
+
+# What both kinds of diffusers' files call otherwise; the second half are names of its first versions.
+_DIFFUSERS_ATTENTION = {
+    "group_norm": "norm",
+    "to_out.0": "proj_out",
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "proj_attn": "proj_out",
+}
+
+
+def _rename(
+    state: Mapping[str, np.ndarray], blocks: Mapping[str, str], layers: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+    """Exchange the beginning of each name, which is its block, and then the beginning of what follows."""
+
+    def renamed(name: str) -> str:
+        for old, new in blocks.items():
+            if name.startswith(old + "."):
+                layer = _swap(_swap(name.removeprefix(old + "."), _DIFFUSERS_ATTENTION), layers)
+                return f"{new}.{layer}"
+        return name
+
+    return {renamed(name): array for name, array in state.items()}
+
+
+def _swap(name: str, beginnings: Mapping[str, str]) -> str:
+    for old, new in beginnings.items():
+        if name.startswith(old + "."):
+            return new + name.removeprefix(old)
+    return name
+
+
+def _join_qkv(state: dict[str, np.ndarray], unet: UNet) -> dict[str, np.ndarray]:
+    """Self-attention's three projections as one, in the order of the heads that the U-Net expects."""
+    joined = {name: array for name, array in state.items() if ".qkv." not in name}
+    for name in state:
+        if ".qkv.q." in name:
+            q, k, v = (state[name.replace(".qkv.q.", f".qkv.{part}.")] for part in "qkv")
+            heads = unet.heads(len(q))
+            split = [part.reshape(heads, -1, *part.shape[1:]) for part in (q, k, v)]
+            together = np.stack(split, axis=0 if unet.new_attention_order else 1)
+            joined[name.replace(".qkv.q.", ".qkv.")] = together.reshape(-1, *q.shape[1:])
+    return joined
+
+
+def _averaged(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The averages' names are those of the U-Net's arrays, `model.` off and without dots."""
+    return {
+        name: state.get("model_ema." + name.removeprefix("model.").replace(".", ""), array)
+        for name, array in state.items()
+    }
+
+
+def _assemble(network: LatentDiffusion, params: PyTree, dtype: jnp.dtype | type) -> Pretrained:
+    params = jax.tree.map(jnp.asarray, params)
+    unet, autoencoder = network.unet.clone(dtype=dtype), network.autoencoder.clone(dtype=dtype)
+    raw = Partial(_CALLS[network.prediction], Partial(unet.apply, {"params": params["unet"]}))
+    model = denoisers.to_noise(raw, network.schedule, network.prediction)
+    decode = Partial(_decode, Partial(autoencoder.apply, {"params": params["autoencoder"]}), network.scale)
+    embed = Partial(_embed, params["classes"]["embedding"]) if network.classes else None
+    return Pretrained(model, network.schedule, network.shape, decode, embed)
+
+
+def _decode(autoencoder: Partial, scale: Float[Array, ""] | float, latents: Float[Array, "batch h w c"]) -> Array:
+    return autoencoder(latents / scale, method="decode")
+
+
+def _embed(table: Float[Array, "classes dim"], labels: Int[Array, "batch"]) -> Float[Array, "batch 1 dim"]:
+    # A number beyond the table gives NaN, not the last class.
+    return table.at[labels].get(mode="fill", fill_value=jnp.nan)[:, None]

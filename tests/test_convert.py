@@ -1,0 +1,140 @@
+"""From an official address to safetensors: downloads that resume and are verified, and the conversion."""
+
+import hashlib
+import http.server
+import itertools
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from experiments import download
+from ld3_jax.networks import files
+
+CONTENT = bytes(range(256)) * 20_000  # five of the chunks that are read at a time
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def server():
+    """A server that understands ranges, writes down what it was asked for, and breaks off when told to."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        asked, cuts, ranges = [], [], True
+
+        def do_GET(self):
+            asked = self.headers["Range"]
+            self.asked.append(asked)
+            start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.ranges else 0
+            if self.path != "/weights":
+                self.send_error(404)
+                return
+            if start >= len(CONTENT):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+                self.end_headers()
+                return
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(CONTENT) - start))
+            self.end_headers()
+            self.wfile.write(CONTENT[start : self.cuts.pop(0) if self.cuts else None])
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        Handler.url = f"http://127.0.0.1:{running.server_port}/weights"
+        yield Handler
+        running.shutdown()
+        thread.join()
+
+
+def test_a_download_is_whole_and_tells_its_progress(server, tmp_path):
+    calls = []
+    download.download(server.url, DIGEST, tmp_path / "new" / "weights", lambda *call: calls.append(call))
+    assert (tmp_path / "new" / "weights").read_bytes() == CONTENT
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["weights"]
+    assert calls[-1] == (len(CONTENT), len(CONTENT))
+    assert all(a[0] < b[0] for a, b in itertools.pairwise(calls))
+
+
+def test_a_download_goes_on_where_it_broke_off(server, tmp_path):
+    server.cuts = [1_500_000, 4_000_000]
+    path = tmp_path / "weights"
+    for kept in ("1,500,000", "4,000,000"):
+        with pytest.raises(
+            ConnectionError, match=rf"broken off.*goes on from the {kept} bytes in .*put it at .*weights"
+        ):
+            download.download(server.url, DIGEST, path)
+        assert not path.exists()
+    download.download(server.url, DIGEST, path)
+    assert path.read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=1500000-", "bytes=4000000-"]
+
+
+def test_a_server_without_ranges_starts_over(server, tmp_path):
+    server.ranges = False
+    (tmp_path / "weights.part").write_bytes(b"old" * 100)
+    download.download(server.url, DIGEST, tmp_path / "weights")
+    assert (tmp_path / "weights").read_bytes() == CONTENT
+
+
+def test_a_run_killed_after_the_last_byte_needs_no_more(server, tmp_path):
+    (tmp_path / "weights.part").write_bytes(CONTENT)
+    download.download(server.url, DIGEST, tmp_path / "weights")
+    assert (tmp_path / "weights").read_bytes() == CONTENT
+
+
+def test_a_file_with_another_hash_is_deleted(server, tmp_path):
+    with pytest.raises(ValueError, match=rf"SHA-256 is {DIGEST} where 00.* is expected; deleted"):
+        download.download(server.url, "0" * 64, tmp_path / "weights")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_server_nothing_is_lost_and_the_error_says_what_to_do(server, tmp_path):
+    (tmp_path / "weights.part").write_bytes(CONTENT[:1000])
+    for url, reason in (("http://127.0.0.1:1/weights", "refused"), (f"{server.url}x", "404")):
+        message = rf"cannot download {url} .*{reason}.*1,000 bytes in .*weights\.part; or get .* put it at .*weights"
+        with pytest.raises(ConnectionError, match=message):
+            download.download(url, DIGEST, tmp_path / "weights")
+        assert (tmp_path / "weights.part").read_bytes() == CONTENT[:1000]
+
+
+def test_an_official_file_is_downloaded_once(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(download.SOURCES, "weights", download.Source(server.url, DIGEST))
+    for _ in range(2):
+        assert download.fetch(tmp_path / "weights").read_bytes() == CONTENT
+    assert len(server.asked) == 1
+    assert "weights % 100/100" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match=r"no file .*other; by these names .*edm-cifar10-32x32-uncond-vp\.pkl"):
+        download.fetch(tmp_path / "other")
+
+
+def convert(*arguments):
+    command = [sys.executable, "-m", "experiments.convert", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+def test_a_checkpoint_is_converted_and_the_original_named(tmp_path):
+    source, out = tmp_path / "model.ckpt", tmp_path / "model.safetensors"
+    torch.save({"state_dict": {"w": torch.arange(6.0).reshape(2, 3)}}, source)
+    result = convert(f"--in={source}", "--from=torch")
+    assert result.returncode == 0, result.stderr
+    assert f"{out}: 1 arrays, 6 numbers" in result.stdout
+    np.testing.assert_array_equal(files.read(out).state["w"], np.arange(6.0).reshape(2, 3))
+    assert files.sha256(source).encode() in out.read_bytes()
+    assert convert(f"--in={source}", "--from=edm").stderr.endswith("model.ckpt is of kind 'torch', not 'edm'\n")
+
+
+def test_a_file_that_passes_for_an_official_one_is_refused(tmp_path):
+    torch.save({"w": torch.zeros(2)}, tmp_path / "sd-v1-4.ckpt")
+    result = convert(f"--in={tmp_path / 'sd-v1-4.ckpt'}")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert "sd-v1-4.ckpt is not the official file: its SHA-256 is " in result.stderr
+    assert not (tmp_path / "sd-v1-4.safetensors").exists()

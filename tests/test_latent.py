@@ -1,0 +1,139 @@
+"""Published latent-diffusion models: sizes, schedules, conventions, reading under the original names, a whole run."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ld3_jax import denoisers, solvers
+from ld3_jax.networks import latent, weights
+from ld3_jax.networks.latent import NETWORKS, from_random, from_state, shrink
+
+PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "autoencoder": "first_stage_model.",
+    "classes": "cond_stage_model.embedding.",
+}
+
+
+def original_file(network, seed=0):
+    """Random arrays under the names and in the layouts of the original files."""
+    state = {}
+    for part, tree in weights.random(latent.shapes(network), seed).items():
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            *modules, last = (entry.key for entry in path)
+            kernel = np.moveaxis(leaf, (-2, -1), (1, 0)) if last == "kernel" else leaf
+            name = ".".join([*modules, "bias" if last == "bias" else "weight"])
+            state[PREFIXES[part] + name] = kernel
+    return state
+
+
+def equal(ours, theirs):
+    ours, theirs = jax.tree.leaves(ours), jax.tree.leaves(theirs)
+    return len(ours) == len(theirs) > 10 and all(map(np.array_equal, ours, theirs))
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("lsun_bedroom", {"unet": 274_056_163, "autoencoder": 55_322_782}),
+        ("imagenet256", {"unet": 400_920_579, "autoencoder": 55_322_782, "classes": 1001 * 512}),
+        ("stable_diffusion", {"unet": 859_520_964, "autoencoder": 83_653_863}),
+    ],
+)
+def test_parameters_are_as_many_as_published(name, counts):
+    assert {part: weights.count(tree) for part, tree in latent.shapes(NETWORKS[name]).items()} == counts
+
+
+def test_schedules_are_the_published_ones(float64):
+    schedule = NETWORKS["stable_diffusion"].schedule
+    noise_over_signal = jnp.exp(-schedule.lam(jnp.asarray([1.0, 0.001])))
+    # What the samplers that work in sigma / alpha quote for Stable Diffusion.
+    np.testing.assert_allclose(noise_over_signal, [14.6146, 0.0292], atol=5e-5)
+    kept = 1.0
+    for i in range(1000):
+        kept *= 1 - (0.0015**0.5 + (0.0195**0.5 - 0.0015**0.5) * i / 999) ** 2
+    np.testing.assert_allclose(NETWORKS["imagenet256"].schedule.alpha(jnp.asarray(1.0)) ** 2, kept, rtol=1e-10)
+    assert NETWORKS["lsun_bedroom"].schedule == NETWORKS["imagenet256"].schedule
+
+
+def test_networks_get_the_times_of_their_training_and_a_flow_runs_from_noise_to_data():
+    network, flow = (
+        replace(network, unet=network.unet.clone(channel_mult=(1,), attention_resolutions=()))
+        for network in (shrink(NETWORKS["stable_diffusion"]), shrink(NETWORKS["instaflow"]))
+    )
+    x = jax.random.normal(jax.random.key(0), (1, *network.shape))
+    context = jax.random.normal(jax.random.key(1), (1, *network.context_shape))
+    call = jax.jit(lambda model, x, t, cond: model(x, jnp.float32(t), cond))
+    unet = jax.tree_util.Partial(network.unet.apply, {"params": weights.random(latent.shapes(network))["unet"]})
+    noise = call(from_random(network).model, x, 0.25, context)
+    np.testing.assert_allclose(noise, call(unet, x, 249, context), atol=1e-5)
+    assert jnp.abs(noise - call(unet, x, 250, context)).max() > 1e-3
+    # x = (1 - t) x_0 + t eps and the network's velocity x_0 - eps give eps = x - (1 - t) velocity.
+    noise = call(from_random(flow).model, x, 0.25, context)
+    np.testing.assert_allclose(noise, x - 0.75 * call(unet, x, 250, context), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lsun_bedroom", "imagenet256", "stable_diffusion"])
+def test_a_file_with_the_original_names_is_read(name):
+    network = shrink(NETWORKS[name])
+    state = original_file(network) | {"betas": np.zeros(1000), "cond_stage_model.transformer.weight": np.zeros(3)}
+    read, drawn = from_state(network, state, "file"), from_random(network)
+    for part in ("model", "decode"):
+        assert equal(getattr(read, part), getattr(drawn, part))
+    assert (read.embed is None) == (name != "imagenet256")
+    assert read.schedule == network.schedule
+    assert read.shape == network.shape
+
+
+def test_moving_averages_are_taken_where_a_file_holds_them():
+    network = shrink(NETWORKS["lsun_bedroom"])
+    last, averaged = original_file(network), original_file(network, seed=1)
+    averages = {
+        "model_ema." + name.removeprefix("model.").replace(".", ""): array
+        for name, array in averaged.items()
+        if name.startswith("model.")
+    }
+    assert "model_ema.diffusion_modelinput_blocks10in_layers0weight" in averages
+    read = from_state(network, last | averages, "file")
+    assert equal(read.model, from_random(network, seed=1).model)
+    assert equal(read.decode, from_random(network, seed=0).decode)
+
+
+def test_a_missing_array_is_named():
+    network = shrink(NETWORKS["imagenet256"])
+    state = original_file(network)
+    for name in ("model.diffusion_model.out.2.bias", "cond_stage_model.embedding.weight"):
+        with pytest.raises(ValueError, match=rf"some file lacks: {name}"):
+            from_state(network, {key: array for key, array in state.items() if key != name}, "some file")
+
+
+def test_an_unknown_prediction_is_refused():
+    with pytest.raises(ValueError, match=r"'flow', 'noise'.*got 'score'"):
+        replace(NETWORKS["instaflow"], prediction="score")
+
+
+def test_class_numbers_become_contexts():
+    pretrained = from_random(shrink(NETWORKS["imagenet256"]))
+    contexts = pretrained.embed(jnp.asarray([3, 1000, 1001]))
+    assert contexts.shape == (3, 1, 8)
+    assert jnp.abs(contexts[0] - contexts[1]).max() > 0.1
+    assert jnp.isnan(contexts[2]).all()
+
+
+def test_guided_samples_follow_the_class():
+    network = shrink(NETWORKS["imagenet256"])
+    model, schedule, _, decode, embed = from_random(network)
+    x_T, t = jax.random.normal(jax.random.key(0), (1, *network.shape)), jnp.asarray([1.0, 0.5, 0.001])
+    model = denoisers.guided(model, embed(jnp.asarray([1000]))[0], 2.0)
+
+    @jax.jit
+    def images(model, decode, x_T, cond):
+        return decode(solvers.sample(model, schedule, x_T, t, solver="ddim", cond=cond))
+
+    dog, ship, none = (images(model, decode, x_T, embed(jnp.asarray([label]))) for label in (207, 510, 1000))
+    assert dog.shape == (1, 32, 32, 3)
+    assert jnp.isfinite(dog).all()
+    assert min(jnp.abs(dog - ship).max(), jnp.abs(dog - none).max()) > 1e-2
