@@ -45,6 +45,11 @@ def get_config() -> config_dict.ConfigDict:
     c.learn.loss = "l2"  # l1 l2 rmse lpips; the comparison at the end is in squared error, too
     c.learn.init = "best"  # a grid's name, or best: the best grid on the training pairs
     c.learn.starts = 1  # how many starts to try; the best on the validation pairs wins
+    c.learn.what = ("times", "shifts")  # what is learned: times shifts coefficients
+    c.learn.consistent = False  # whether constants must still integrate exactly when coefficients are learned
+    c.learn.history = config_dict.placeholder(int)  # predictions that coefficients look back at; None: all
+    c.learn.learner = "optax"  # optax, or lm: Levenberg-Marquardt, which needs no rates
+    c.learn.tangents = 128  # of lm: parameters times samples to integrate at a time
     c.learn.space = "lambda"  # where gaps and shifts are measured: lambda (half-log-SNR) or t
     c.learn.steps = 60
     c.learn.batch_size = 10
@@ -52,6 +57,8 @@ def get_config() -> config_dict.ConfigDict:
     c.learn.logits_rate = 0.12  # divided by n
     c.learn.shifts_rule = "adam"
     c.learn.shifts_rate = 0.05  # divided by n; in units of the space
+    c.learn.coefficients_rule = "adam"
+    c.learn.coefficients_rate = 0.05  # divided by n
     c.learn.max_shift = 0.5  # bound on |t_c - t|, in smallest gaps
     c.learn.frozen_steps = 0  # the shifts rest for so many steps
     c.learn.validate_every = 10

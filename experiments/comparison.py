@@ -9,6 +9,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 
 from ld3_jax import losses, timesteps
+from ld3_jax.learning import Discretization
 from ld3_jax.metrics import Student, distances
 from ld3_jax.teacher import Pairs
 
@@ -31,7 +32,7 @@ def measures(loss: str) -> dict[str, Partial]:
 def compare(
     student: Student,
     measures: Mapping[str, Callable[[Array, Array], Array]],
-    learned: tuple[Array, Array],
+    learned: Discretization,
     test: Pairs,
     what: str,
     *,
@@ -43,7 +44,7 @@ def compare(
     Args:
         student: what to run; its own loss is not used.
         measures: name -> measure(samples, targets) -> one number a sample.
-        learned: its (t, t_c).
+        learned: what was learned.
         test: unseen pairs.
         what: heads the tables.
         batch_size: the most samples to integrate at a time.
@@ -52,16 +53,16 @@ def compare(
     Returns:
         For each measure, the errors of "learned" and of each hand-made grid.
     """
-    grids = {"learned": learned}
+    grids: dict[str, Discretization] = {"learned": learned}
     for name in timesteps.GRIDS:
         t = timesteps.grid(name, student.schedule, student.method.n_steps)
-        grids[name] = (t, t)
+        grids[name] = Discretization(t, t, None)
     found = {}
     for measure, function in measures.items():
         judged = student._replace(loss=function)
         found[measure] = {
-            name: np.asarray(distances(judged, t, t_c, test, batch_size=batch_size, sharding=sharding))
-            for name, (t, t_c) in grids.items()
+            name: np.asarray(distances(judged, t, t_c, test, change, batch_size=batch_size, sharding=sharding))
+            for name, (t, t_c, change) in grids.items()
         }
         _print_table(found[measure], f"{what}\n{measure}")
     return found

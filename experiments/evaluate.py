@@ -10,6 +10,7 @@ from absl import flags
 
 from experiments import common, comparison, models
 from ld3_jax import checkpoint, metrics, timesteps
+from ld3_jax.learning import Discretization
 from ld3_jax.solvers import Method
 
 _SCHEDULE = flags.DEFINE_string("schedule", None, "A schedule.json that experiments.train wrote.")
@@ -40,7 +41,7 @@ def main() -> None:
     comparison.compare(
         metrics.make_student(model.noise, model.schedule, method, decode=model.decode),
         comparison.measures(learned.losses.get("loss", "l2")),
-        checkpoint.times(learned),
+        Discretization(*checkpoint.times(learned), checkpoint.coefficients(learned)),
         pairs,
         f"{model}, {method.solver} of order {method.order}, {method.nfe} calls",
         batch_size=_BATCH.value,

@@ -41,6 +41,7 @@ class Plan:
             ("teacher.grid", config.teacher.grid, timesteps.GRIDS),
             ("learn.logits_rule", learn.logits_rule, optimizers.RULES),
             ("learn.shifts_rule", learn.shifts_rule, optimizers.RULES),
+            ("learn.coefficients_rule", learn.coefficients_rule, optimizers.RULES),
         ):
             if value not in allowed:
                 raise ValueError(f"{key} must be one of {sorted(allowed)}, got {value!r}")
@@ -57,7 +58,11 @@ class Plan:
             learn.shifts_rule,
             learn.shifts_rate / student.n_steps,
             learning.steps,
+            learn.coefficients_rule,
+            learn.coefficients_rate / student.n_steps,
         )
+        if learning.learner == "lm":
+            optimizer = optimizers.levenberg_marquardt()
         teacher = _method(config.teacher)
         return cls(student, teacher, config.teacher.grid, learning, optimizer, learn.loss, learn.init, learn.starts)
 

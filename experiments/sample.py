@@ -32,15 +32,15 @@ def main() -> None:
     noise_key, cond_key = jax.random.split(jax.random.key(_SEED.value))
     x_T = model.schedule.prior_scale * teacher.draw_noise(noise_key, jnp.arange(_NUM.value), model.shape)
     cond = model.draw_condition(cond_key, _NUM.value) if model.draw_condition else None
-    samples = np.asarray(
-        metrics.run_in_batches(
-            student,
-            *checkpoint.times(learned),
-            teacher.Pairs(x_T, x_T, cond),
-            batch_size=_BATCH.value,
-            sharding=sharding,
-        )
+    samples = metrics.run_in_batches(
+        student,
+        *checkpoint.times(learned),
+        teacher.Pairs(x_T, x_T, cond),
+        checkpoint.coefficients(learned),
+        batch_size=_BATCH.value,
+        sharding=sharding,
     )
+    samples = np.asarray(samples)
     what = f"{model}, {learned.method.solver}, {learned.method.nfe} calls, learned schedule"
     if out.suffix == ".png":
         model.gallery(out, samples, what)

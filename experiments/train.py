@@ -17,6 +17,7 @@ from experiments import common, comparison, models
 from experiments.plan import Plan
 from experiments.workdir import claim, recording
 from ld3_jax import checkpoint, metrics, plots, steps, timesteps, train
+from ld3_jax.learning import Discretization, discretization
 from ld3_jax.metrics import Student
 from ld3_jax.steps import TrainState
 from ld3_jax.teacher import Pairs
@@ -51,12 +52,12 @@ def run(config: config_dict.ConfigDict, workdir: Path) -> None:
         flush=True,
     )
 
-    t, t_c = timesteps.from_params(state.best, model.schedule, plan.learning.space, plan.learning.max_shift)
+    found = discretization(state.best, model.schedule, plan.learning)
     what = f"{model}, {plan.student.solver} of order {plan.student.order}, {plan.student.nfe} calls"
     compared = comparison.compare(
         student,
         comparison.measures(plan.loss),
-        (t, t_c),
+        found,
         test,
         what,
         batch_size=plan.learning.valid_batch,
@@ -70,9 +71,9 @@ def run(config: config_dict.ConfigDict, workdir: Path) -> None:
     if plan.loss == "lpips":
         figures["unseen LPIPS"] = comparison.summary(compared["LPIPS"])
     identity = models.identity(model)
-    learned = checkpoint.learned_schedule(plan.student, model.schedule, t, t_c, model=identity, losses=figures)
+    learned = checkpoint.learned_schedule(plan.student, model.schedule, *found, model=identity, losses=figures)
     checkpoint.save_schedule(workdir / "schedule.json", learned)
-    draw(workdir, model, student, (t, t_c), test, compared[comparison.SQUARED_ERROR], state, what)
+    draw(workdir, model, student, found, test, compared[comparison.SQUARED_ERROR], state, what)
     for name in ("schedule.json", "schedule.png", "loss.png", "samples.png", "metrics.jsonl"):
         print(f"wrote {workdir / name}")
 
@@ -148,7 +149,7 @@ def draw(
     workdir: Path,
     model: models.PretrainedModel,
     student: Student,
-    learned: tuple[jax.Array, jax.Array],
+    learned: Discretization,
     test: Pairs,
     compared: comparison.Errors,
     state: TrainState,
@@ -157,7 +158,7 @@ def draw(
     """The run's pictures: the grids, the loss, and samples from the same noise."""
     schedule, n = model.schedule, student.method.n_steps
     hand_made = {name: np.asarray(schedule.lam(timesteps.grid(name, schedule, n))) for name in timesteps.GRIDS}
-    lam, lam_c = (np.asarray(schedule.lam(t)) for t in learned)
+    lam, lam_c = (np.asarray(schedule.lam(t)) for t in learned[:2])
     plots.grids(workdir / "schedule.png", {"learned": lam, "learned, for the network": lam_c}, hand_made, what)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     plots.losses(workdir / "loss.png", lines, ("validation at the start", float(state.start_loss)), what)
@@ -166,7 +167,7 @@ def draw(
     t = timesteps.grid(best, schedule, n)
     rows = {
         "teacher": np.asarray(shown.x_0),
-        "learned": np.asarray(metrics.run(student, *learned, shown)),
+        "learned": np.asarray(metrics.run(student, learned.t, learned.t_c, shown, learned.coefficients)),
         f"best by hand:\n{best}": np.asarray(metrics.run(student, t, t, shown)),
     }
     notes = {

@@ -17,7 +17,7 @@ from ld3_jax.steps import StepMetrics, TrainState
 def claim(workdir: Path, config: config_dict.ConfigDict) -> None:
     """Make the workdir this configuration's own, or find that it already is."""
     path = workdir / "config.json"
-    mine = config.to_dict()
+    mine = json.loads(json.dumps(config.to_dict()))  # as it reads back: a tuple is a list
     if path.exists():
         try:
             there = json.loads(path.read_text())

@@ -17,11 +17,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array, Float, PyTree
 
+from ld3_jax.coefficients import Coefficients
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Method
 
 FORMAT = "ld3_jax schedule"
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)  # 2 has the coefficients
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class LearnedSchedule:
         lam: half-log-SNR at t.
         model: what is needed to build the model again; its "digest" tells whether it is the same one.
         losses: figures measured when the schedule was learned.
+        coefficients: learned changes of the solver's coefficients, the fields of `Coefficients` as lists; None if none.
     """
 
     method: Method
@@ -43,6 +45,7 @@ class LearnedSchedule:
     lam: tuple[float, ...]
     model: dict[str, Any] = field(default_factory=dict)
     losses: dict[str, Any] = field(default_factory=dict)
+    coefficients: dict[str, list] | None = None
 
 
 def learned_schedule(
@@ -50,13 +53,15 @@ def learned_schedule(
     schedule: NoiseSchedule,
     t: Float[Array, "n_points"],
     t_c: Float[Array, "n_points"],
+    change: Coefficients | None = None,
     *,
     model: dict[str, Any],
     losses: dict[str, Any],
 ) -> LearnedSchedule:
     """A `LearnedSchedule` from arrays; `lam` follows from t."""
     t_list, t_c_list, lam = (tuple(np.asarray(a).tolist()) for a in (t, t_c, schedule.lam(t)))
-    return LearnedSchedule(method, t_list, t_c_list, lam, model, losses)
+    lists = None if change is None else {name: np.asarray(leaf).tolist() for name, leaf in change._asdict().items()}
+    return LearnedSchedule(method, t_list, t_c_list, lam, model, losses, lists)
 
 
 def save_schedule(path: Path, learned: LearnedSchedule) -> None:
@@ -69,9 +74,12 @@ def save_schedule(path: Path, learned: LearnedSchedule) -> None:
     Raises:
         OSError: if the disk does not take it; what stood at `path` before stays.
     """
-    record = {"format": FORMAT, "version": FORMAT_VERSION, **dataclasses.asdict(learned.method)}
+    version = FORMAT_VERSIONS[learned.coefficients is not None]
+    record = {"format": FORMAT, "version": version, **dataclasses.asdict(learned.method)}
     record |= {"n_steps": learned.method.n_steps, "t": learned.t, "t_c": learned.t_c, "lam": learned.lam}
     record |= {"model": learned.model, "losses": learned.losses}
+    if learned.coefficients is not None:
+        record["coefficients"] = learned.coefficients
     write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
@@ -91,8 +99,10 @@ def load_schedule(path: Path) -> LearnedSchedule:
         raise ValueError(f"{path}: not valid JSON, perhaps cut short ({error})") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"{path}: not a schedule of ld3_jax")
-    if record.get("version") != FORMAT_VERSION:
-        raise ValueError(f"{path}: schedule of version {record.get('version')}, this program reads {FORMAT_VERSION}")
+    if record.get("version") not in FORMAT_VERSIONS:
+        raise ValueError(
+            f"{path}: schedule of version {record.get('version')}, this program reads {list(FORMAT_VERSIONS)}"
+        )
     choices = [f.name for f in dataclasses.fields(Method)]
     missing = [key for key in (*choices, "t", "t_c", "lam", "model", "losses") if key not in record]
     if missing:
@@ -108,12 +118,34 @@ def load_schedule(path: Path) -> LearnedSchedule:
         )
     if not all(a > b for a, b in itertools.pairwise(t)) or not all(map(math.isfinite, (*t, *t_c, *lam))):
         raise ValueError(f"{path}: the times must be finite and t must descend, got t = {list(t)}")
-    return LearnedSchedule(method, t, t_c, lam, record["model"], record["losses"])
+    change = record.get("coefficients")
+    if record["version"] > 1:
+        _check_coefficients(change, method.nfe, path)
+    return LearnedSchedule(method, t, t_c, lam, record["model"], record["losses"], change)
 
 
 def times(learned: LearnedSchedule) -> tuple[Float[Array, "n_points"], Float[Array, "n_points"]]:
     """t and t_c as arrays, for `solvers.sample`."""
     return jnp.asarray(learned.t), jnp.asarray(learned.t_c)
+
+
+def coefficients(learned: LearnedSchedule) -> Coefficients | None:
+    """The learned change of the solver's coefficients, for `solvers.sample`; None if there is none."""
+    if learned.coefficients is None:
+        return None
+    arrays = {name: jnp.asarray(rows, jnp.float32) for name, rows in learned.coefficients.items() if rows}
+    return Coefficients(**arrays)
+
+
+def _check_coefficients(change: Any, nfe: int, path: Path) -> None:
+    try:
+        arrays = [np.asarray(change[name], float) for name in Coefficients._fields]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: coefficients must be the lists of {Coefficients._fields} ({error!r})") from error
+    base, predict, correct = arrays
+    whole = base.shape == (nfe,) and len(predict) == nfe and len(correct) in (0, nfe)
+    if not whole or not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError(f"{path}: coefficients must be finite and have {nfe} rows, one for each network call")
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Distances between a student's samples and its teacher's, one number a sample."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -25,6 +27,25 @@ def rmse(x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]) -> Fl
     return jnp.sqrt(l2(x, y) + 1e-12)
 
 
-__all__ = ["LOSSES", "l1", "l2", "lpips", "rmse"]
+__all__ = ["LOSSES", "l1", "l2", "lpips", "rmse", "slope"]
+
+
+def slope(loss: Callable) -> Callable[[Array], Array]:
+    """phi' of a loss that is phi(s) with s the mean squared error, for learners that reweight least squares.
+
+    Args:
+        loss: `l2` or `rmse`, as it is or in a `Partial`.
+
+    Raises:
+        ValueError: if it is another loss.
+    """
+    function = getattr(loss, "func", loss)
+    if function not in _SLOPES:
+        known = sorted(known.__name__ for known in _SLOPES)
+        raise ValueError(f"Levenberg-Marquardt needs a loss that is a function of the squared error, one of {known}")
+    return _SLOPES[function]
+
+
+_SLOPES = {l2: jnp.ones_like, rmse: lambda s: 0.5 / jnp.sqrt(s + 1e-12)}
 
 LOSSES = {"l1": l1, "l2": l2, "rmse": rmse}

@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
 from ld3_jax import losses, solvers
+from ld3_jax.coefficients import Coefficients
 from ld3_jax.denoisers import Model
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Method
@@ -52,6 +53,7 @@ def run(
     t: Float[Array, "n_points"],
     t_c: Float[Array, "n_points"],
     pairs: Pairs,
+    coefficients: Coefficients | None = None,
     *,
     remat: bool = False,
 ) -> PyTree:
@@ -61,10 +63,21 @@ def run(
         student: the student.
         t, t_c: (n_steps + 1,) the grid.
         pairs: a batch; `x_0` is not used.
+        coefficients: learned changes of the solver's table, if any.
         remat: see `solvers.solve`.
     """
     method = dataclasses.asdict(student.method)
-    x = solvers.sample(student.model, student.schedule, pairs.x_T, t, t_c, cond=pairs.cond, remat=remat, **method)
+    x = solvers.sample(
+        student.model,
+        student.schedule,
+        pairs.x_T,
+        t,
+        t_c,
+        coefficients=coefficients,
+        cond=pairs.cond,
+        remat=remat,
+        **method,
+    )
     return student.decode(x)
 
 
@@ -73,11 +86,12 @@ def sample_losses(
     t: Float[Array, "n_points"],
     t_c: Float[Array, "n_points"],
     pairs: Pairs,
+    coefficients: Coefficients | None = None,
     *,
     remat: bool = False,
 ) -> Float[Array, "batch"]:
     """The loss of each sample of `run` against `pairs.x_0`: what the teacher made, decoded."""
-    return student.loss(run(student, t, t_c, pairs, remat=remat), pairs.x_0)
+    return student.loss(run(student, t, t_c, pairs, coefficients, remat=remat), pairs.x_0)
 
 
 @partial(jax.jit, static_argnames=("batch_size", "sharding"))
@@ -86,6 +100,7 @@ def distances(
     t: Float[Array, "n_points"],
     t_c: Float[Array, "n_points"],
     pairs: Pairs,
+    coefficients: Coefficients | None = None,
     *,
     batch_size: int = 25,
     sharding: jax.sharding.NamedSharding | None = None,
@@ -96,6 +111,7 @@ def distances(
         student: the student.
         t, t_c: (n_steps + 1,) the grid.
         pairs: n pairs.
+        coefficients: learned changes of the solver's table, if any.
         batch_size: the most samples to integrate at a time; the batches are made equal.
         sharding: how a batch spreads over devices, along its first axis.
 
@@ -103,7 +119,7 @@ def distances(
         (n,) losses.
     """
 
-    return in_batches(lambda batch: sample_losses(student, t, t_c, batch), pairs, batch_size, sharding)
+    return in_batches(lambda batch: sample_losses(student, t, t_c, batch, coefficients), pairs, batch_size, sharding)
 
 
 @partial(jax.jit, static_argnames=("batch_size", "sharding"))
@@ -112,12 +128,13 @@ def run_in_batches(
     t: Float[Array, "n_points"],
     t_c: Float[Array, "n_points"],
     pairs: Pairs,
+    coefficients: Coefficients | None = None,
     *,
     batch_size: int = 25,
     sharding: jax.sharding.NamedSharding | None = None,
 ) -> PyTree:
     """`run` for any number of start states, a batch at a time; arguments as of `distances`."""
-    return in_batches(lambda batch: run(student, t, t_c, batch), pairs, batch_size, sharding)
+    return in_batches(lambda batch: run(student, t, t_c, batch, coefficients), pairs, batch_size, sharding)
 
 
 def in_batches(

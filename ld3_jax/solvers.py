@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ld3_jax import denoisers, tables
+from ld3_jax.coefficients import Coefficients, changed
 from ld3_jax.denoisers import Model
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.tables import Table
@@ -197,6 +198,7 @@ def sample(
     variant: str = "bh1",
     lower_order_final: bool = True,
     nfe: int | None = None,
+    coefficients: Coefficients | None = None,
     cond: PyTree = None,
     remat: bool = True,
 ) -> PyTree[Float[Array, "..."]]:
@@ -209,6 +211,7 @@ def sample(
         t: (n_steps + 1,) descending times from t_max to t_min.
         t_c: (n_steps + 1,) times given to the network; default t.
         solver, order, variant, lower_order_final, nfe: see `make_table`.
+        coefficients: learned changes of the table; see `coefficients.changed`.
         cond: passed to the model.
         remat: see `solve`.
 
@@ -223,6 +226,8 @@ def sample(
     table = make_table(
         schedule, t, t_c, solver=solver, order=order, variant=variant, lower_order_final=lower_order_final, nfe=nfe
     )
+    if coefficients is not None:
+        table = changed(table, coefficients)
     predict = _AS_PREDICTION[SOLVERS[solver].prediction](model, schedule)
     return solve(predict, table, x_T, cond=cond, remat=remat)
 

@@ -3,9 +3,8 @@
 Reference: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv:2405.15506.
 """
 
-from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,59 +12,10 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ld3_jax import timesteps
+from ld3_jax.learning import Learning, discretization, only_learned
 from ld3_jax.metrics import Student, distances, in_batches, sample_losses, spread
 from ld3_jax.teacher import Pairs
 from ld3_jax.timesteps import TimestepParams
-
-
-@dataclass(frozen=True)
-class Learning:
-    """How to learn; all of it static.
-
-    The defaults are what reaches a low error on unseen noise soonest, not the paper's choices.
-
-    Attributes:
-        steps: gradient steps.
-        batch_size: training pairs a step.
-        space: where gaps and shifts are measured, "lambda" or "t".
-        max_shift: bound on the shifts, in smallest gaps.
-        frozen_steps: for so many steps the shifts rest.
-        validate_every: steps between validations.
-        patience: after so many validations without a new best one, return to the best and lower the rates; 0: never.
-        decay: factor on the rates then.
-        floors: the least factor on the rates of logits and shifts.
-        floor_visits: stop after so many returns with both rates at their floors.
-        gamma: radius of the ball in which start noise may move, gamma d / n^2; 0 turns the soft surrogate off.
-        noise_rate: rate of the noise's gradient step, times n.
-        move_validation: whether validation noise moves too, once a round (a pass over the training pairs).
-        valid_batch: validation samples to integrate at a time.
-        remat: recompute activations in the backward pass.
-    """
-
-    steps: int = 100
-    batch_size: int = 10
-    space: str = "lambda"
-    max_shift: float = 0.5
-    frozen_steps: int = 0
-    validate_every: int = 10
-    patience: int = 0
-    decay: float = 0.8
-    floors: tuple[float, float] = (0.01, 1e-5)
-    floor_visits: int = 5
-    gamma: float = 0.0
-    noise_rate: float = 12.0
-    move_validation: bool = False
-    valid_batch: int = 25
-    remat: bool = True
-
-    def __post_init__(self) -> None:
-        if self.space not in timesteps.SPACES:
-            raise ValueError(f"space must be one of {sorted(timesteps.SPACES)}, got {self.space!r}")
-        for name in ("steps", "batch_size", "validate_every", "valid_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_shift < 0 or self.gamma < 0:
-            raise ValueError(f"max_shift and gamma must not be negative, got {self.max_shift} and {self.gamma}")
 
 
 class TrainState(NamedTuple):
@@ -106,7 +56,7 @@ def init_state(
     sharding: jax.sharding.NamedSharding | None = None,
 ) -> TrainState:
     """The state before the first step, in which the start is the best so far."""
-    loss = _validation_loss(student, start, valid, learning, sharding)
+    loss = validation_loss(student, start, valid, learning, sharding)
     moving = learning.gamma > 0
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -154,22 +104,22 @@ def train_step(
     Returns:
         The next state, unchanged if the state is done, and the step's figures.
     """
-    indices = _batch_indices(state.step, key, len(jax.tree.leaves(train)[0]), learning.batch_size)
+    indices = batch_indices(state.step, key, len(jax.tree.leaves(train)[0]), learning.batch_size)
     noise = state.noise if learning.gamma else train.x_T
     pairs, noise = spread(jax.tree.map(lambda leaf: leaf[indices], (train, noise)), sharding)
     (loss, each), (grads, noise_grads) = _gradients(student, state.params, noise, pairs, learning)
+    grads = only_learned(grads, learning)
     grads = grads._replace(shifts=jnp.where(state.step < learning.frozen_steps, 0.0, grads.shifts))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    updates = jax.tree.map(jnp.multiply, updates, state.factors)
-    params = _within_bounds(jax.tree.map(jnp.add, state.params, updates), student, learning)
+    updates = _scaled(updates, state.factors)
+    params = within_bounds(jax.tree.map(jnp.add, state.params, updates), student, learning)
     new = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
     moved = jnp.zeros(())
     if learning.gamma:
         noise, accepted = _move_noise(student, params, noise, noise_grads, each, pairs, state.noise_rate, learning)
         new = new._replace(noise=jax.tree.map(lambda all, some: all.at[indices].set(some), state.noise, noise))
         moved = accepted.mean()
-    new = jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, new)
-    return new, StepMetrics(loss, optax.tree.norm(grads), moved)
+    return unless_done(state, new), StepMetrics(loss, optax.tree.norm(grads), moved)
 
 
 @partial(jax.jit, static_argnames=("learning", "sharding"))
@@ -185,14 +135,14 @@ def validate(
 
     Validation noise is where the teacher started, unless `move_validation` lets it move.
     """
-    loss = _validation_loss(student, state.params, _where_moved(valid, state, learning), learning, sharding)
+    loss = validation_loss(student, state.params, _where_moved(valid, state, learning), learning, sharding)
     better = loss < state.best_loss
     best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.params, state.best)
     worse = jnp.where(better, 0, state.worse + 1)
     new = state._replace(valid_loss=loss, best=best, best_loss=jnp.where(better, loss, state.best_loss), worse=worse)
     if learning.patience:
         new = _lower_rates(new, learning)
-    return jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, new)
+    return unless_done(state, new)
 
 
 @partial(jax.jit, static_argnames=("learning", "sharding"))
@@ -217,12 +167,17 @@ def end_round(
     noise, accepted = in_batches(move, (valid, state.valid_noise), learning.batch_size, sharding)
     rate = jnp.where(accepted.any(), state.noise_rate, state.noise_rate / 2)
     new = state._replace(params=state.best, valid_noise=noise, noise_rate=rate, worse=jnp.zeros_like(state.worse))
-    loss = _validation_loss(student, state.best, _where_moved(valid, new, learning), learning, sharding)
+    loss = validation_loss(student, state.best, _where_moved(valid, new, learning), learning, sharding)
     new = new._replace(best_loss=_finite_or_inf(loss), valid_loss=loss)
+    return unless_done(state, new)
+
+
+def unless_done(state: TrainState, new: TrainState) -> TrainState:
+    """The new state, or where learning is done the old one."""
     return jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, new)
 
 
-def _batch_indices(step: Array, key: PRNGKeyArray, count: int, batch_size: int) -> Array:
+def batch_indices(step: Array, key: PRNGKeyArray, count: int, batch_size: int) -> Array:
     """The next batch of this round's permutation; samples that do not fill a batch wait for another round."""
     per_round = count // batch_size
     order = jax.random.permutation(jax.random.fold_in(key, step // per_round), count)
@@ -235,8 +190,8 @@ def _gradients(
     """Mean loss, each sample's loss, and the gradients of the mean with respect to the parameters and the noise."""
 
     def objective(params: TimestepParams, noise: PyTree) -> tuple[Array, Array]:
-        t, t_c = timesteps.from_params(params, student.schedule, learning.space, learning.max_shift)
-        each = sample_losses(student, t, t_c, pairs._replace(x_T=noise), remat=learning.remat)
+        t, t_c, change = discretization(params, student.schedule, learning)
+        each = sample_losses(student, t, t_c, pairs._replace(x_T=noise), change, remat=learning.remat)
         return each.mean(), each
 
     return jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(params, noise)
@@ -265,13 +220,19 @@ def _move_noise(
         return jax.tree.map(jnp.add, origin, optax.projections.projection_l2_ball(offset, radius))
 
     candidate = jax.vmap(step)(pairs.x_T, noise, grads)
-    t, t_c = timesteps.from_params(params, student.schedule, learning.space, learning.max_shift)
-    accepted = sample_losses(student, t, t_c, pairs._replace(x_T=candidate)) < each
+    t, t_c, change = discretization(params, student.schedule, learning)
+    accepted = sample_losses(student, t, t_c, pairs._replace(x_T=candidate), change) < each
     keep = jax.vmap(lambda accepted, new, old: jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old))
     return keep(accepted, candidate, noise), accepted
 
 
-def _within_bounds(params: TimestepParams, student: Student, learning: Learning) -> TimestepParams:
+def _scaled(updates: Any, factors: TimestepParams) -> TimestepParams:
+    """Updates times the factors on the rates; the coefficients' is that of the logits."""
+    coefficients = jax.tree.map(lambda update: update * factors.logits, updates.coefficients)
+    return TimestepParams(updates.logits * factors.logits, updates.shifts * factors.shifts, coefficients)
+
+
+def within_bounds(params: TimestepParams, student: Student, learning: Learning) -> TimestepParams:
     """Shifts clipped to where they count; beyond, their gradient is zero and they could not return."""
     bound = timesteps.shift_bound(params, student.schedule, learning.space, learning.max_shift)
     return params._replace(shifts=jnp.clip(params.shifts, -bound, bound))
@@ -281,15 +242,15 @@ def _where_moved(valid: Pairs, state: TrainState, learning: Learning) -> Pairs:
     return valid._replace(x_T=state.valid_noise) if learning.move_validation and learning.gamma else valid
 
 
-def _validation_loss(
+def validation_loss(
     student: Student,
     params: TimestepParams,
     valid: Pairs,
     learning: Learning,
     sharding: jax.sharding.NamedSharding | None,
 ) -> Array:
-    t, t_c = timesteps.from_params(params, student.schedule, learning.space, learning.max_shift)
-    return distances(student, t, t_c, valid, batch_size=learning.valid_batch, sharding=sharding).mean()
+    t, t_c, change = discretization(params, student.schedule, learning)
+    return distances(student, t, t_c, valid, change, batch_size=learning.valid_batch, sharding=sharding).mean()
 
 
 def _finite_or_inf(loss: Array) -> Array:

@@ -11,14 +11,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ld3_jax.coefficients import Coefficients
 from ld3_jax.schedules import NoiseSchedule
 
 
 class TimestepParams(NamedTuple):
-    """What is learned: 2n - 1 numbers for n steps."""
+    """What is learned: 2n - 1 numbers for n steps, and where they are learned too, the solver's coefficients."""
 
     logits: Float[Array, "n"]  # the gaps are softmax(logits)
     shifts: Float[Array, "n-1"]  # t_c - t at the inner points, in the units of the space
+    coefficients: Coefficients | tuple[()] = ()  # changes of the solver's table; () where they are not learned
 
 
 class _Space(NamedTuple):

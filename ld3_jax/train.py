@@ -3,6 +3,7 @@
 Reference: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv:2405.15506.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -10,14 +11,19 @@ import jax
 import optax
 from jaxtyping import PRNGKeyArray
 
-from ld3_jax import timesteps
+from ld3_jax import solvers, timesteps
+from ld3_jax.coefficients import no_change
+from ld3_jax.gauss_newton import gauss_newton_step
 from ld3_jax.metrics import Student, distances
-from ld3_jax.optimizers import make_optimizer
+from ld3_jax.optimizers import levenberg_marquardt, make_optimizer
 from ld3_jax.steps import Learning, StepMetrics, TrainState, end_round, init_state, train_step, validate
 from ld3_jax.teacher import Pairs, replicate
 from ld3_jax.timesteps import TimestepParams
 
 _DEFAULTS = Learning()
+
+
+_STEPS = {"optax": train_step, "lm": gauss_newton_step}
 
 
 def fit(
@@ -72,9 +78,10 @@ def fit(
     if now.done:
         return now
     static = {"learning": learning, "sharding": sharding}
+    take_step = _STEPS[learning.learner]
     unchecked: tuple[TrainState, StepMetrics] | None = None
     for step in range(int(now.step) + 1, learning.steps + 1):
-        now, figures = train_step(now, student, train, key, optimizer=optimizer, **static)
+        now, figures = take_step(now, student, train, key, optimizer=optimizer, **static)
         if step % learning.validate_every == 0 or step == learning.steps:
             now = validate(now, student, valid, **static)
         if learning.move_validation and learning.gamma and step % (count // learning.batch_size) == 0:
@@ -102,6 +109,9 @@ def starts(
     """
     grids = [timesteps.grid(name, student.schedule, student.method.n_steps) for name in names[:count]]
     params = [timesteps.to_params(t, t, student.schedule, learning.space) for t in grids]
+    if "coefficients" in learning.what:
+        table = solvers.make_table(student.schedule, grids[0], **dataclasses.asdict(student.method))
+        params = [start._replace(coefficients=no_change(table, learning.history)) for start in params]
     for noise_key in jax.random.split(key, max(count - len(params), 1))[: count - len(params)]:
         logits = params[0].logits
         params.append(params[0]._replace(logits=logits + spread * jax.random.normal(noise_key, logits.shape)))
@@ -109,6 +119,8 @@ def starts(
 
 
 def _default_optimizer(student: Student, learning: Learning) -> optax.GradientTransformation:
+    if learning.learner == "lm":
+        return levenberg_marquardt()
     n = student.method.n_steps
     mean_gap = timesteps.width(student.schedule, learning.space) / n
     return make_optimizer("adam", 0.12 / n, "adam", 0.006 * mean_gap, learning.steps)

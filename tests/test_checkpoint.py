@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from ld3_jax import checkpoint, optimizers, schedules, solvers, timesteps
+from ld3_jax.coefficients import Coefficients
 from ld3_jax.steps import TrainState
 from ld3_jax.timesteps import TimestepParams
+
+ROWS = {"predict": [[0.0]] * 4, "correct": []}
 
 SCHEDULE = schedules.vp_linear()
 
@@ -64,6 +67,21 @@ def test_a_schedules_lam_is_that_of_its_times(learned):
     np.testing.assert_array_equal(np.float32(learned.lam), SCHEDULE.lam(jnp.asarray(learned.t)))
 
 
+def test_learned_coefficients_come_back_bit_for_bit_and_times_alone_are_still_read(learned, path):
+    keys = jax.random.split(jax.random.key(0), 3)
+    change = Coefficients(
+        *(jax.random.normal(key, shape) for key, shape in zip(keys, [(4,), (4, 4), (4, 4)], strict=True))
+    )
+    t, t_c = checkpoint.times(learned)
+    both = checkpoint.learned_schedule(learned.method, SCHEDULE, t, t_c, change, model={}, losses={})
+    checkpoint.save_schedule(path, both)
+    again = checkpoint.load_schedule(path)
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.coefficients(again), change)
+    np.testing.assert_array_equal(checkpoint.times(again)[0], t)
+    assert json.loads(path.read_text())["version"] == 2
+    assert checkpoint.coefficients(learned) is None
+
+
 def test_a_schedule_is_plain_json(learned, path):
     checkpoint.save_schedule(path, learned)
     record = json.loads(path.read_text())
@@ -76,7 +94,11 @@ def test_a_schedule_is_plain_json(learned, path):
     ("change", "message"),
     [
         ({"format": "something else"}, "not a schedule"),
-        ({"version": 2}, "schedule of version 2, this program reads 1"),
+        ({"version": 3}, r"schedule of version 3, this program reads \[1, 2\]"),
+        ({"version": 2}, r"coefficients must be the lists of .*'base', 'predict', 'correct'"),
+        ({"version": 2, "coefficients": {"base": [0.0] * 4}}, "coefficients must be the lists of"),
+        ({"version": 2, "coefficients": {"base": [0.0] * 3, **ROWS}}, "must be finite and have 4 rows"),
+        ({"version": 2, "coefficients": {"base": [float("inf")] * 4, **ROWS}}, "must be finite and have 4 rows"),
         ({"t_c": None}, r"lacks \['t_c'\]"),
         ({"solver": None, "losses": None}, r"lacks \['solver', 'losses'\]"),
         ({"t": [1.0, 0.5, 0.001]}, "3 times, 5 network times and 5 lam for 4 steps"),

@@ -99,6 +99,28 @@ def test_samples_are_drawn_as_a_picture_and_as_arrays(finished):
     assert (folder / "gallery.png").stat().st_size > 1000
 
 
+def test_learned_coefficients_reach_the_comparison_and_every_program(tmp_path):
+    what = "--config.learn.what=('times','shifts','coefficients')"
+    run = small_run(tmp_path, what, "--config.learn.learner=lm", "--config.learn.steps=6")
+    main("train", *run, "--config.learn.batch_size=20")
+    main("train", *run, "--config.learn.batch_size=20")  # the same configuration, read back
+    file = tmp_path / "run" / "schedule.json"
+    record = json.loads(file.read_text())
+    assert record["version"] == 2
+    assert np.abs(record["coefficients"]["predict"]).max() > 1e-3
+    unseen = {name: figures["mean"] for name, figures in record["losses"]["unseen"].items()}
+    assert unseen["learned"] < 0.5 * min(value for name, value in unseen.items() if name != "learned")
+
+    def samples(name):
+        main("sample", f"--schedule={tmp_path / name}", "--num=4", f"--out={tmp_path / 'samples.npy'}")
+        return np.load(tmp_path / "samples.npy")
+
+    (tmp_path / "times.json").write_text(json.dumps({**record, "version": 1, "coefficients": None}))
+    assert np.abs(samples("run/schedule.json") - samples("times.json")).max() > 1e-3
+    printed = main("evaluate", f"--schedule={file}", "--num=20", f"--cache={tmp_path / 'teacher'}").stdout
+    assert printed.index("learned") < printed.index("logsnr")
+
+
 def test_evaluate_prints_the_comparison_on_other_noise(finished):
     folder, _ = finished
     result = main(
@@ -185,6 +207,8 @@ def test_a_bad_command_line_is_one_clear_error(arguments, message, tmp_path):
         ("learn.space", "sigma", "space must be one of .*'lambda'.* got 'sigma'"),
         ("learn.steps", 0, "steps must be at least 1, got 0"),
         ("learn.batch_size", 21, "learn.batch_size 21 exceeds data.train 20"),
+        ("learn.what", ("weights",), r"what must be some of \['times', 'shifts', 'coefficients'\], got \['weights'\]"),
+        ("learn.learner", "newton", r"learner must be one of \['lm', 'optax'\], got 'newton'"),
         ("learn.starts", 0, "learn.starts must be at least 1, got 0"),
         ("data.test", 0, "data.test must be at least 1, got 0"),
         ("network.family", "unet", "network.family must be one of .*'galaxy'.* got 'unet'"),

@@ -138,7 +138,7 @@ def test_gradients_equal_finite_differences(schedule, space, float64):
     def value_and_gradient(params):
         return jnp.vdot(weights, jnp.stack(timesteps.from_params(params, schedule, space)))
 
-    for name in TimestepParams._fields:
+    for name in ("logits", "shifts"):
         gradient = getattr(value_and_gradient(params)[1], name)
         differences = []
         for i in range(len(gradient)):

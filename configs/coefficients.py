@@ -1,0 +1,27 @@
+"""The solver's coefficients learned together with its times, by Levenberg-Marquardt, on the galaxies of configs/hsc32.py.
+
+python -m experiments.train --config=configs/coefficients.py --workdir=runs/coefficients
+
+Measured
+"""
+
+from ml_collections import config_dict
+
+from configs import hsc32
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The galaxies of configs/hsc32.py with everything learned."""
+    return with_coefficients(hsc32.get_config())
+
+
+def with_coefficients(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """Change a configuration so that everything is learned: times, network times and coefficients.
+
+    A few steps of second order on all pairs, on the root error, which is better conditioned.
+    """
+    learn = c.learn
+    learn.what = ("times", "shifts", "coefficients")
+    learn.learner, learn.loss = "lm", "rmse"
+    learn.steps, learn.batch_size, learn.validate_every = 6, c.data.train, 1
+    return c

@@ -1,0 +1,92 @@
+"""Learned changes of a solver's coefficients: a table is data, and so is what is learned about it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ld3_jax.tables import Table
+
+
+class Coefficients(NamedTuple):
+    """Learned changes of a table, relative to it: zeros change nothing. The last `k` predictions are looked back at."""
+
+    base: Float[Array, "nfe"]
+    predict: Float[Array, "nfe k"]
+    correct: Float[Array, "nfe k"] | tuple[()] = ()  # () where the solver has no corrector
+
+
+def no_change(table: Table, k: int | None = None) -> Coefficients:
+    """Coefficients that leave a table as it is.
+
+    Args:
+        table: the table, or its shapes.
+        k: predictions to look back at; default all of them.
+    """
+    nfe = len(table.t)
+    k = nfe if k is None else k
+    correct = jnp.zeros((nfe, k)) if table.correct_history.size else ()
+    return Coefficients(jnp.zeros(nfe), jnp.zeros((nfe, k)), correct)
+
+
+def changed(table: Table, change: Coefficients) -> Table:
+    """A table with learned changes of its coefficients.
+
+    With w the sum of a row's weights,
+        predict_base    <- (1 + base) predict_base
+        predict_history <- predict_history + w predict, and so correct_history.
+    What looks back beyond the first prediction has no effect.
+
+    Args:
+        table: a solver's table.
+        change: what was learned for it.
+
+    Raises:
+        ValueError: if the change is for another number of network calls.
+
+    Reference: arXiv:2502.17423 (S4S: multistep coefficients); arXiv:2403.01329 (BNS: all of a solver's coefficients).
+    """
+    if len(change.base) != len(table.t):
+        raise ValueError(f"coefficients for {len(change.base)} network calls on a table of {len(table.t)}")
+    k = max(change.predict.shape[1], table.predict_history.shape[1])
+    correct = table.correct_history
+    if correct.size:
+        weights = change.correct if len(change.correct) else jnp.zeros((len(table.t), 0))
+        correct = _add_weights(correct, weights, k)
+    return table._replace(
+        correct_history=correct,
+        predict_base=table.predict_base * (1 + change.base),
+        predict_history=_add_weights(table.predict_history, change.predict, k),
+    )
+
+
+def consistent(change: Coefficients) -> Coefficients:
+    """The nearest change under which constants still integrate exactly: each row's weights keep their sum.
+
+    Args:
+        change: any change.
+    """
+    predict, correct = jax.tree.map(_without_mean, (change.predict, change.correct))
+    return Coefficients(jnp.zeros_like(change.base), predict, correct)
+
+
+def _add_weights(history: Array, change: Array, k: int) -> Array:
+    """History weights, k columns of them, with a change relative to their sum."""
+    total = history.sum(-1, keepdims=True)
+    return _widen(history, k) + total * _widen(change, k) * _reached(history.shape[0], k)
+
+
+def _widen(columns: Array, k: int) -> Array:
+    return jnp.pad(columns, ((0, 0), (0, k - columns.shape[1])))
+
+
+def _reached(nfe: int, k: int) -> np.ndarray:
+    """Which of the last k predictions there are at each row."""
+    return np.tril(np.ones((nfe, k), np.float32))
+
+
+def _without_mean(change: Array) -> Array:
+    there = _reached(*change.shape)
+    return (change - (change * there).sum(-1, keepdims=True) / there.sum(-1, keepdims=True)) * there

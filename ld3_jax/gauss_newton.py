@@ -1,0 +1,102 @@
+"""Gauss-Newton learning: steps of second order, from Jacobians taken in forward mode.
+
+A schedule has few parameters and a sample many pixels, so the Jacobian of a sample is cheap to take column by column,
+and nothing is kept for a backward pass: memory does not depend on the number of network calls. There is no learning
+rate.
+
+Reference: Nocedal and Wright, Numerical Optimization, chapter 10.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ld3_jax import losses
+from ld3_jax.learning import Learning, discretization, only_learned
+from ld3_jax.metrics import Student, in_batches, run
+from ld3_jax.steps import StepMetrics, TrainState, batch_indices, unless_done, validation_loss, within_bounds
+from ld3_jax.teacher import Pairs
+from ld3_jax.timesteps import TimestepParams
+
+
+class _Model(NamedTuple):
+    """The quadratic model of each sample's loss around the parameters."""
+
+    matrix: Float[Array, "n p p"]  # J^T w J
+    gradient: Float[Array, "n p"]  # J^T w r
+    loss: Float[Array, "n"]
+
+
+@partial(jax.jit, static_argnames=("optimizer", "learning", "sharding"))
+def gauss_newton_step(
+    state: TrainState,
+    student: Student,
+    train: Pairs,
+    key: PRNGKeyArray,
+    *,
+    optimizer: optax.GradientTransformationExtraArgs,
+    learning: Learning,
+    sharding: jax.sharding.NamedSharding | None = None,
+) -> tuple[TrainState, StepMetrics]:
+    """One step on a batch, with the matrix of normal equations for the optimizer; else as `steps.train_step`.
+
+    The losses are phi(|r|^2) with residuals r = (x - x_0) / sqrt(d); around the parameters they are modelled by
+    w |r + J delta|^2 with w = phi'(|r|^2), which is the least-squares problem of an iterated reweighting.
+
+    Args:
+        state: the state.
+        student: the student; its loss must be one that `losses.slope` knows.
+        train: all training pairs.
+        key: fixes the order in which batches are drawn; the same at every step.
+        optimizer: `optimizers.levenberg_marquardt()`.
+        learning: static choices; `tangents` bounds the directions times samples that are integrated at a time.
+        sharding: how a batch spreads over devices, along its first axis.
+
+    Returns:
+        The next state, unchanged if the state is done, and the step's figures.
+    """
+    indices = batch_indices(state.step, key, len(jax.tree.leaves(train)[0]), learning.batch_size)
+    pairs = jax.tree.map(lambda leaf: leaf[indices], train)
+    flat, unravel = ravel_pytree(state.params)
+    chunk = max(1, learning.tangents // len(flat))
+    model = in_batches(partial(_quadratic_model, student, state.params, learning), pairs, chunk, sharding)
+
+    def loss_at(params: TimestepParams) -> Array:
+        return validation_loss(student, within_bounds(params, student, learning), pairs, learning, sharding)
+
+    gradient = only_learned(unravel(2 * model.gradient.mean(0)), learning)
+    learned, _ = ravel_pytree(only_learned(jax.tree.map(jnp.ones_like, state.params), learning))
+    matrix = 2 * model.matrix.mean(0) * learned[:, None] * learned[None, :]
+    updates, opt_state = optimizer.update(
+        gradient, state.opt_state, state.params, matrix=matrix, value=model.loss.mean(), value_fn=loss_at
+    )
+    params = within_bounds(jax.tree.map(jnp.add, state.params, updates), student, learning)
+    new = unless_done(state, state._replace(step=state.step + 1, params=params, opt_state=opt_state))
+    return new, StepMetrics(model.loss.mean(), optax.tree.norm(gradient), jnp.zeros(()))
+
+
+def _quadratic_model(student: Student, params: TimestepParams, learning: Learning, pairs: Pairs) -> _Model:
+    flat, unravel = ravel_pytree(params)
+
+    def residuals(flat: Array) -> tuple[Array, Array]:
+        t, t_c, change = discretization(unravel(flat), student.schedule, learning)
+        samples = run(student, t, t_c, pairs, change)
+        r = (samples - pairs.x_0).reshape(len(samples), -1)
+        return r / math.sqrt(r.shape[1]), student.loss(samples, pairs.x_0)
+
+    def column(direction: Array) -> tuple[Array, Array, Array]:
+        r, column, loss = jax.jvp(residuals, (flat,), (direction,), has_aux=True)
+        return r, column, loss
+
+    # One integration carries all directions: what does not depend on them is computed once.
+    r, columns, loss = jax.vmap(column, out_axes=(None, 0, None))(jnp.eye(len(flat)))
+    weight = losses.slope(student.loss)(jnp.sum(r**2, -1))
+    matrix = jnp.einsum("pnd,qnd,n->npq", columns, columns, weight, precision="highest")
+    gradient = jnp.einsum("pnd,nd,n->np", columns, r, weight, precision="highest")
+    return _Model(matrix, gradient, loss)
