@@ -1,8 +1,9 @@
-"""The solver's coefficients learned together with its times, by Levenberg-Marquardt, on the galaxies of configs/hsc32.py.
+"""The solver's coefficients learned together with its times, by Levenberg-Marquardt.
 
 python -m experiments.train --config=configs/coefficients.py --workdir=runs/coefficients
 
-Measured
+Measured on 2 CPU cores: learning takes one to two minutes. Squared error against the teacher on 200 unseen noises, mean
+(median): 0.00155 (0.00094); times and shifts alone, configs/hsc32.py: 0.00413 (0.00226).
 """
 
 from ml_collections import config_dict
@@ -18,9 +19,10 @@ def get_config() -> config_dict.ConfigDict:
 def with_coefficients(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """Change a configuration so that everything is learned: times, network times and coefficients.
 
-    A few steps of second order on all pairs, on the root error, which is better conditioned.
+    A few steps of second order on all pairs, on the root error, which a few far-off samples cannot dominate.
     """
     learn = c.learn
+    c.data.train, c.data.valid = 100, 0
     learn.what = ("times", "shifts", "coefficients")
     learn.learner, learn.loss = "lm", "rmse"
     learn.steps, learn.batch_size, learn.validate_every = 6, c.data.train, 1

@@ -2,8 +2,9 @@
 
 python -m experiments.train --config=configs/hsc32.py --workdir=runs/hsc32
 
-Measured on 2 CPU cores: learning takes about 10 s, compilation included. Squared error against the teacher on 100
-unseen noises, mean (median): 0.00513 (0.00144); best hand-made grid, quadratic: 0.01174 (0.00379).
+Measured on 2 CPU cores: learning takes about 15 s, compilation included. Squared error against the teacher on 200
+unseen noises, mean (median) and median of three seeds: 0.00413 (0.00226); best hand-made grid, quadratic: 0.00911
+(0.00513).
 """
 
 from ml_collections import config_dict
@@ -17,5 +18,5 @@ def get_config() -> config_dict.ConfigDict:
     c.network.name = "hsc32"
     # On these galaxies the root error and smaller rates end lower on unseen noise, in the mean squared error as well.
     c.learn.loss = "rmse"
-    c.learn.logits_rate, c.learn.shifts_rate = 0.15, 0.06
+    c.learn.logits_rate, c.learn.shifts_rate = 0.08, 0.034
     return c

@@ -53,8 +53,7 @@ def changed(table: Table, change: Coefficients) -> Table:
     k = max(change.predict.shape[1], table.predict_history.shape[1])
     correct = table.correct_history
     if correct.size:
-        weights = change.correct if len(change.correct) else jnp.zeros((len(table.t), 0))
-        correct = _add_weights(correct, weights, k)
+        correct = _add_weights(correct, jnp.asarray(change.correct).reshape(len(correct), -1), k)
     return table._replace(
         correct_history=correct,
         predict_base=table.predict_base * (1 + change.base),

@@ -54,6 +54,7 @@ def losses(path: Path, steps: Sequence[dict], baseline: tuple[str, float], title
     axes.semilogy(x, [line["valid_loss"] for line in steps], color=_LEARNED, linewidth=2, label="validation")
     axes.axhline(baseline[1], color=_HAND_MADE[0], linestyle="--", label=baseline[0])
     axes.set(xlabel="step", ylabel="loss", title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25, which="both")
     axes.legend(frameon=False)
     _save(figure, path)
