@@ -1,8 +1,11 @@
 """A learned schedule beside the hand-made grids, on unseen noise."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.tree_util import Partial
@@ -10,12 +13,19 @@ from jaxtyping import Array
 
 from ld3_jax import losses, timesteps
 from ld3_jax.learning import Discretization
-from ld3_jax.metrics import Student, distances
+from ld3_jax.metrics import Student, in_batches, run_in_batches
 from ld3_jax.teacher import Pairs
 
 Errors = dict[str, np.ndarray]  # grid -> (n,) one number a noise
 SQUARED_ERROR = "squared error"
 _LPIPS_CACHE = Path("~/.cache/ld3_jax").expanduser()
+
+
+class Comparison(NamedTuple):
+    """Errors by measure and grid, "learned" and the hand-made ones, and each grid's first samples."""
+
+    errors: dict[str, Errors]
+    samples: dict[str, np.ndarray]
 
 
 def loss_function(name: str) -> Partial:
@@ -37,8 +47,9 @@ def compare(
     what: str,
     *,
     batch_size: int,
+    shown: int = 0,
     sharding: NamedSharding | None = None,
-) -> dict[str, Errors]:
+) -> Comparison:
     """Print how far the learned schedule and the hand-made grids land from the teacher.
 
     Args:
@@ -48,24 +59,35 @@ def compare(
         test: unseen pairs.
         what: heads the tables.
         batch_size: the most samples to integrate at a time.
+        shown: how many samples of each grid to return.
         sharding: how a batch spreads over devices, along its first axis.
-
-    Returns:
-        For each measure, the errors of "learned" and of each hand-made grid.
     """
     grids: dict[str, Discretization] = {"learned": learned}
     for name in timesteps.GRIDS:
         t = timesteps.grid(name, student.schedule, student.method.n_steps)
         grids[name] = Discretization(t, t, None)
-    found = {}
-    for measure, function in measures.items():
-        judged = student._replace(loss=function)
-        found[measure] = {
-            name: np.asarray(distances(judged, t, t_c, test, change, batch_size=batch_size, sharding=sharding))
-            for name, (t, t_c, change) in grids.items()
-        }
-        _print_table(found[measure], f"{what}\n{measure}")
+    found = Comparison({measure: {} for measure in measures}, {})
+    for name, (t, t_c, change) in grids.items():
+        samples = run_in_batches(student, t, t_c, test, change, batch_size=batch_size, sharding=sharding)
+        found.samples[name] = np.asarray(samples[:shown])
+        for measure, function in measures.items():
+            each = _measured(function, samples, test.x_0, batch_size=batch_size, sharding=sharding)
+            found.errors[measure][name] = np.asarray(each)
+    for measure, errors in found.errors.items():
+        _print_table(errors, f"{what}\n{measure}")
     return found
+
+
+@partial(jax.jit, static_argnames=("batch_size", "sharding"))
+def _measured(
+    measure: Callable[[Array, Array], Array],
+    samples: Array,
+    targets: Array,
+    *,
+    batch_size: int,
+    sharding: NamedSharding | None,
+) -> Array:
+    return in_batches(lambda batch: measure(*batch), (samples, targets), batch_size, sharding)
 
 
 def best_hand_made(errors: Errors) -> str:

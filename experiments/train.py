@@ -61,19 +61,20 @@ def run(config: config_dict.ConfigDict, workdir: Path) -> None:
         test,
         what,
         batch_size=plan.learning.valid_batch,
+        shown=model.shown,
         sharding=sharding,
     )
     figures = {
         "loss": plan.loss,
         "valid": {"start": float(state.start_loss), "learned": float(state.best_loss)},
-        "unseen": comparison.summary(compared[comparison.SQUARED_ERROR]),
+        "unseen": comparison.summary(compared.errors[comparison.SQUARED_ERROR]),
     }
     if plan.loss == "lpips":
-        figures["unseen LPIPS"] = comparison.summary(compared["LPIPS"])
+        figures["unseen LPIPS"] = comparison.summary(compared.errors["LPIPS"])
     identity = models.identity(model)
     learned = checkpoint.learned_schedule(plan.student, model.schedule, *found, model=identity, losses=figures)
     checkpoint.save_schedule(workdir / "schedule.json", learned)
-    draw(workdir, model, student, found, test, compared[comparison.SQUARED_ERROR], state, what)
+    draw(workdir, model, student, found, test, compared, state, what)
     for name in ("schedule.json", "schedule.png", "loss.png", "samples.png", "metrics.jsonl"):
         print(f"wrote {workdir / name}")
 
@@ -151,7 +152,7 @@ def draw(
     student: Student,
     learned: Discretization,
     test: Pairs,
-    compared: comparison.Errors,
+    compared: comparison.Comparison,
     state: TrainState,
     what: str,
 ) -> None:
@@ -162,18 +163,12 @@ def draw(
     plots.grids(workdir / "schedule.png", {"learned": lam, "learned, for the network": lam_c}, hand_made, what)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     plots.losses(workdir / "loss.png", lines, ("validation at the start", float(state.start_loss)), what)
-    best = comparison.best_hand_made(compared)
-    shown = jax.tree.map(lambda leaf: leaf[: model.shown], test)
-    t = timesteps.grid(best, schedule, n)
-    rows = {
-        "teacher": np.asarray(shown.x_0),
-        "learned": np.asarray(metrics.run(student, learned.t, learned.t_c, shown, learned.coefficients)),
-        f"best by hand:\n{best}": np.asarray(metrics.run(student, t, t, shown)),
-    }
-    notes = {
-        row: [f"{loss:.4f}" for loss in compared[name][: model.shown]]
-        for row, name in zip(list(rows)[1:], ("learned", best), strict=True)
-    }
+    errors = compared.errors[comparison.SQUARED_ERROR]
+    best = comparison.best_hand_made(errors)
+    labels = {"learned": "learned", best: f"best by hand:\n{best}"}
+    rows = {"teacher": np.asarray(test.x_0[: model.shown])}
+    rows |= {label: compared.samples[name] for name, label in labels.items()}
+    notes = {label: [f"{loss:.4f}" for loss in errors[name][: model.shown]] for name, label in labels.items()}
     model.picture(workdir / "samples.png", rows, f"{what}: samples from the same noise", notes)
 
 

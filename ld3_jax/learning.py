@@ -50,7 +50,7 @@ class Learning:
     history: int | None = None
     learner: str = "optax"
     tangents: int = 128
-    steps: int = 100
+    steps: int = 60
     batch_size: int = 10
     space: str = "lambda"
     max_shift: float = 0.5

@@ -21,8 +21,6 @@ from ld3_jax.teacher import Pairs, replicate
 from ld3_jax.timesteps import TimestepParams
 
 _DEFAULTS = Learning()
-
-
 _STEPS = {"optax": train_step, "lm": gauss_newton_step}
 
 
@@ -145,5 +143,5 @@ def rank_grids(
     means = {}
     for name in timesteps.GRIDS:
         t = timesteps.grid(name, student.schedule, student.method.n_steps)
-        means[name] = float(distances(student, t, t, pairs, batch_size=batch_size, sharding=sharding).mean())
+        means[name] = float(distances(student, t, t, pairs, None, batch_size=batch_size, sharding=sharding).mean())
     return sorted(means.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])

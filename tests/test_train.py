@@ -299,7 +299,8 @@ def on_eight_devices():
         refusal = str(error)
 
     def difference(one, another):
-        return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in zip(one, another, strict=True))
+        leaves = zip(jax.tree.leaves(one), jax.tree.leaves(another), strict=True)
+        return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in leaves)
 
     print(
         json.dumps(
