@@ -49,6 +49,9 @@ def get_config() -> config_dict.ConfigDict:
     c.learn.consistent = False  # whether constants must still integrate exactly when coefficients are learned
     c.learn.history = config_dict.placeholder(int)  # predictions that coefficients look back at; None: all
     c.learn.learner = "optax"  # optax, or lm: Levenberg-Marquardt, which needs no rates
+    c.learn.curve = False  # learn one curve of times for several numbers of calls, to read any number off
+    c.learn.nfes = (4, 6, 8, 10)  # those that a curve is learned for
+    c.learn.degree = 16  # of a curve's polynomial
     c.learn.tangents = 128  # of lm: parameters times samples to integrate at a time
     c.learn.space = "lambda"  # where gaps and shifts are measured: lambda (half-log-SNR) or t
     c.learn.steps = 60

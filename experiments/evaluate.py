@@ -14,6 +14,9 @@ from ld3_jax.learning import Discretization
 from ld3_jax.solvers import Method
 
 _SCHEDULE = flags.DEFINE_string("schedule", None, "A schedule.json that experiments.train wrote.")
+_NFE = flags.DEFINE_integer(
+    "nfe", None, "Network calls, if a curve was learned; default the schedule's.", lower_bound=1
+)
 _NUM = flags.DEFINE_integer("num", 200, "How many noises.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 1000, "Seed of the noise; other than the one that the schedule was learned with.")
 _TEACHER_NFE = flags.DEFINE_integer("teacher_nfe", 60, "Network calls of the teacher: UniPC-3 on the logsnr grid.")
@@ -23,7 +26,7 @@ flags.mark_flags_as_required(["schedule"])
 
 
 def main() -> None:
-    learned, model = models.of_schedule(Path(_SCHEDULE.value))
+    learned, model = models.of_schedule(Path(_SCHEDULE.value), _NFE.value)
     accurate = Method("unipc", _TEACHER_NFE.value)
     sharding = common.batch_sharding()
     pairs = models.teacher_pairs(

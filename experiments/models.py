@@ -47,11 +47,15 @@ def identity(model: PretrainedModel) -> dict[str, str | float | bool]:
     return dataclasses.asdict(model.settings) | {"digest": teacher.digest(model.noise)}
 
 
-def of_schedule(path: Path) -> tuple[LearnedSchedule, PretrainedModel]:
+def of_schedule(path: Path, nfe: int | None = None) -> tuple[LearnedSchedule, PretrainedModel]:
     """Read a schedule, and load the model that it was learned for.
 
+    Args:
+        path: the schedule.json.
+        nfe: read a learned curve off at so many network calls; None: the schedule as it is.
+
     Raises:
-        FileNotFoundError, ValueError: see `checkpoint.load_schedule` and `build`.
+        FileNotFoundError, ValueError: see `checkpoint.load_schedule`, `checkpoint.for_calls` and `build`.
         ValueError: if the model of that name has other weights now.
     """
     learned = checkpoint.load_schedule(path)
@@ -63,7 +67,7 @@ def of_schedule(path: Path) -> tuple[LearnedSchedule, PretrainedModel]:
     here = identity(model)
     if here["digest"] != learned.model["digest"]:
         raise ValueError(f"{path} was learned for another model: {learned.model}, here is {here}")
-    return learned, model
+    return checkpoint.for_calls(learned, learned.method.nfe if nfe is None else nfe, model.schedule), model
 
 
 def teacher_pairs(

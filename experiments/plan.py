@@ -1,6 +1,6 @@
 """A configuration as values."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import optax
 from ml_collections import config_dict
@@ -31,10 +31,11 @@ class Plan:
             ValueError: if a value is not one that exists; it names the key, what was given and what is allowed.
         """
         learn, student = config.learn, _method(config.solver)
-        learning = Learning(
-            **{name: learn[name] for name in Learning.__dataclass_fields__ if name in learn},
-            floors=(learn.logits_floor, learn.shifts_floor),
-        )
+        choices = {name: learn[name] for name in Learning.__dataclass_fields__ if name in learn}
+        choices |= {"nfes": learn.nfes if learn.curve else (), "floors": (learn.logits_floor, learn.shifts_floor)}
+        learning = Learning(**choices)
+        for nfe in learning.nfes:
+            replace(student, nfe=nfe)  # refuses what the solver cannot do
         for key, value, allowed in (
             ("learn.loss", learn.loss, [*losses.LOSSES, "lpips"]),
             ("learn.init", learn.init, [*timesteps.GRIDS, "best"]),

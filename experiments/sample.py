@@ -15,6 +15,9 @@ from experiments import common, models
 from ld3_jax import checkpoint, metrics, teacher
 
 _SCHEDULE = flags.DEFINE_string("schedule", None, "A schedule.json that experiments.train wrote.")
+_NFE = flags.DEFINE_integer(
+    "nfe", None, "Network calls, if a curve was learned; default the schedule's.", lower_bound=1
+)
 _NUM = flags.DEFINE_integer("num", 64, "How many samples.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", None, "Where to write: a picture (.png) or the arrays themselves (.npy).")
 _SEED = flags.DEFINE_integer("seed", 1, "Seed of the noise.")
@@ -26,7 +29,7 @@ def main() -> None:
     out = Path(_OUT.value)
     if out.suffix not in (".png", ".npy"):
         raise ValueError(f"--out must end in .png or .npy, got {out.name!r}")
-    learned, model = models.of_schedule(Path(_SCHEDULE.value))
+    learned, model = models.of_schedule(Path(_SCHEDULE.value), _NFE.value)
     student = metrics.make_student(model.noise, model.schedule, learned.method, decode=model.decode)
     sharding = common.batch_sharding()
     noise_key, cond_key = jax.random.split(jax.random.key(_SEED.value))

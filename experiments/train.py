@@ -5,6 +5,7 @@ python -m experiments.train --config=configs/galaxy.py --workdir=runs/quasar5 --
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from experiments import common, comparison, models
 from experiments.plan import Plan
 from experiments.workdir import claim, recording
 from ld3_jax import checkpoint, metrics, plots, steps, timesteps, train
-from ld3_jax.learning import Discretization, discretization
+from ld3_jax.learning import Discretization, Learning, discretization, students
 from ld3_jax.metrics import Student
 from ld3_jax.steps import TrainState
 from ld3_jax.teacher import Pairs
@@ -45,25 +46,16 @@ def run(config: config_dict.ConfigDict, workdir: Path) -> None:
     valid_pairs = jax.tree.map(lambda leaf: leaf[config.data.train :], known) if config.data.valid else train_pairs
 
     started = time.monotonic()
-    state = learn(student, train_pairs, valid_pairs, plan, config.seed, workdir, sharding)
+    state, learning = learn(student, train_pairs, valid_pairs, plan, config.seed, workdir, sharding)
     print(
         f"learned in {time.monotonic() - started:.1f} s, compilation included; validation loss "
         f"{float(state.start_loss):.5f} at the start, {float(state.best_loss):.5f} learned",
         flush=True,
     )
 
-    found = discretization(state.best, model.schedule, plan.learning)
-    what = f"{model}, {plan.student.solver} of order {plan.student.order}, {plan.student.nfe} calls"
-    compared = comparison.compare(
-        student,
-        comparison.measures(plan.loss),
-        found,
-        test,
-        what,
-        batch_size=plan.learning.valid_batch,
-        shown=model.shown,
-        sharding=sharding,
-    )
+    what = f"{model}, {plan.student.solver} of order {plan.student.order}"
+    found = discretization(state.best, student, learning)
+    compared = judge(student, found, test, plan, what, shown=model.shown, sharding=sharding)
     figures = {
         "loss": plan.loss,
         "valid": {"start": float(state.start_loss), "learned": float(state.best_loss)},
@@ -71,12 +63,42 @@ def run(config: config_dict.ConfigDict, workdir: Path) -> None:
     }
     if plan.loss == "lpips":
         figures["unseen LPIPS"] = comparison.summary(compared.errors["LPIPS"])
-    identity = models.identity(model)
-    learned = checkpoint.learned_schedule(plan.student, model.schedule, *found, model=identity, losses=figures)
+    record = None
+    if learning.nfes:
+        record = checkpoint.curve_record(state.best, learning.warped, learning.max_shift, learning.nfes)
+        for other in students(student, learning):
+            if other.method != student.method:
+                judge(other, discretization(state.best, other, learning), test, plan, what, sharding=sharding)
+    learned = checkpoint.learned_schedule(
+        plan.student, model.schedule, *found, model=models.identity(model), losses=figures, curve=record
+    )
     checkpoint.save_schedule(workdir / "schedule.json", learned)
-    draw(workdir, model, student, found, test, compared, state, what)
+    draw(workdir, model, student, found, test, compared, state, f"{what}, {plan.student.nfe} calls")
     for name in ("schedule.json", "schedule.png", "loss.png", "samples.png", "metrics.jsonl"):
         print(f"wrote {workdir / name}")
+
+
+def judge(
+    student: Student,
+    found: Discretization,
+    test: Pairs,
+    plan: Plan,
+    what: str,
+    *,
+    shown: int = 0,
+    sharding: NamedSharding | None = None,
+) -> comparison.Comparison:
+    """The learned schedule beside the hand-made grids, with as many network calls as the student makes."""
+    return comparison.compare(
+        student,
+        comparison.measures(plan.loss),
+        found,
+        test,
+        f"{what}, {student.method.nfe} calls",
+        batch_size=plan.learning.valid_batch,
+        shown=shown,
+        sharding=sharding,
+    )
 
 
 def make_data(
@@ -113,21 +135,24 @@ def learn(
     seed: int,
     workdir: Path,
     sharding: NamedSharding | None,
-) -> TrainState:
-    """Learn from every start, going on where an earlier run stopped; the state with the best validation loss."""
-    ranking = train.rank_grids(student, train_pairs, batch_size=plan.learning.valid_batch, sharding=sharding)
+) -> tuple[TrainState, Learning]:
+    """Learn from every start, going on where an earlier run stopped.
+
+    Returns:
+        The state with the best validation loss, and the choices that it was learned under: a curve warps the best grid.
+    """
+    ranking = train.rank_grids(student, train_pairs, plan.learning, sharding=sharding)
     print("hand-made grids on the training pairs: " + ", ".join(f"{name} {loss:.5f}" for name, loss in ranking))
     key, *keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), plan.starts + 1)
     names = [name for name, _ in ranking] if plan.init == "best" else [plan.init]
+    learning = replace(plan.learning, warped=names[0])
     states = []
-    for i, start in enumerate(train.starts(student, names, plan.starts, key, plan.learning)):
+    for i, start in enumerate(train.starts(student, names, plan.starts, key, learning)):
         label = f"start {i + 1} of {plan.starts}" if plan.starts > 1 else "learning"
-        fresh = steps.init_state(
-            student, train_pairs, valid_pairs, start, plan.optimizer, plan.learning, sharding=sharding
-        )
+        fresh = steps.init_state(student, train_pairs, valid_pairs, start, plan.optimizer, learning, sharding=sharding)
         with (
             checkpoint.manager(workdir / "checkpoints" / str(i)) as checkpoints,
-            common.progress(label, plan.learning.steps) as update,
+            common.progress(label, learning.steps) as update,
         ):
             state = checkpoint.restore(checkpoints, fresh)
             with recording(workdir, i, int(state.step), checkpoints, update) as on_step:
@@ -137,13 +162,13 @@ def learn(
                     valid_pairs,
                     keys[i],
                     optimizer=plan.optimizer,
-                    learning=plan.learning,
+                    learning=learning,
                     state=state,
                     on_step=on_step,
                     sharding=sharding,
                 )
         states.append(state)
-    return min(states, key=lambda state: float(state.best_loss))
+    return min(states, key=lambda state: float(state.best_loss)), learning
 
 
 def draw(

@@ -5,9 +5,9 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ import orbax.checkpoint as ocp
 from jaxtyping import Array, Float, PyTree
 
 from ld3_jax.coefficients import Coefficients
+from ld3_jax.curve import read_off
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Method
+from ld3_jax.timesteps import GRIDS, TimestepParams
 
 FORMAT = "ld3_jax schedule"
-FORMAT_VERSIONS = (1, 2)  # 2 has the coefficients
+FORMAT_VERSIONS = (1, 2)  # 2 may have coefficients or a curve
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class LearnedSchedule:
         model: what is needed to build the model again; its "digest" tells whether it is the same one.
         losses: figures measured when the schedule was learned.
         coefficients: learned changes of the solver's coefficients, the fields of `Coefficients` as lists; None if none.
+        curve: a curve that times for other numbers of calls are read off, see `curve_record`; None if none.
     """
 
     method: Method
@@ -46,6 +49,7 @@ class LearnedSchedule:
     model: dict[str, Any] = field(default_factory=dict)
     losses: dict[str, Any] = field(default_factory=dict)
     coefficients: dict[str, list] | None = None
+    curve: dict[str, Any] | None = None
 
 
 def learned_schedule(
@@ -57,11 +61,42 @@ def learned_schedule(
     *,
     model: dict[str, Any],
     losses: dict[str, Any],
+    curve: dict[str, Any] | None = None,
 ) -> LearnedSchedule:
     """A `LearnedSchedule` from arrays; `lam` follows from t."""
     t_list, t_c_list, lam = (tuple(np.asarray(a).tolist()) for a in (t, t_c, schedule.lam(t)))
     lists = None if change is None else {name: np.asarray(leaf).tolist() for name, leaf in change._asdict().items()}
-    return LearnedSchedule(method, t_list, t_c_list, lam, model, losses, lists)
+    return LearnedSchedule(method, t_list, t_c_list, lam, model, losses, lists, curve)
+
+
+def curve_record(params: TimestepParams, grid: str, max_shift: float, nfes: Sequence[int]) -> dict[str, Any]:
+    """A learned curve as JSON takes it: the arguments of `curve.read_off`, and the calls that it was learned for."""
+    numbers = {"logits": np.asarray(params.logits).tolist(), "shifts": np.asarray(params.shifts).tolist()}
+    return numbers | {"grid": grid, "max_shift": max_shift, "nfes": list(nfes)}
+
+
+def for_calls(learned: LearnedSchedule, nfe: int, schedule: NoiseSchedule) -> LearnedSchedule:
+    """The schedule for another number of network calls, read off the learned curve.
+
+    Args:
+        learned: a schedule.
+        nfe: network calls.
+        schedule: the model's noise schedule.
+
+    Raises:
+        ValueError: if the schedule has no curve and is for another number of calls, or the solver cannot take so few.
+    """
+    if nfe == learned.method.nfe:
+        return learned
+    if learned.curve is None:
+        raise ValueError(
+            f"the schedule is for {learned.method.nfe} network calls and has no curve to read {nfe} off; learn one "
+            "with --config.learn.curve=True"
+        )
+    method = replace(learned.method, nfe=nfe)
+    params = TimestepParams(jnp.asarray(learned.curve["logits"]), jnp.asarray(learned.curve["shifts"]))
+    t, t_c = read_off(params, schedule, method.n_steps, learned.curve["grid"], learned.curve["max_shift"])
+    return learned_schedule(method, schedule, t, t_c, model=learned.model, losses=learned.losses, curve=learned.curve)
 
 
 def save_schedule(path: Path, learned: LearnedSchedule) -> None:
@@ -74,12 +109,12 @@ def save_schedule(path: Path, learned: LearnedSchedule) -> None:
     Raises:
         OSError: if the disk does not take it; what stood at `path` before stays.
     """
-    version = FORMAT_VERSIONS[learned.coefficients is not None]
+    more = {"coefficients": learned.coefficients, "curve": learned.curve}
+    more = {name: value for name, value in more.items() if value is not None}
+    version = FORMAT_VERSIONS[bool(more)]
     record = {"format": FORMAT, "version": version, **dataclasses.asdict(learned.method)}
     record |= {"n_steps": learned.method.n_steps, "t": learned.t, "t_c": learned.t_c, "lam": learned.lam}
-    record |= {"model": learned.model, "losses": learned.losses}
-    if learned.coefficients is not None:
-        record["coefficients"] = learned.coefficients
+    record |= {"model": learned.model, "losses": learned.losses, **more}
     write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
@@ -118,10 +153,14 @@ def load_schedule(path: Path) -> LearnedSchedule:
         )
     if not all(a > b for a, b in itertools.pairwise(t)) or not all(map(math.isfinite, (*t, *t_c, *lam))):
         raise ValueError(f"{path}: the times must be finite and t must descend, got t = {list(t)}")
-    change = record.get("coefficients")
-    if record["version"] > 1:
+    change, curve = (record.get(name) if record["version"] > 1 else None for name in ("coefficients", "curve"))
+    if record["version"] > 1 and change is None and curve is None:
+        raise ValueError(f"{path}: lacks coefficients or a curve, which a schedule of version 2 has")
+    if change is not None:
         _check_coefficients(change, method.nfe, path)
-    return LearnedSchedule(method, t, t_c, lam, record["model"], record["losses"], change)
+    if curve is not None:
+        _check_curve(curve, path)
+    return LearnedSchedule(method, t, t_c, lam, record["model"], record["losses"], change, curve)
 
 
 def times(learned: LearnedSchedule) -> tuple[Float[Array, "n_points"], Float[Array, "n_points"]]:
@@ -146,6 +185,20 @@ def _check_coefficients(change: Any, nfe: int, path: Path) -> None:
     whole = base.shape == (nfe,) and len(predict) == nfe and len(correct) in (0, nfe)
     if not whole or not all(np.isfinite(array).all() for array in arrays):
         raise ValueError(f"{path}: coefficients must be finite and have {nfe} rows, one for each network call")
+
+
+def _check_curve(curve: Any, path: Path) -> None:
+    try:
+        logits, shifts = (np.asarray(curve[name], float) for name in ("logits", "shifts"))
+        m = logits.shape[-1]
+        whole = logits.shape == (2, m) and shifts.shape == (2, m - 1) and curve["grid"] in GRIDS
+        sound = whole and curve["max_shift"] >= 0 and np.isfinite(logits).all() and np.isfinite(shifts).all()
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"{path}: a curve has logits, shifts, grid and max_shift ({error!r})") from error
+    if not sound:
+        raise ValueError(
+            f"{path}: a curve has 2 x m finite logits, 2 x (m - 1) finite shifts, and a grid of {sorted(GRIDS)}"
+        )
 
 
 @contextmanager

@@ -71,6 +71,11 @@ def consistent(change: Coefficients) -> Coefficients:
     return Coefficients(jnp.zeros_like(change.base), predict, correct)
 
 
+def reached(change: Coefficients) -> Coefficients:
+    """Which of the changes have an effect, as booleans: not those of predictions before the first."""
+    return jax.tree.map(lambda leaf: np.ones(len(leaf), bool) if leaf.ndim == 1 else _reached(*leaf.shape) > 0, change)
+
+
 def _add_weights(history: Array, change: Array, k: int) -> Array:
     """History weights, k columns of them, with a change relative to their sum."""
     total = history.sum(-1, keepdims=True)

@@ -13,12 +13,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ld3_jax import losses
-from ld3_jax.learning import Learning, discretization, only_learned
+from ld3_jax.coefficients import reached
+from ld3_jax.learning import Learning, discretization
 from ld3_jax.metrics import Student, in_batches, run
 from ld3_jax.steps import StepMetrics, TrainState, batch_indices, unless_done, validation_loss, within_bounds
 from ld3_jax.teacher import Pairs
@@ -63,16 +65,14 @@ def gauss_newton_step(
     """
     indices = batch_indices(state.step, key, len(jax.tree.leaves(train)[0]), learning.batch_size)
     pairs = jax.tree.map(lambda leaf: leaf[indices], train)
-    flat, unravel = ravel_pytree(state.params)
-    chunk = max(1, learning.tangents // len(flat))
+    chunk = max(1, learning.tangents // len(_directions(state.params, learning).along))
     model = in_batches(partial(_quadratic_model, student, state.params, learning), pairs, chunk, sharding)
 
     def loss_at(params: TimestepParams) -> Array:
         return validation_loss(student, within_bounds(params, student, learning), pairs, learning, sharding)
 
-    gradient = only_learned(unravel(2 * model.gradient.mean(0)), learning)
-    learned, _ = ravel_pytree(only_learned(jax.tree.map(jnp.ones_like, state.params), learning))
-    matrix = 2 * model.matrix.mean(0) * learned[:, None] * learned[None, :]
+    _, unravel = ravel_pytree(state.params)
+    matrix, gradient = 2 * model.matrix.mean(0), unravel(2 * model.gradient.mean(0))
     updates, opt_state = optimizer.update(
         gradient, state.opt_state, state.params, matrix=matrix, value=model.loss.mean(), value_fn=loss_at
     )
@@ -81,11 +81,36 @@ def gauss_newton_step(
     return new, StepMetrics(model.loss.mean(), optax.tree.norm(gradient), jnp.zeros(()))
 
 
+class _Directions(NamedTuple):
+    """Along which parameters a sample's Jacobian is taken, and what it is along all of them."""
+
+    along: Float[np.ndarray, "q p"]
+    back: Float[np.ndarray, "q p"]  # the Jacobian is (its columns along the q directions) @ back
+
+
+def _directions(params: TimestepParams, learning: Learning) -> _Directions:
+    """Every parameter that is learned and has an effect.
+
+    Equal changes of all logits have none, so the last logit's column is minus the sum of the others.
+    """
+    alive = jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), params)
+    if params.coefficients:
+        alive = alive._replace(coefficients=reached(params.coefficients))
+    groups = zip(("times", "shifts", "coefficients"), alive, strict=True)
+    kept = [np.ravel(leaf) & (what in learning.what) for what, group in groups for leaf in jax.tree.leaves(group)]
+    last = len(params.logits) - 1
+    kept[0][last] = False
+    axes = np.eye(sum(map(len, kept)), dtype=np.float32)[np.concatenate(kept)]
+    back = axes.copy()
+    back[:, last] = -axes[:, :last].sum(1)
+    return _Directions(axes, back)
+
+
 def _quadratic_model(student: Student, params: TimestepParams, learning: Learning, pairs: Pairs) -> _Model:
     flat, unravel = ravel_pytree(params)
 
     def residuals(flat: Array) -> tuple[Array, Array]:
-        t, t_c, change = discretization(unravel(flat), student.schedule, learning)
+        t, t_c, change = discretization(unravel(flat), student, learning)
         samples = run(student, t, t_c, pairs, change)
         r = (samples - pairs.x_0).reshape(len(samples), -1)
         return r / math.sqrt(r.shape[1]), student.loss(samples, pairs.x_0)
@@ -94,9 +119,11 @@ def _quadratic_model(student: Student, params: TimestepParams, learning: Learnin
         r, column, loss = jax.jvp(residuals, (flat,), (direction,), has_aux=True)
         return r, column, loss
 
+    along, back = _directions(params, learning)
     # One integration carries all directions: what does not depend on them is computed once.
-    r, columns, loss = jax.vmap(column, out_axes=(None, 0, None))(jnp.eye(len(flat)))
+    r, columns, loss = jax.vmap(column, out_axes=(None, 0, None))(jnp.asarray(along, flat.dtype))
     weight = losses.slope(student.loss)(jnp.sum(r**2, -1))
-    matrix = jnp.einsum("pnd,qnd,n->npq", columns, columns, weight, precision="highest")
-    gradient = jnp.einsum("pnd,nd,n->np", columns, r, weight, precision="highest")
+    product = partial(jnp.einsum, precision="highest")
+    matrix = product("qnd,rnd,n,qa,rb->nab", columns, columns, weight, back, back)
+    gradient = product("qnd,nd,n,qa->na", columns, r, weight, back)
     return _Model(matrix, gradient, loss)

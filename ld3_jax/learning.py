@@ -1,15 +1,16 @@
 """What is learned, and how: static choices, and what the parameters stand for under them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ld3_jax import timesteps
+from ld3_jax import curve, timesteps
 from ld3_jax.coefficients import Coefficients, consistent
-from ld3_jax.schedules import NoiseSchedule
+from ld3_jax.metrics import Student
 from ld3_jax.timesteps import TimestepParams
 
 LEARNERS = ("lm", "optax")
@@ -27,6 +28,9 @@ class Learning:
         consistent: let the coefficients change only such that constants still integrate exactly.
         history: past predictions that learned coefficients look back at; None: all.
         learner: one of LEARNERS: "optax" for steps along the gradient, "lm" for those of Levenberg and Marquardt.
+        nfes: the numbers of calls that one curve is learned for; (): no curve, but the times of one number.
+        warped: the hand-made grid that the curve warps, where it starts.
+        degree: of the curve's warp.
         tangents: with "lm", parameters times samples that are integrated at a time.
         steps: how many steps.
         batch_size: training pairs a step.
@@ -49,6 +53,9 @@ class Learning:
     consistent: bool = False
     history: int | None = None
     learner: str = "optax"
+    nfes: tuple[int, ...] = ()
+    warped: str = "logsnr"
+    degree: int = 16
     tangents: int = 128
     steps: int = 60
     batch_size: int = 10
@@ -71,11 +78,15 @@ class Learning:
             raise ValueError(f"learner must be one of {sorted(LEARNERS)}, got {self.learner!r}")
         if self.learner == "lm" and self.gamma:
             raise ValueError("the soft surrogate needs the learner 'optax': gamma must be 0 with 'lm'")
+        if self.nfes and (self.learner == "lm" or self.gamma or "coefficients" in self.what):
+            raise ValueError("a curve needs the learner 'optax', gamma 0, and no coefficients")
+        if self.warped not in timesteps.GRIDS:
+            raise ValueError(f"warped must be one of {sorted(timesteps.GRIDS)}, got {self.warped!r}")
         if not self.what or not set(self.what) <= set(WHAT):
             raise ValueError(f"what must be some of {list(WHAT)}, got {list(self.what)}")
         if self.space not in timesteps.SPACES:
             raise ValueError(f"space must be one of {sorted(timesteps.SPACES)}, got {self.space!r}")
-        for name in ("steps", "batch_size", "validate_every", "valid_batch"):
+        for name in ("steps", "batch_size", "validate_every", "valid_batch", "degree"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.history is not None and self.history < 1:
@@ -92,11 +103,26 @@ class Discretization(NamedTuple):
     coefficients: Coefficients | None
 
 
-def discretization(params: TimestepParams, schedule: NoiseSchedule, learning: Learning) -> Discretization:
+def discretization(params: TimestepParams, student: Student, learning: Learning) -> Discretization:
     """What the parameters stand for: the times, the network's times, and the change of the solver's coefficients."""
+    schedule = student.schedule
+    if learning.nfes:
+        n = student.method.n_steps
+        return Discretization(*curve.read_off(params, schedule, n, learning.warped, learning.max_shift), None)
     t, t_c = timesteps.from_params(params, schedule, learning.space, learning.max_shift)
     change = params.coefficients or None
     return Discretization(t, t_c, consistent(change) if change and learning.consistent else change)
+
+
+def students(student: Student, learning: Learning) -> list[Student]:
+    """The student for each number of calls that is learned for."""
+    methods = [replace(student.method, nfe=nfe) for nfe in learning.nfes] or [student.method]
+    return [student._replace(method=method) for method in methods]
+
+
+def together(losses: Sequence[Array]) -> Array:
+    """One loss of those of each number of calls: the geometric mean, so that each counts alike."""
+    return losses[0] if len(losses) == 1 else jnp.exp(jnp.mean(jnp.log(jnp.stack(losses))))
 
 
 def only_learned(grads: TimestepParams, learning: Learning) -> TimestepParams:

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ld3_jax import timesteps
-from ld3_jax.learning import Learning, discretization, only_learned
+from ld3_jax.learning import Learning, discretization, only_learned, students, together
 from ld3_jax.metrics import Student, distances, in_batches, sample_losses, spread
 from ld3_jax.teacher import Pairs
 from ld3_jax.timesteps import TimestepParams
@@ -190,9 +190,12 @@ def _gradients(
     """Mean loss, each sample's loss, and the gradients of the mean with respect to the parameters and the noise."""
 
     def objective(params: TimestepParams, noise: PyTree) -> tuple[Array, Array]:
-        t, t_c, change = discretization(params, student.schedule, learning)
-        each = sample_losses(student, t, t_c, pairs._replace(x_T=noise), change, remat=learning.remat)
-        return each.mean(), each
+        moved = pairs._replace(x_T=noise)
+        each = []
+        for one in students(student, learning):
+            t, t_c, change = discretization(params, one, learning)
+            each.append(sample_losses(one, t, t_c, moved, change, remat=learning.remat))
+        return together([losses.mean() for losses in each]), each[0]
 
     return jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(params, noise)
 
@@ -220,7 +223,7 @@ def _move_noise(
         return jax.tree.map(jnp.add, origin, optax.projections.projection_l2_ball(offset, radius))
 
     candidate = jax.vmap(step)(pairs.x_T, noise, grads)
-    t, t_c, change = discretization(params, student.schedule, learning)
+    t, t_c, change = discretization(params, student, learning)
     accepted = sample_losses(student, t, t_c, pairs._replace(x_T=candidate), change) < each
     keep = jax.vmap(lambda accepted, new, old: jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old))
     return keep(accepted, candidate, noise), accepted
@@ -234,7 +237,10 @@ def _scaled(updates: Any, factors: TimestepParams) -> TimestepParams:
 
 def within_bounds(params: TimestepParams, student: Student, learning: Learning) -> TimestepParams:
     """Shifts clipped to where they count; beyond, their gradient is zero and they could not return."""
-    bound = timesteps.shift_bound(params, student.schedule, learning.space, learning.max_shift)
+    if learning.nfes:
+        bound = jnp.asarray(learning.max_shift)
+    else:
+        bound = timesteps.shift_bound(params, student.schedule, learning.space, learning.max_shift)
     return params._replace(shifts=jnp.clip(params.shifts, -bound, bound))
 
 
@@ -249,8 +255,12 @@ def validation_loss(
     learning: Learning,
     sharding: jax.sharding.NamedSharding | None,
 ) -> Array:
-    t, t_c, change = discretization(params, student.schedule, learning)
-    return distances(student, t, t_c, valid, change, batch_size=learning.valid_batch, sharding=sharding).mean()
+    means = []
+    for one in students(student, learning):
+        t, t_c, change = discretization(params, one, learning)
+        each = distances(one, t, t_c, valid, change, batch_size=learning.valid_batch, sharding=sharding)
+        means.append(each.mean())
+    return together(means)
 
 
 def _finite_or_inf(loss: Array) -> Array:

@@ -11,9 +11,10 @@ import jax
 import optax
 from jaxtyping import PRNGKeyArray
 
-from ld3_jax import solvers, timesteps
+from ld3_jax import curve, solvers, timesteps
 from ld3_jax.coefficients import no_change
 from ld3_jax.gauss_newton import gauss_newton_step
+from ld3_jax.learning import students, together
 from ld3_jax.metrics import Student, distances
 from ld3_jax.optimizers import levenberg_marquardt, make_optimizer
 from ld3_jax.steps import Learning, StepMetrics, TrainState, end_round, init_state, train_step, validate
@@ -69,7 +70,7 @@ def fit(
     student, train, valid = replicate((student, train, valid), sharding)
     if state is None:
         if start is None:
-            best = rank_grids(student, train, batch_size=learning.valid_batch, sharding=sharding)[0][0]
+            best = rank_grids(student, train, learning, sharding=sharding)[0][0]
             (start,) = starts(student, [best], 1, key, learning)
         state = init_state(student, train, valid, start, optimizer, learning, sharding=sharding)
     now: TrainState = replicate(state, sharding)
@@ -97,6 +98,8 @@ def starts(
 ) -> list[TimestepParams]:
     """Parameters to start from: the named grids in turn, then the first one again with noise on its logits.
 
+    A curve starts as `learning.warped`, whatever the names.
+
     Args:
         student: the student.
         names: hand-made grids, the favourite first.
@@ -107,6 +110,8 @@ def starts(
     """
     grids = [timesteps.grid(name, student.schedule, student.method.n_steps) for name in names[:count]]
     params = [timesteps.to_params(t, t, student.schedule, learning.space) for t in grids]
+    if learning.nfes:
+        params = [curve.start(learning.degree)]
     if "coefficients" in learning.what:
         table = solvers.make_table(student.schedule, grids[0], **dataclasses.asdict(student.method))
         params = [start._replace(coefficients=no_change(table, learning.history)) for start in params]
@@ -120,7 +125,7 @@ def _default_optimizer(student: Student, learning: Learning) -> optax.GradientTr
     if learning.learner == "lm":
         return levenberg_marquardt()
     n = student.method.n_steps
-    mean_gap = timesteps.width(student.schedule, learning.space) / n
+    mean_gap = 1.0 if learning.nfes else timesteps.width(student.schedule, learning.space) / n  # a curve's is a step
     return make_optimizer("adam", 0.12 / n, "adam", 0.006 * mean_gap, learning.steps)
 
 
@@ -137,11 +142,18 @@ def _is_last(
 
 
 def rank_grids(
-    student: Student, pairs: Pairs, *, batch_size: int = 25, sharding: jax.sharding.NamedSharding | None = None
+    student: Student,
+    pairs: Pairs,
+    learning: Learning = _DEFAULTS,
+    *,
+    sharding: jax.sharding.NamedSharding | None = None,
 ) -> list[tuple[str, float]]:
-    """Hand-made grids and their mean losses on the pairs, best first."""
-    means = {}
+    """Hand-made grids and their mean losses on the pairs, best first; for a curve, over all its numbers of calls."""
+    found = {}
     for name in timesteps.GRIDS:
-        t = timesteps.grid(name, student.schedule, student.method.n_steps)
-        means[name] = float(distances(student, t, t, pairs, None, batch_size=batch_size, sharding=sharding).mean())
-    return sorted(means.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
+        means = []
+        for one in students(student, learning):
+            t = timesteps.grid(name, one.schedule, one.method.n_steps)
+            means.append(distances(one, t, t, pairs, None, batch_size=learning.valid_batch, sharding=sharding).mean())
+        found[name] = float(together(means))
+    return sorted(found.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])

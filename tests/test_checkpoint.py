@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ld3_jax import checkpoint, optimizers, schedules, solvers, timesteps
+from ld3_jax import checkpoint, curve, optimizers, schedules, solvers, timesteps
 from ld3_jax.coefficients import Coefficients
 from ld3_jax.steps import TrainState
 from ld3_jax.timesteps import TimestepParams
@@ -67,6 +68,47 @@ def test_a_schedules_lam_is_that_of_its_times(learned):
     np.testing.assert_array_equal(np.float32(learned.lam), SCHEDULE.lam(jnp.asarray(learned.t)))
 
 
+@pytest.fixture
+def with_curve(learned):
+    waves = jnp.sin(jnp.arange(12.0)).reshape(2, 6)
+    params = TimestepParams(0.5 * waves, 0.3 * waves[:, 1:])
+    t, t_c = curve.read_off(params, SCHEDULE, 4, "edm")
+    record = checkpoint.curve_record(params, "edm", 0.5, (4, 6))
+    return params, checkpoint.learned_schedule(learned.method, SCHEDULE, t, t_c, model={}, losses={}, curve=record)
+
+
+def test_a_curve_reads_back_and_serves_other_numbers_of_calls(with_curve, path):
+    params, learned = with_curve
+    checkpoint.save_schedule(path, learned)
+    again = checkpoint.load_schedule(path)
+    assert again == learned
+    other = checkpoint.for_calls(again, 9, SCHEDULE)
+    assert other.method == replace(learned.method, nfe=9)
+    for found, expected in zip(checkpoint.times(other), curve.read_off(params, SCHEDULE, 9, "edm"), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert checkpoint.for_calls(again, 4, SCHEDULE) is again
+    with pytest.raises(ValueError, match="solver 'unipc' of order 2 needs nfe of at least 2, got 1"):
+        checkpoint.for_calls(again, 1, SCHEDULE)
+
+
+def test_another_number_of_calls_needs_a_curve(learned):
+    with pytest.raises(ValueError, match="for 4 network calls and has no curve to read 9 off"):
+        checkpoint.for_calls(learned, 9, SCHEDULE)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"logits": [0.0]}, {"grid": "even"}, {"shifts": [[float("nan")] * 5] * 2}, {"logits": 1.0}, {"max_shift": -1}],
+)
+def test_a_damaged_curve_is_refused(damage, with_curve, path):
+    checkpoint.save_schedule(path, with_curve[1])
+    record = json.loads(path.read_text())
+    record["curve"] |= damage
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=f"{path}: a curve has"):
+        checkpoint.load_schedule(path)
+
+
 def test_learned_coefficients_come_back_bit_for_bit_and_times_alone_are_still_read(learned, path):
     keys = jax.random.split(jax.random.key(0), 3)
     change = Coefficients(
@@ -95,7 +137,8 @@ def test_a_schedule_is_plain_json(learned, path):
     [
         ({"format": "something else"}, "not a schedule"),
         ({"version": 3}, r"schedule of version 3, this program reads \[1, 2\]"),
-        ({"version": 2}, r"coefficients must be the lists of .*'base', 'predict', 'correct'"),
+        ({"version": 2}, "lacks coefficients or a curve"),
+        ({"version": 2, "coefficients": [1.0]}, r"coefficients must be the lists of .*'base', 'predict', 'correct'"),
         ({"version": 2, "coefficients": {"base": [0.0] * 4}}, "coefficients must be the lists of"),
         ({"version": 2, "coefficients": {"base": [0.0] * 3, **ROWS}}, "must be finite and have 4 rows"),
         ({"version": 2, "coefficients": {"base": [float("inf")] * 4, **ROWS}}, "must be finite and have 4 rows"),

@@ -121,6 +121,18 @@ def test_learned_coefficients_reach_the_comparison_and_every_program(tmp_path):
     assert printed.index("learned") < printed.index("logsnr")
 
 
+def test_one_curve_is_sampled_and_judged_at_any_number_of_calls(tmp_path):
+    printed = main("train", *small_run(tmp_path, "--config.learn.curve=True", "--config.learn.nfes=(4,7)")).stdout
+    for calls in (5, 4, 7):  # the configuration's, and those of the curve
+        assert f"{calls} calls" in printed
+    schedule = f"--schedule={tmp_path / 'run' / 'schedule.json'}"
+    judged = main("evaluate", schedule, "--nfe=6", "--num=20", f"--cache={tmp_path / 'teacher'}").stdout
+    assert "6 calls" in judged
+    assert judged.index("learned") < judged.index("quadratic")
+    main("sample", schedule, "--nfe=9", "--num=4", f"--out={tmp_path / 'samples.npy'}")
+    assert np.isfinite(np.load(tmp_path / "samples.npy")).all()
+
+
 def test_evaluate_prints_the_comparison_on_other_noise(finished):
     folder, _ = finished
     result = main(
@@ -182,6 +194,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
         (["--config.solver.nfe=0"], "solver 'dpmpp' of order 3 needs nfe of at least 3, got 0"),
         (["--config=configs/nothing.py"], "no configuration file configs/nothing.py"),
         (["--config.solver.nfe=2.5"], "nfe"),
+        (["--config.learn.curve=True", "--config.learn.nfes=(2,6)"], "of order 3 needs nfe of at least 3, got 2"),
+        (["--config.learn.curve=True", "--config.learn.learner=lm"], "a curve needs the learner 'optax'"),
         (["surplus"], "arguments that no flag takes: ['surplus']"),
     ],
 )
@@ -229,13 +243,13 @@ def test_a_bad_value_is_refused_before_anything_is_computed(key, value, message,
     assert not (tmp_path / "teacher").exists()
 
 
-def test_a_workdir_of_another_configuration_is_left_alone(config, tmp_path):
-    train_main.run(config, tmp_path / "run")
-    before = (tmp_path / "run" / "schedule.json").read_bytes()
-    config.solver.nfe = 6
-    with pytest.raises(ValueError, match=r"holds another configuration: solver.nfe: 5, here 6"):
-        train_main.run(config, tmp_path / "run")
-    assert (tmp_path / "run" / "schedule.json").read_bytes() == before
+def test_a_workdir_of_another_configuration_is_left_alone(finished):
+    folder, _ = finished
+    before = (folder / "run" / "schedule.json").read_bytes()
+    result = main("train", *small_run(folder, f"--config.learn.steps={STEPS}", "--config.solver.nfe=6"), check=False)
+    assert result.returncode == 1
+    assert "holds another configuration: solver.nfe: 5, here 6" in result.stderr
+    assert (folder / "run" / "schedule.json").read_bytes() == before
 
 
 def test_a_schedule_of_another_model_is_refused(finished, tmp_path):

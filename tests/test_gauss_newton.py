@@ -44,7 +44,7 @@ def test_a_few_steps_go_far_below_the_start(what, loss):
     student, pairs = make_student(loss), make_pairs()
     state = train.fit(student, pairs, pairs, jax.random.key(1), start=start(student, learning), learning=learning)
     assert state.best_loss < 0.5 * state.start_loss
-    t, t_c, change = discretization(state.best, SCHEDULE, learning)
+    t, t_c, change = discretization(state.best, student, learning)
     loss = metrics.distances(student, t, t_c, pairs, change).mean()
     np.testing.assert_allclose(loss, state.best_loss, rtol=1e-4)
 
@@ -77,16 +77,18 @@ def test_the_model_has_the_gradient_and_for_small_residuals_the_curvature_of_the
     flat, unravel = ravel_pytree(params)
 
     def mean_loss(flat, targets):
-        t, t_c, change = discretization(unravel(flat), SCHEDULE, learning)
+        t, t_c, change = discretization(unravel(flat), student, learning)
         return metrics.sample_losses(student, t, t_c, pairs._replace(x_0=targets), change).mean()
 
-    model = jax.jit(lambda pairs: gauss_newton._quadratic_model(student, params, learning, pairs))(pairs)
-    np.testing.assert_allclose(2 * model.gradient.mean(0), jax.grad(mean_loss)(flat, pairs.x_0), rtol=1e-6, atol=1e-9)
+    quadratic_model = jax.jit(lambda pairs: gauss_newton._quadratic_model(student, params, learning, pairs))
+    model = quadratic_model(pairs)
+    gradient = jax.jit(jax.grad(mean_loss))(flat, pairs.x_0)
+    np.testing.assert_allclose(2 * model.gradient.mean(0), gradient, rtol=1e-6, atol=1e-9)
     if loss is losses.l2:  # where the residuals vanish, nothing is left out of the Hessian
-        t, t_c, _ = discretization(params, SCHEDULE, learning)
+        t, t_c, _ = discretization(params, student, learning)
         own = metrics.run(student, t, t_c, pairs)
-        exact = gauss_newton._quadratic_model(student, params, learning, pairs._replace(x_0=own))
-        hessian = jax.hessian(mean_loss)(flat, own)
+        exact = quadratic_model(pairs._replace(x_0=own))
+        hessian = jax.jit(jax.hessian(mean_loss))(flat, own)
         np.testing.assert_allclose(2 * exact.matrix.mean(0), hessian, rtol=1e-6, atol=1e-8)
 
 

@@ -262,7 +262,7 @@ def test_samples_and_gradients_are_finite_in_float32(name, solver):
     def total(t, t_c):
         return _compiled_solve(network, solvers.make_table(schedule, t, t_c, solver=solver), x_T).sum()
 
-    value, gradients = jax.value_and_grad(total, argnums=(0, 1))(t, t)
+    value, gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(t, t)
     assert value.dtype == jnp.float32
     assert np.isfinite(value)
     assert np.isfinite(gradients).all()

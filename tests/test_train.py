@@ -89,11 +89,11 @@ def test_learning_beats_every_hand_made_grid_on_unseen_noise(solver, space, fact
     student = make_student(solver, 5)
     learning = Learning(steps=200, batch_size=50, space=space, valid_batch=50)
     state = train.fit(student, *split[:2], KEY, learning=learning)
-    ranking = train.rank_grids(student, split[2], batch_size=50)
+    ranking = train.rank_grids(student, split[2])
     loss = held_out_loss(student, state.best, split[2], space)
     assert loss < ranking[0][1] / factor
     assert state.best_loss < state.start_loss / factor
-    first = train.rank_grids(student, split[0], batch_size=50)[0][0]
+    first = train.rank_grids(student, split[0])[0][0]
     start = held_out_loss(student, grid_params(first, student.method.n_steps, space), split[1], space)
     np.testing.assert_allclose(state.start_loss, start, rtol=1e-4)
 
@@ -120,7 +120,7 @@ def test_the_papers_own_settings_improve_on_the_start(split):
 
 def test_grids_are_ranked_by_their_mean_losses(split):
     student = make_student()
-    ranking = train.rank_grids(student, split[0], batch_size=50)
+    ranking = train.rank_grids(student, split[0])
     expected = {name: held_out_loss(student, grid_params(name), split[0]) for name in timesteps.GRIDS}
     assert [name for name, _ in ranking] == sorted(expected, key=expected.get)
     np.testing.assert_allclose([loss for _, loss in ranking], sorted(expected.values()), rtol=1e-3)
