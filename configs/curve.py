@@ -3,7 +3,10 @@
 python -m experiments.train    --config=configs/curve.py --workdir=runs/curve
 python -m experiments.evaluate --schedule=runs/curve/schedule.json --nfe=7
 
-Measured @
+Measured on 2 CPU cores: learning takes about a minute and a half, compilation included. Squared error against the
+teacher on 200 unseen noises, mean, best hand-made grid -> read off the curve (learned for that number alone): 5 calls
+0.00911 -> 0.00530 (0.00474), 7 calls 0.00289 -> 0.00136 (0.00131), 9 calls 0.00120 -> 0.00046 (0.00059), 12 calls
+0.00028 -> 0.00021 (0.00020).
 """
 
 from ml_collections import config_dict
@@ -17,7 +20,7 @@ def get_config() -> config_dict.ConfigDict:
 
 
 def with_curve(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
-    """Change a configuration so that a curve is learned; its shifts are in steps, so their rate is another."""
-    c.learn.curve = True
-    c.learn.shifts_rate = 0.02
+    """Change a configuration so that a curve is learned, at rates of its own."""
+    c.learn.curve, c.learn.steps = True, 120
+    c.learn.logits_rate, c.learn.shifts_rate = 0.08, 0.01
     return c

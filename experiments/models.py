@@ -12,7 +12,8 @@ from ml_collections import config_dict
 
 from experiments import common, families
 from experiments.families import PretrainedModel, Settings
-from ld3_jax import checkpoint, metrics, teacher
+from experiments.plan import Plan
+from ld3_jax import checkpoint, metrics, teacher, timesteps
 from ld3_jax.checkpoint import LearnedSchedule
 from ld3_jax.solvers import Method
 from ld3_jax.teacher import Pairs
@@ -68,6 +69,32 @@ def of_schedule(path: Path, nfe: int | None = None) -> tuple[LearnedSchedule, Pr
     if here["digest"] != learned.model["digest"]:
         raise ValueError(f"{path} was learned for another model: {learned.model}, here is {here}")
     return checkpoint.for_calls(learned, learned.method.nfe if nfe is None else nfe, model.schedule), model
+
+
+def make_data(
+    model: PretrainedModel, config: config_dict.ConfigDict, plan: Plan, sharding: NamedSharding | None
+) -> tuple[Pairs, Pairs]:
+    """The teacher's pairs: those to learn from, and those never seen while learning."""
+    t = timesteps.grid(plan.teacher_grid, model.schedule, plan.teacher.n_steps)
+    keys = jax.random.split(jax.random.key(config.seed), 2)
+    known, test = (
+        teacher_pairs(
+            label,
+            model,
+            plan.teacher,
+            t,
+            key,
+            count,
+            batch_size=config.teacher.batch_size,
+            cache=Path(config.teacher.cache),
+            sharding=sharding,
+        )
+        for label, key, count in (
+            ("teacher", keys[0], config.data.train + config.data.valid),
+            ("teacher, unseen noise", keys[1], config.data.test),
+        )
+    )
+    return known, test
 
 
 def teacher_pairs(

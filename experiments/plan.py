@@ -53,14 +53,15 @@ class Plan:
             raise ValueError(f"learn.batch_size {learning.batch_size} exceeds data.train {config.data.train}")
         if learn.starts < 1:
             raise ValueError(f"learn.starts must be at least 1, got {learn.starts}")
+        n = 1 if learning.nfes else student.n_steps
         optimizer = optimizers.make_optimizer(
             learn.logits_rule,
-            learn.logits_rate / student.n_steps,
+            learn.logits_rate / n,
             learn.shifts_rule,
-            learn.shifts_rate / student.n_steps,
+            learn.shifts_rate / n,
             learning.steps,
             learn.coefficients_rule,
-            learn.coefficients_rate / student.n_steps,
+            learn.coefficients_rate / n,
         )
         if learning.learner == "lm":
             optimizer = optimizers.levenberg_marquardt()

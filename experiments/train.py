@@ -41,7 +41,7 @@ def run(config: config_dict.ConfigDict, workdir: Path) -> None:
     student = metrics.make_student(
         model.noise, model.schedule, plan.student, comparison.loss_function(plan.loss), model.decode
     )
-    known, test = make_data(model, config, plan, sharding)
+    known, test = models.make_data(model, config, plan, sharding)
     train_pairs = jax.tree.map(lambda leaf: leaf[: config.data.train], known)
     valid_pairs = jax.tree.map(lambda leaf: leaf[config.data.train :], known) if config.data.valid else train_pairs
 
@@ -99,32 +99,6 @@ def judge(
         shown=shown,
         sharding=sharding,
     )
-
-
-def make_data(
-    model: models.PretrainedModel, config: config_dict.ConfigDict, plan: Plan, sharding: NamedSharding | None
-) -> tuple[Pairs, Pairs]:
-    """The teacher's pairs: those to learn from, and those never seen while learning."""
-    t = timesteps.grid(plan.teacher_grid, model.schedule, plan.teacher.n_steps)
-    keys = jax.random.split(jax.random.key(config.seed), 2)
-    known, test = (
-        models.teacher_pairs(
-            label,
-            model,
-            plan.teacher,
-            t,
-            key,
-            count,
-            batch_size=config.teacher.batch_size,
-            cache=Path(config.teacher.cache),
-            sharding=sharding,
-        )
-        for label, key, count in (
-            ("teacher", keys[0], config.data.train + config.data.valid),
-            ("teacher, unseen noise", keys[1], config.data.test),
-        )
-    )
-    return known, test
 
 
 def learn(

@@ -55,7 +55,7 @@ class Learning:
     learner: str = "optax"
     nfes: tuple[int, ...] = ()
     warped: str = "logsnr"
-    degree: int = 16
+    degree: int = 32
     tangents: int = 128
     steps: int = 60
     batch_size: int = 10

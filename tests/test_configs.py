@@ -34,6 +34,7 @@ def shrink(config: config_dict.ConfigDict, folder: Path) -> config_dict.ConfigDi
     config.data.train, config.data.valid, config.data.test = 4, 0, 4
     if config.network.file and config.network.name != "cifar10":
         config.learn.gamma, config.learn.move_validation = 0.0, False
+    config.learn.nfes = (4, 5)
     config.learn.batch_size, config.learn.steps, config.learn.validate_every = 2, 3, 2
     return config
 
