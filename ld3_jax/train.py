@@ -54,7 +54,8 @@ def fit(
         sharding: how a batch spreads over devices, along its first axis.
 
     Returns:
-        The last state; `state.best` are the learned parameters, for `timesteps.from_params`.
+        The last state; `state.best` are the learned parameters, for `timesteps.from_params`, or where more than times
+        are learned for `learning.discretization`.
 
     Raises:
         ValueError: if there are fewer pairs than a batch, or a batch does not divide among the devices.
