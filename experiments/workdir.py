@@ -56,7 +56,6 @@ def recording(
 
         def on_step(state: TrainState, figures: StepMetrics) -> None:
             nonlocal last
-            last = state
             line = {"start": start, "step": int(state.step)} | {
                 name: float(value)
                 for name, value in (
@@ -68,6 +67,7 @@ def recording(
                 )
             }
             log.write(json.dumps(line) + "\n")
+            last = state  # after its line, so that no interruption keeps a step of which there is no line
             checkpoint.save(checkpoints, line["step"], state)
             update(line["step"], loss=line["loss"], best=line["best_loss"])
 
