@@ -1,11 +1,9 @@
 """A learned schedule beside the hand-made grids, on unseen noise."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.tree_util import Partial
@@ -13,7 +11,7 @@ from jaxtyping import Array
 
 from ld3_jax import losses, timesteps
 from ld3_jax.learning import Discretization
-from ld3_jax.metrics import Student, in_batches, run_in_batches
+from ld3_jax.metrics import Student, judge_in_batches, run_in_batches
 from ld3_jax.teacher import Pairs
 
 Errors = dict[str, np.ndarray]  # grid -> (n,) one number a noise
@@ -71,23 +69,11 @@ def compare(
         samples = run_in_batches(student, t, t_c, test, change, batch_size=batch_size, sharding=sharding)
         found.samples[name] = np.asarray(samples[:shown])
         for measure, function in measures.items():
-            each = _measured(function, samples, test.x_0, batch_size=batch_size, sharding=sharding)
+            each = judge_in_batches(function, samples, test.x_0, batch_size=batch_size, sharding=sharding)
             found.errors[measure][name] = np.asarray(each)
     for measure, errors in found.errors.items():
         _print_table(errors, f"{what}\n{measure}")
     return found
-
-
-@partial(jax.jit, static_argnames=("batch_size", "sharding"))
-def _measured(
-    measure: Callable[[Array, Array], Array],
-    samples: Array,
-    targets: Array,
-    *,
-    batch_size: int,
-    sharding: NamedSharding | None,
-) -> Array:
-    return in_batches(lambda batch: measure(*batch), (samples, targets), batch_size, sharding)
 
 
 def best_hand_made(errors: Errors) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -103,6 +104,7 @@ class Discretization(NamedTuple):
     coefficients: Coefficients | None
 
 
+@partial(jax.jit, static_argnames="learning")
 def discretization(params: TimestepParams, student: Student, learning: Learning) -> Discretization:
     """What the parameters stand for: the times, the network's times, and the change of the solver's coefficients."""
     schedule = student.schedule

@@ -94,7 +94,6 @@ def sample_losses(
     return student.loss(run(student, t, t_c, pairs, coefficients, remat=remat), pairs.x_0)
 
 
-@partial(jax.jit, static_argnames=("batch_size", "sharding"))
 def distances(
     student: Student,
     t: Float[Array, "n_points"],
@@ -107,6 +106,8 @@ def distances(
 ) -> Float[Array, "n"]:
     """`sample_losses` of any number of pairs, a batch at a time.
 
+    Integrating and judging are two programs, so that whatever else integrates compiles nothing.
+
     Args:
         student: the student.
         t, t_c: (n_steps + 1,) the grid.
@@ -118,8 +119,8 @@ def distances(
     Returns:
         (n,) losses.
     """
-
-    return in_batches(lambda batch: sample_losses(student, t, t_c, batch, coefficients), pairs, batch_size, sharding)
+    samples = run_in_batches(student, t, t_c, pairs, coefficients, batch_size=batch_size, sharding=sharding)
+    return judge_in_batches(student.loss, samples, pairs.x_0, batch_size=batch_size, sharding=sharding)
 
 
 @partial(jax.jit, static_argnames=("batch_size", "sharding"))
@@ -135,6 +136,19 @@ def run_in_batches(
 ) -> PyTree:
     """`run` for any number of start states, a batch at a time; arguments as of `distances`."""
     return in_batches(lambda batch: run(student, t, t_c, batch, coefficients), pairs, batch_size, sharding)
+
+
+@partial(jax.jit, static_argnames=("batch_size", "sharding"))
+def judge_in_batches(
+    loss: Callable[[PyTree, PyTree], Array],
+    samples: PyTree,
+    targets: PyTree,
+    *,
+    batch_size: int = 25,
+    sharding: jax.sharding.NamedSharding | None = None,
+) -> Float[Array, "n"]:
+    """`loss(samples, targets)` for any number of samples, a batch at a time; arguments as of `distances`."""
+    return in_batches(lambda batch: loss(*batch), (samples, targets), batch_size, sharding)
 
 
 def in_batches(

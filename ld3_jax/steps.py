@@ -122,7 +122,6 @@ def train_step(
     return unless_done(state, new), StepMetrics(loss, optax.tree.norm(grads), moved)
 
 
-@partial(jax.jit, static_argnames=("learning", "sharding"))
 def validate(
     state: TrainState,
     student: Student,
@@ -136,6 +135,11 @@ def validate(
     Validation noise is where the teacher started, unless `move_validation` lets it move.
     """
     loss = validation_loss(student, state.params, _where_moved(valid, state, learning), learning, sharding)
+    return _judged(state, loss, learning)
+
+
+@partial(jax.jit, static_argnames="learning")
+def _judged(state: TrainState, loss: Array, learning: Learning) -> TrainState:
     better = loss < state.best_loss
     best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.params, state.best)
     worse = jnp.where(better, 0, state.worse + 1)
@@ -145,7 +149,6 @@ def validate(
     return unless_done(state, new)
 
 
-@partial(jax.jit, static_argnames=("learning", "sharding"))
 def end_round(
     state: TrainState,
     student: Student,
@@ -158,7 +161,25 @@ def end_round(
 
     Its rate halves when no sample moves. The best loss is measured anew, from the noise as moved.
     """
+    moved = _move_validation_noise(state, student, valid, learning=learning, sharding=sharding)
+    loss = validation_loss(student, state.best, _where_moved(valid, moved, learning), learning, sharding)
+    return _measured_anew(state, moved, loss)
 
+
+@jax.jit
+def _measured_anew(state: TrainState, moved: TrainState, loss: Array) -> TrainState:
+    return unless_done(state, moved._replace(best_loss=_finite_or_inf(loss), valid_loss=loss))
+
+
+@partial(jax.jit, static_argnames=("learning", "sharding"))
+def _move_validation_noise(
+    state: TrainState,
+    student: Student,
+    valid: Pairs,
+    *,
+    learning: Learning,
+    sharding: jax.sharding.NamedSharding | None,
+) -> TrainState:
     def move(batch: tuple[Pairs, PyTree]) -> tuple[PyTree, Array]:
         pairs, noise = batch
         (_, each), (_, grads) = _gradients(student, state.best, noise, pairs, learning)
@@ -166,10 +187,7 @@ def end_round(
 
     noise, accepted = in_batches(move, (valid, state.valid_noise), learning.batch_size, sharding)
     rate = jnp.where(accepted.any(), state.noise_rate, state.noise_rate / 2)
-    new = state._replace(params=state.best, valid_noise=noise, noise_rate=rate, worse=jnp.zeros_like(state.worse))
-    loss = validation_loss(student, state.best, _where_moved(valid, new, learning), learning, sharding)
-    new = new._replace(best_loss=_finite_or_inf(loss), valid_loss=loss)
-    return unless_done(state, new)
+    return state._replace(params=state.best, valid_noise=noise, noise_rate=rate, worse=jnp.zeros_like(state.worse))
 
 
 def unless_done(state: TrainState, new: TrainState) -> TrainState:

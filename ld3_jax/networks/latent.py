@@ -26,7 +26,7 @@ from ld3_jax.networks.unet import UNet
 from ld3_jax.schedules import NoiseSchedule, rectified_flow, vp_discrete
 
 _STEPS = 1000
-_SHRUNKEN_IMAGE = 32  # pixels
+_SHRUNKEN_IMAGE = 16  # pixels
 _UNET, _AUTOENCODER, _CLASSES = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.embedding."
 
 

