@@ -166,7 +166,8 @@ def network_table(quick: bool) -> list[tuple[str, Measure]]:
             "TFLOP/s": calls / seconds[1] * per_call / 1e12,
         }
 
-    return [(dtype.__name__, lambda dtype=dtype: measure(dtype)) for dtype in (jnp.float32, jnp.bfloat16)]
+    dtypes = (jnp.float32,) if quick else (jnp.float32, jnp.bfloat16)
+    return [(dtype.__name__, lambda dtype=dtype: measure(dtype)) for dtype in dtypes]
 
 
 def configured(config: config_dict.ConfigDict, solver: str, nfe: int, seed: int) -> config_dict.ConfigDict:

@@ -5,15 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from ld3_jax.learning import Learning
+
 README = Path("README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.splitlines()[1])
 def test_a_snippet_of_the_readme_runs(snippet):
-    # Fewer pairs and calls than shown, to take seconds.
+    # Fewer pairs, calls and steps than shown, to take seconds.
     small = snippet.replace("100, shape", "20, shape").replace("nfe=40", "nfe=8")
-    names: dict = {}
+    small = small.replace("jax.random.key(1))", "jax.random.key(1), learning=quick)")
+    names: dict = {"quick": Learning(steps=10, validate_every=2)}
     exec(compile(small, "README.md", "exec"), names)
     if "state" in names:
         assert names["state"].best_loss < names["state"].start_loss

@@ -1,5 +1,6 @@
 """Solvers: parity with loops and with published runs, orders of convergence, gradients, compilation, network calls."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -114,10 +115,9 @@ def _slope(solver, order, variant, **more):
     ends = jnp.asarray([schedule.t_min, schedule.t_max])
     (alpha, alpha_T), (sigma, sigma_T) = schedule.alpha(ends), schedule.sigma(ends)
     exact = reference.gaussian_flow(start(schedule), std, alpha, sigma, alpha_T, sigma_T)
+    sample = jax.jit(partial(solvers.sample, **options(solver, order, variant), **more))
     for n in (40, 80):
-        x_0 = solvers.sample(
-            model, schedule, start(schedule), even_lam(schedule, n), **options(solver, order, variant), **more
-        )
+        x_0 = sample(model, schedule, start(schedule), even_lam(schedule, n))
         errors.append(relative_error(x_0, exact))
     return np.log2(errors[0] / errors[1])
 
@@ -252,7 +252,7 @@ def reporting_network(x, t, cond=None):
     return jnp.tanh(x)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", ["ve_edm", "vp_discrete", "rectified_flow"])
 @pytest.mark.parametrize("solver", sorted(solvers.SOLVERS))
 def test_samples_and_gradients_are_finite_in_float32(name, solver):
     schedule = SCHEDULES[name]
@@ -262,7 +262,7 @@ def test_samples_and_gradients_are_finite_in_float32(name, solver):
     def total(t, t_c):
         return _compiled_solve(network, solvers.make_table(schedule, t, t_c, solver=solver), x_T).sum()
 
-    value, gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(t, t)
+    value, gradients = jax.value_and_grad(total, argnums=(0, 1))(t, t)
     assert value.dtype == jnp.float32
     assert np.isfinite(value)
     assert np.isfinite(gradients).all()

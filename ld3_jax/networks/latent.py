@@ -182,7 +182,7 @@ def shrink(network: LatentDiffusion) -> LatentDiffusion:
     )
     codes = None if network.autoencoder.codes is None else 64
     levels = len(network.autoencoder.channel_mult)
-    autoencoder = network.autoencoder.clone(channels=32, channel_mult=(1,) * levels, num_res_blocks=1, codes=codes)
+    autoencoder = network.autoencoder.clone(channels=32, channel_mult=(1,) * levels, num_res_blocks=0, codes=codes)
     return replace(network, unet=unet, autoencoder=autoencoder, size=_SHRUNKEN_IMAGE // network.autoencoder.factor)
 
 
