@@ -37,7 +37,7 @@ class Plan:
         for nfe in learning.nfes:
             replace(student, nfe=nfe)  # refuses what the solver cannot do
         for key, value, allowed in (
-            ("learn.loss", learn.loss, [*losses.LOSSES, "lpips"]),
+            ("learn.loss", learn.loss, [*losses.LOSSES, "lpips"] if learn.learner != "lm" else losses.OF_SQUARES),
             ("learn.init", learn.init, [*timesteps.GRIDS, "best"]),
             ("teacher.grid", config.teacher.grid, timesteps.GRIDS),
             ("learn.logits_rule", learn.logits_rule, optimizers.RULES),

@@ -7,7 +7,6 @@ rate.
 Reference: Nocedal and Wright, Numerical Optimization, chapter 10.
 """
 
-import math
 from functools import partial
 from typing import NamedTuple
 
@@ -48,12 +47,12 @@ def gauss_newton_step(
 ) -> tuple[TrainState, StepMetrics]:
     """One step on a batch, with the matrix of normal equations for the optimizer; else as `steps.train_step`.
 
-    The losses are phi(|r|^2) with residuals r = (x - x_0) / sqrt(d); around the parameters they are modelled by
+    The losses are phi(|r|^2), see `losses.least_squares`; around the parameters they are modelled by
     w |r + J delta|^2 with w = phi'(|r|^2), which is the least-squares problem of an iterated reweighting.
 
     Args:
         state: the state.
-        student: the student; its loss must be one that `losses.slope` knows.
+        student: the student; its loss must be one that `losses.least_squares` knows.
         train: all training pairs.
         key: fixes the order in which batches are drawn; the same at every step.
         optimizer: `optimizers.levenberg_marquardt()`.
@@ -109,21 +108,22 @@ def _directions(params: TimestepParams, learning: Learning) -> _Directions:
 def _quadratic_model(student: Student, params: TimestepParams, learning: Learning, pairs: Pairs) -> _Model:
     flat, unravel = ravel_pytree(params)
 
-    def residuals(flat: Array) -> tuple[Array, Array]:
-        t, t_c, change = discretization(unravel(flat), student, learning)
-        samples = run(student, t, t_c, pairs, change)
-        r = (samples - pairs.x_0).reshape(len(samples), -1)
-        return r / math.sqrt(r.shape[1]), student.loss(samples, pairs.x_0)
+    least_squares = losses.least_squares(student.loss)
 
-    def column(direction: Array) -> tuple[Array, Array, Array]:
-        r, column, loss = jax.jvp(residuals, (flat,), (direction,), has_aux=True)
-        return r, column, loss
+    def residuals(flat: Array) -> list[Array]:
+        t, t_c, change = discretization(unravel(flat), student, learning)
+        return least_squares.residuals(run(student, t, t_c, pairs, change), pairs.x_0)
+
+    def column(direction: Array) -> tuple[list[Array], list[Array]]:
+        return jax.jvp(residuals, (flat,), (direction,))
 
     along, back = _directions(params, learning)
     # One integration carries all directions: what does not depend on them is computed once.
-    r, columns, loss = jax.vmap(column, out_axes=(None, 0, None))(jnp.asarray(along, flat.dtype))
-    weight = losses.slope(student.loss)(jnp.sum(r**2, -1))
+    r, columns = jax.vmap(column, out_axes=(None, 0))(jnp.asarray(along, flat.dtype))
+    loss, weight = jax.vmap(jax.value_and_grad(least_squares.phi))(sum(jnp.sum(part**2, -1) for part in r))
     product = partial(jnp.einsum, precision="highest")
-    matrix = product("qnd,rnd,n,qa,rb->nab", columns, columns, weight, back, back)
-    gradient = product("qnd,nd,n,qa->na", columns, r, weight, back)
-    return _Model(matrix, gradient, loss)
+    matrix = sum(product("qnd,rnd->nqr", part, part) for part in columns)
+    gradient = sum(product("qnd,nd->nq", part, of_r) for part, of_r in zip(columns, r, strict=True))
+    return _Model(
+        product("nqr,n,qa,rb->nab", matrix, weight, back, back), product("nq,n,qa->na", gradient, weight, back), loss
+    )

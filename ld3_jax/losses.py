@@ -1,11 +1,17 @@
 """Distances between a student's samples and its teacher's, one number a sample."""
 
+import math
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ld3_jax.networks.lpips import LPIPS
 from ld3_jax.networks.lpips import load as lpips
+
+_EPS = 1e-12
 
 
 def l2(x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
@@ -24,28 +30,40 @@ def rmse(x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]) -> Fl
     With few steps some samples end far from the teacher's, in another basin; under the root they weigh less, which
     serves the median more than the mean. The gradient is finite where x = y, too.
     """
-    return jnp.sqrt(l2(x, y) + 1e-12)
+    return jnp.sqrt(l2(x, y) + _EPS)
 
 
-__all__ = ["LOSSES", "l1", "l2", "lpips", "rmse", "slope"]
+class LeastSquares(NamedTuple):
+    """A loss of the form phi(|r|^2)."""
+
+    residuals: Callable[[Array, Array], list[Array]]  # residuals(x, y) -> r in parts, each (batch, size)
+    phi: Callable[[Array], Array]  # of a scalar
 
 
-def slope(loss: Callable) -> Callable[[Array], Array]:
-    """phi' of a loss that is phi(s) with s the mean squared error, for learners that reweight least squares.
+def least_squares(loss: Callable) -> LeastSquares:
+    """What a learner of second order needs of a loss.
+
+    For `l2` and `rmse`, r = (x - y) / sqrt(d); for `lpips`, the weighted differences of features, see `LPIPS`.
 
     Args:
-        loss: `l2` or `rmse`, as it is or in a `Partial`.
+        loss: `l2`, `rmse` or an LPIPS, as it is or in a `Partial`.
 
     Raises:
         ValueError: if it is another loss.
     """
     function = getattr(loss, "func", loss)
-    if function not in _SLOPES:
-        known = sorted(known.__name__ for known in _SLOPES)
-        raise ValueError(f"Levenberg-Marquardt needs a loss that is a function of the squared error, one of {known}")
-    return _SLOPES[function]
+    if isinstance(getattr(function, "__self__", None), LPIPS):
+        return LeastSquares(partial(loss, method="residuals"), lambda s: s)
+    if function in (l2, rmse):
+        return LeastSquares(_differences, lambda s: jnp.sqrt(s + _EPS) if function is rmse else s)
+    raise ValueError(f"Levenberg-Marquardt needs a loss that is a function of squares, one of {OF_SQUARES}, got {loss}")
 
 
-_SLOPES = {l2: jnp.ones_like, rmse: lambda s: 0.5 / jnp.sqrt(s + 1e-12)}
+def _differences(x: Array, y: Array) -> list[Array]:
+    r = (x - y).reshape(len(x), -1)
+    return [r / math.sqrt(r.shape[1])]
+
 
 LOSSES = {"l1": l1, "l2": l2, "rmse": rmse}
+OF_SQUARES = ("l2", "lpips", "rmse")
+__all__ = ["LOSSES", "OF_SQUARES", "LeastSquares", "l1", "l2", "least_squares", "lpips", "rmse"]

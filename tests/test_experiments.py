@@ -19,6 +19,7 @@ from configs import gaussian as gaussian_config
 from experiments import common, models
 from experiments import train as train_main
 from experiments.families import Settings
+from experiments.plan import Plan
 from ld3_jax import checkpoint, timesteps
 
 STEPS = 40
@@ -207,6 +208,12 @@ def test_a_bad_command_line_is_one_clear_error(arguments, message, tmp_path):
     assert message in result.stderr + result.stdout
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_the_learner_of_second_order_refuses_a_loss_that_is_no_function_of_squares(config):
+    config.learn.learner, config.learn.loss = "lm", "l1"
+    with pytest.raises(ValueError, match=r"learn.loss must be one of \['l2', 'lpips', 'rmse'\], got 'l1'"):
+        Plan.of(config)
 
 
 @pytest.mark.parametrize(

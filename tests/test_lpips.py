@@ -70,7 +70,7 @@ def definition(net, params, x, y):
         bias = torch.from_numpy(np.array(params[f"convolution{i}"]["bias"]))
         x, y = (functional.relu(functional.conv2d(z, weight, bias, stride, padding)) for z in (x, y))
         if compared:
-            head = torch.from_numpy(np.array(params[f"head{i}"]["kernel"])).T[:, :, None, None]
+            head = torch.from_numpy(np.array(params[f"head{i}"]))[None, :, None, None]
             total = total + functional.conv2d((unit(x) - unit(y)) ** 2, head).mean((1, 2, 3))
         i += 1
     return total

@@ -8,6 +8,7 @@ arXiv:1404.5997 (AlexNet).
 """
 
 import importlib.metadata
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
@@ -99,10 +101,17 @@ class LPIPS(nn.Module):
 
     backbone: Backbone
 
-    @nn.compact
     def __call__(
         self, x: Float[Array, "batch h w channels"], y: Float[Array, "batch h w channels"]
     ) -> Float[Array, "batch"]:
+        """d(x, y)."""
+        return sum((jnp.sum(r**2, -1) for r in self.residuals(x, y)), start=jnp.zeros(len(x), x.dtype))
+
+    @nn.compact
+    def residuals(
+        self, x: Float[Array, "batch h w channels"], y: Float[Array, "batch h w channels"]
+    ) -> list[Float[Array, "batch _"]]:
+        """r with d(x, y) = |r|^2: at each depth sqrt(w_c / pixels) (u_c(x) - u_c(y))."""
         if x.shape[-1] not in (1, 3) or min(x.shape[1:3]) < self.backbone.smallest:
             side = self.backbone.smallest
             raise ValueError(
@@ -110,7 +119,7 @@ class LPIPS(nn.Module):
             )
         images = jnp.concatenate([x, y])
         features = (jnp.broadcast_to(images, (*images.shape[:3], 3)) - _MEAN[None, None, None]) / _STD[None, None, None]
-        distance = jnp.zeros(len(x), features.dtype)
+        found = []
         for i, layer in enumerate(self.backbone.layers):
             if layer.pool:
                 features = nn.max_pool(features, (layer.pool, layer.pool), (2, 2))
@@ -121,9 +130,10 @@ class LPIPS(nn.Module):
             features = nn.relu(convolution(features))
             if layer.compared:
                 of_x, of_y = jnp.split(_unit(features), 2)
-                weighted = nn.Dense(1, use_bias=False, name=f"head{i}")((of_x - of_y) ** 2)
-                distance = distance + jnp.mean(weighted, (1, 2, 3))
-        return distance
+                weights = self.param(f"head{i}", nn.initializers.ones, (layer.features,))
+                scale = jnp.sqrt(weights / math.prod(features.shape[1:3]))
+                found.append((scale.reshape(1, 1, 1, -1) * (of_x - of_y)).reshape(len(x), -1))
+        return found
 
 
 def load(net: str = "vgg", cache: Path | None = None) -> Partial:
@@ -150,17 +160,14 @@ def load(net: str = "vgg", cache: Path | None = None) -> Partial:
     if net not in BACKBONES:
         raise ValueError(f"net must be one of {sorted(BACKBONES)}, got {net!r}")
     backbone = BACKBONES[net]
-    path = cache / f"lpips-{net}-{backbone.sha256[:8]}.safetensors" if cache else None
+    path = cache / f"lpips_{net}_{backbone.sha256[:8]}.safetensors" if cache else None
     if path and path.is_file():
         state = files.read(path).state
     else:
         state = dict(_read_weights(backbone))
         if path:
             files.write(path, Checkpoint("lpips", state, {}), {"source": backbone.file, "sha256": backbone.sha256})
-    params: dict[str, dict[str, Array]] = {}
-    for name, array in state.items():
-        module, leaf = name.split(".")
-        params.setdefault(module, {})[leaf] = jnp.asarray(array)
+    params = traverse_util.unflatten_dict({name: jnp.asarray(array) for name, array in state.items()}, sep=".")
     return Partial(LPIPS(backbone).apply, {"params": params})
 
 
@@ -191,7 +198,7 @@ def _read_weights(backbone: Backbone) -> Iterator[tuple[str, np.ndarray]]:
         for leaf, array in tree[backbone.module][f"Conv_{i}"].items():
             yield f"convolution{i}.{leaf}", np.asarray(array)
     for head, i in enumerate(compared):
-        yield f"head{i}.kernel", np.asarray(tree[f"NetLinLayer_{head}"]["Conv_0"]["kernel"])[0, 0]
+        yield f"head{i}", np.asarray(tree[f"NetLinLayer_{head}"]["Conv_0"]["kernel"])[0, 0, :, 0]
 
 
 def _unit(features: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
