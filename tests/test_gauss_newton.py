@@ -96,13 +96,13 @@ def test_the_model_has_the_gradient_and_for_small_residuals_the_curvature_of_the
 
 @Partial
 def picture(x):
-    """States in the plane as images of 16 x 16 pixels."""
-    waves = jnp.sin(jnp.arange(2.0 * 16 * 16 * 3)).reshape(2, 16, 16, 3)
+    """States in the plane as images of 31 x 31 pixels."""
+    waves = jnp.sin(jnp.arange(2.0 * 31 * 31 * 3)).reshape(2, 31, 31, 3)
     return jnp.tanh(jnp.einsum("nd,dhwc->nhwc", x, waves))
 
 
 def test_lpips_of_decoded_samples_is_learned_in_a_few_steps():
-    student = make_student(losses.lpips())._replace(decode=picture)
+    student = make_student(losses.lpips("alex"))._replace(decode=picture)
     states = make_pairs(4)
     pairs = states._replace(x_0=picture(states.x_0))
     learning = Learning(learner="lm", steps=4, batch_size=4, validate_every=1)
