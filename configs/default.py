@@ -43,7 +43,7 @@ def get_config() -> config_dict.ConfigDict:
 
     c.learn = config_dict.ConfigDict()
     c.learn.loss = "l2"  # l1 l2 rmse lpips; the comparison at the end is in squared error, too
-    c.learn.init = "best"  # a grid's name, or best: the best grid on the training pairs
+    c.learn.init = "best"  # a grid's name; best: the best grid on the training pairs; or a schedule.json to go on from
     c.learn.starts = 1  # how many starts to try; the best on the validation pairs wins
     c.learn.what = ("times", "shifts")  # what is learned: times shifts coefficients
     c.learn.consistent = False  # whether constants must still integrate exactly when coefficients are learned

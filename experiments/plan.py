@@ -1,11 +1,13 @@
 """A configuration as values."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import optax
 from ml_collections import config_dict
 
-from ld3_jax import losses, optimizers, timesteps
+from ld3_jax import checkpoint, losses, optimizers, timesteps
+from ld3_jax.checkpoint import LearnedSchedule
 from ld3_jax.solvers import Method
 from ld3_jax.steps import Learning
 
@@ -20,7 +22,7 @@ class Plan:
     learning: Learning
     optimizer: optax.GradientTransformation
     loss: str
-    init: str
+    init: str | LearnedSchedule
     starts: int
 
     @classmethod
@@ -36,9 +38,10 @@ class Plan:
         learning = Learning(**choices)
         for nfe in learning.nfes:
             replace(student, nfe=nfe)  # refuses what the solver cannot do
+        init = _earlier(Path(learn.init), student, learning) if learn.init.endswith(".json") else learn.init
         for key, value, allowed in (
             ("learn.loss", learn.loss, [*losses.LOSSES, "lpips"] if learn.learner != "lm" else losses.OF_SQUARES),
-            ("learn.init", learn.init, [*timesteps.GRIDS, "best"]),
+            ("learn.init", "best" if isinstance(init, LearnedSchedule) else init, [*timesteps.GRIDS, "best"]),
             ("teacher.grid", config.teacher.grid, timesteps.GRIDS),
             ("learn.logits_rule", learn.logits_rule, optimizers.RULES),
             ("learn.shifts_rule", learn.shifts_rule, optimizers.RULES),
@@ -66,7 +69,19 @@ class Plan:
         if learning.learner == "lm":
             optimizer = optimizers.levenberg_marquardt()
         teacher = _method(config.teacher)
-        return cls(student, teacher, config.teacher.grid, learning, optimizer, learn.loss, learn.init, learn.starts)
+        return cls(student, teacher, config.teacher.grid, learning, optimizer, learn.loss, init, learn.starts)
+
+
+def _earlier(path: Path, student: Method, learning: Learning) -> LearnedSchedule:
+    """What was learned before, to go on from."""
+    learned = checkpoint.load_schedule(path)
+    if learning.nfes:
+        raise ValueError(f"learn.init: a curve starts at a hand-made grid, got {path}")
+    if (learned.method.nfe, learned.method.n_steps) != (student.nfe, student.n_steps):
+        raise ValueError(
+            f"learn.init: {path} is for {learned.method.nfe} network calls, the student makes {student.nfe}"
+        )
+    return learned
 
 
 def _method(config: config_dict.ConfigDict) -> Method:

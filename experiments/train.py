@@ -18,6 +18,7 @@ from experiments import common, comparison, models
 from experiments.plan import Plan
 from experiments.workdir import claim, recording
 from ld3_jax import checkpoint, metrics, plots, steps, timesteps, train
+from ld3_jax.checkpoint import LearnedSchedule
 from ld3_jax.learning import Discretization, Learning, discretization, students
 from ld3_jax.metrics import Student
 from ld3_jax.steps import TrainState
@@ -36,17 +37,18 @@ def run(config: config_dict.ConfigDict, workdir: Path) -> None:
     """Learn a schedule and write everything to the workdir, going on where an earlier run of it stopped."""
     plan = Plan.of(config)
     model = models.build(models.settings_of(config))
-    claim(workdir, config)
     sharding = common.batch_sharding()
     student = metrics.make_student(
         model.noise, model.schedule, plan.student, comparison.loss_function(plan.loss), model.decode
     )
+    before = earlier(plan.init, student) if isinstance(plan.init, LearnedSchedule) else None
+    claim(workdir, config)
     known, test = models.make_data(model, config, plan, sharding)
     train_pairs = jax.tree.map(lambda leaf: leaf[: config.data.train], known)
     valid_pairs = jax.tree.map(lambda leaf: leaf[config.data.train :], known) if config.data.valid else train_pairs
 
     started = time.monotonic()
-    state, learning = learn(student, train_pairs, valid_pairs, plan, config.seed, workdir, sharding)
+    state, learning = learn(student, train_pairs, valid_pairs, plan, before, config.seed, workdir, sharding)
     print(
         f"learned in {time.monotonic() - started:.1f} s, compilation included; validation loss "
         f"{float(state.start_loss):.5f} at the start, {float(state.best_loss):.5f} learned",
@@ -106,11 +108,12 @@ def learn(
     train_pairs: Pairs,
     valid_pairs: Pairs,
     plan: Plan,
+    before: Discretization | None,
     seed: int,
     workdir: Path,
     sharding: NamedSharding | None,
 ) -> tuple[TrainState, Learning]:
-    """Learn from every start, going on where an earlier run stopped.
+    """Learn from every start, going on where an earlier run stopped; the first is what was learned before, if anything.
 
     Returns:
         The state with the best validation loss, and the choices that it was learned under: a curve warps the best grid.
@@ -118,10 +121,10 @@ def learn(
     ranking = train.rank_grids(student, train_pairs, plan.learning, sharding=sharding)
     print("hand-made grids on the training pairs: " + ", ".join(f"{name} {loss:.5f}" for name, loss in ranking))
     key, *keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), plan.starts + 1)
-    names = [name for name, _ in ranking] if plan.init == "best" else [plan.init]
+    names = [name for name, _ in ranking] if before or plan.init == "best" else [plan.init]
     learning = replace(plan.learning, warped=names[0])
     states = []
-    for i, start in enumerate(train.starts(student, names, plan.starts, key, learning)):
+    for i, start in enumerate(train.starts(student, [before] if before else names, plan.starts, key, learning)):
         label = f"start {i + 1} of {plan.starts}" if plan.starts > 1 else "learning"
         fresh = steps.init_state(student, train_pairs, valid_pairs, start, plan.optimizer, learning, sharding=sharding)
         with (
@@ -143,6 +146,17 @@ def learn(
                 )
         states.append(state)
     return min(states, key=lambda state: float(state.best_loss)), learning
+
+
+def earlier(learned: LearnedSchedule, student: Student) -> Discretization:
+    """What was learned before, if its times span the student's range."""
+    t, t_c = checkpoint.times(learned)
+    ends, here = (float(t[0]), float(t[-1])), (student.schedule.t_max, student.schedule.t_min)
+    if not np.allclose(ends, here, rtol=1e-3):
+        raise ValueError(
+            f"learn.init: its times run from {ends[0]:g} to {ends[1]:g}, the model's from {here[0]:g} to {here[1]:g}"
+        )
+    return Discretization(t, t_c, checkpoint.coefficients(learned))
 
 
 def draw(

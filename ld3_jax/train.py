@@ -14,7 +14,7 @@ from jaxtyping import PRNGKeyArray
 from ld3_jax import curve, solvers, timesteps
 from ld3_jax.coefficients import no_change
 from ld3_jax.gauss_newton import gauss_newton_step
-from ld3_jax.learning import students, together
+from ld3_jax.learning import Discretization, students, together
 from ld3_jax.metrics import Student, distances
 from ld3_jax.optimizers import levenberg_marquardt, make_optimizer
 from ld3_jax.steps import Learning, StepMetrics, TrainState, end_round, init_state, train_step, validate
@@ -96,30 +96,45 @@ def fit(
 
 
 def starts(
-    student: Student, names: Sequence[str], count: int, key: PRNGKeyArray, learning: Learning, *, spread: float = 0.3
+    student: Student,
+    grids: Sequence[str | Discretization],
+    count: int,
+    key: PRNGKeyArray,
+    learning: Learning,
+    *,
+    spread: float = 0.3,
 ) -> list[TimestepParams]:
-    """Parameters to start from: the named grids in turn, then the first one again with noise on its logits.
+    """Parameters to start from: the grids in turn, then the first one again with noise on its logits.
 
-    A curve starts as `learning.warped`, whatever the names.
+    A curve starts as `learning.warped`, whatever the grids.
 
     Args:
         student: the student.
-        names: hand-made grids, the favourite first.
+        grids: hand-made grids by name, or what was learned before, the favourite first.
         count: how many starts.
         key: of the noise.
         learning: static choices.
         spread: standard deviation of the noise.
     """
-    grids = [timesteps.grid(name, student.schedule, student.method.n_steps) for name in names[:count]]
-    params = [timesteps.to_params(t, t, student.schedule, learning.space) for t in grids]
+    params = [_start(student, grid, learning) for grid in grids[:count]]
     if learning.nfes:
         params = [curve.start(learning.degree)]
-    if "coefficients" in learning.what:
-        table = solvers.make_table(student.schedule, grids[0], **dataclasses.asdict(student.method))
-        params = [start._replace(coefficients=no_change(table, learning.history)) for start in params]
     for noise_key in jax.random.split(key, max(count - len(params), 1))[: count - len(params)]:
         logits = params[0].logits
         params.append(params[0]._replace(logits=logits + spread * jax.random.normal(noise_key, logits.shape)))
+    return params
+
+
+def _start(student: Student, grid: str | Discretization, learning: Learning) -> TimestepParams:
+    """The parameters that stand for a grid."""
+    schedule, method = student.schedule, student.method
+    if isinstance(grid, str):
+        t = timesteps.grid(grid, schedule, method.n_steps)
+        grid = Discretization(t, t, None)
+    params = timesteps.to_params(grid.t, grid.t_c, schedule, learning.space)
+    if "coefficients" in learning.what:
+        table = solvers.make_table(schedule, grid.t, **dataclasses.asdict(method))
+        params = params._replace(coefficients=grid.coefficients or no_change(table, learning.history))
     return params
 
 

@@ -3,7 +3,6 @@
 import runpy
 from pathlib import Path
 
-import jax
 import pytest
 from ml_collections import config_dict
 
@@ -13,13 +12,6 @@ from experiments import train as train_main
 from ld3_jax import checkpoint
 
 CONFIGS = sorted(path for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "default"))
-
-
-@pytest.fixture(autouse=True)
-def compiled_programs_go():
-    """Before there are more than a process can map: no run shares a program with another."""
-    yield
-    jax.clear_caches()
 
 
 def load(path: Path) -> config_dict.ConfigDict:

@@ -252,6 +252,39 @@ def test_a_bad_value_is_refused_before_anything_is_computed(key, value, message,
     assert not (tmp_path / "teacher").exists()
 
 
+def test_coefficients_are_learned_on_from_earlier_times(config, tmp_path):
+    config.learn.steps, config.data.valid = 10, 0
+    train_main.run(config, tmp_path / "times")
+    config.learn.init = str(tmp_path / "times" / "schedule.json")
+    config.learn.what = ("times", "shifts", "coefficients")
+    train_main.run(config, tmp_path / "run")
+    times, both = (checkpoint.load_schedule(tmp_path / run / "schedule.json") for run in ("times", "run"))
+    assert both.losses["valid"]["start"] == pytest.approx(times.losses["valid"]["learned"], rel=1e-3)
+    assert both.losses["valid"]["learned"] < 0.9 * both.losses["valid"]["start"]
+    assert np.abs(both.coefficients["predict"]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learn.init": "none.json"}, "none.json"),
+        ({"solver.nfe": 6}, "schedule.json is for 5 network calls, the student makes 6"),
+        ({"learn.curve": True, "learn.nfes": (4, 5)}, "a curve starts at a hand-made grid"),
+        (
+            {"network.family": "galaxy", "network.name": "hsc32"},
+            "its times run from 1 to 0.001, the model's from 10 to",
+        ),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(change, message, config, finished, tmp_path):
+    config.learn.init = str(finished[0] / "run" / "schedule.json")
+    config.update_from_flattened_dict(change)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train_main.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "teacher").exists()
+
+
 def test_a_workdir_of_another_configuration_is_left_alone(finished):
     folder, _ = finished
     before = (folder / "run" / "schedule.json").read_bytes()

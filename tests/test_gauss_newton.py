@@ -111,11 +111,19 @@ def test_lpips_of_decoded_samples_is_learned_in_a_few_steps():
     def mean_loss(params):
         return metrics.sample_losses(student, *discretization(params, student, learning)[:2], pairs).mean()
 
-    model = jax.jit(lambda pairs: gauss_newton._quadratic_model(student, params, learning, pairs))(pairs)
-    gradient, _ = ravel_pytree(jax.jit(jax.grad(mean_loss))(params))
-    np.testing.assert_allclose(2 * model.gradient.mean(0), gradient, atol=1e-3 * jnp.abs(gradient).max())
-    state = train.fit(student, pairs, pairs, jax.random.key(1), start=params, learning=learning)
+    told = []
+    state = train.fit(
+        student,
+        pairs,
+        pairs,
+        jax.random.key(1),
+        start=params,
+        learning=learning,
+        on_step=lambda state, figures: told.append(figures),
+    )
     assert state.best_loss < 0.7 * state.start_loss
+    gradient, _ = ravel_pytree(jax.jit(jax.grad(mean_loss))(params))
+    np.testing.assert_allclose(told[0].grad_norm, jnp.linalg.norm(gradient), rtol=1e-3)
 
 
 def test_the_batch_s_loss_never_rises():
