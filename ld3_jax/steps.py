@@ -1,4 +1,4 @@
-"""The jitted steps of LD3: a gradient step, a validation, the end of a round. Pure functions of the state.
+"""The steps of LD3, jitted: a gradient step, a validation, the end of a round. Pure functions of the state.
 
 Reference: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv:2405.15506.
 """

@@ -23,7 +23,7 @@ _tests = itertools.count(1)
 def compiled_programs_go():
     """Before a process holds more of them than it can map into memory, 65,530 pieces on Linux, and is aborted."""
     yield
-    if next(_tests) % 5 == 0 and _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 20_000:
+    if next(_tests) % 3 == 0 and _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
 
 

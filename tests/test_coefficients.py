@@ -50,6 +50,7 @@ def test_a_consistent_change_integrates_constants_exactly(solver, float64):
     x_T = jnp.asarray([[0.2, 1.1]])
     of_data = SOLVERS[solver].prediction == "data"
 
+    @jax.jit
     def end(table):
         return solvers.solve(lambda x, t, cond: jnp.broadcast_to(constant, x.shape), table, x_T)
 

@@ -94,7 +94,7 @@ def test_equals_the_published_code(case, float64, shared_compilation):
 
 
 @every_case
-@pytest.mark.parametrize("name", ["ve_edm", "vp_linear", "vp_cosine", "rectified_flow"])
+@pytest.mark.parametrize("name", ["vp_linear", "rectified_flow"])
 def test_equals_the_plain_loop(name, solver, order, variant, float64, shared_compilation):
     schedule = SCHEDULES[name]
     t, t_c = grid(schedule)
