@@ -28,3 +28,15 @@ def with_coefficients(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
     learn.learner, learn.loss = "lm", "rmse"
     learn.steps, learn.batch_size, learn.validate_every = 6, c.data.train, 1
     return c
+
+
+def after_times(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """Change a configuration so that it goes on from learned times: everything is learned, at lower rates.
+
+    Where to go on from is `learn.init`, the schedule.json of a run.
+    """
+    learn = c.learn
+    learn.what = ("times", "shifts", "coefficients")
+    for rate in ("logits_rate", "shifts_rate", "coefficients_rate"):
+        learn[rate] = 0.3 * learn[rate]
+    return c

@@ -25,7 +25,7 @@ from configs import coefficients, curve, galaxy, hsc32, lsst60
 from experiments import common, comparison, models
 from experiments.plan import Plan
 from ld3_jax import checkpoint, metrics, optimizers, solvers, teacher, timesteps, train
-from ld3_jax.learning import WHAT, Discretization, Learning, discretization
+from ld3_jax.learning import Discretization, Learning, discretization
 from ld3_jax.metrics import Student
 from ld3_jax.networks import edm, weights
 from ld3_jax.teacher import Pairs
@@ -92,7 +92,7 @@ def what_table(quick: bool) -> list[tuple[str, Measure]]:
             if survey == "hsc32":
                 everything = learned(prepared(coefficients.with_coefficients(config)))[0]
             else:
-                everything = learned(case, replace(learning, what=WHAT), times)[0]
+                everything = learned(prepared(coefficients.after_times(config)), times)[0]
             rows.append(
                 {"by hand": by_hand(case), "times, shifts": errors(case, times), "and coefficients": everything}
             )
@@ -192,7 +192,7 @@ def fitted(case: Case, learning: Learning | None = None, before: Discretization 
     """The last state of learning from what was learned before, or the best hand-made grid; and under which choices."""
     plan, key = case.plan, jax.random.key(1)
     name = train.rank_grids(case.student, case.known, plan.learning)[0][0]
-    learning = replace(learning or plan.learning, warped=name)
+    learning = replace(plan.learning, warped=name)
     (start,) = train.starts(case.student, [before or name], 1, key, learning)
     state = train.fit(
         case.student, case.known, case.known, key, start=start, optimizer=plan.optimizer, learning=learning
@@ -200,12 +200,10 @@ def fitted(case: Case, learning: Learning | None = None, before: Discretization 
     return jax.block_until_ready(state), learning
 
 
-def learned(
-    case: Case, learning: Learning | None = None, before: Discretization | None = None
-) -> tuple[list[float], float]:
+def learned(case: Case, before: Discretization | None = None) -> tuple[list[float], float]:
     """Mean and median error of what is learned, and the seconds that it took."""
     begun = time.monotonic()
-    state, learning = fitted(case, learning, before)
+    state, learning = fitted(case, before)
     seconds = time.monotonic() - begun
     return errors(case, discretization(state.best, case.student, learning)), seconds
 

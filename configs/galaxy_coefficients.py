@@ -1,0 +1,16 @@
+"""Lensed quasars: the solver's coefficients, learned on from times that were learned before.
+
+python -m experiments.train --config=configs/galaxy_coefficients.py --workdir=runs/quasar5-coefficients \
+    --config.solver.nfe=5 --config.learn.init=runs/quasar5/schedule.json
+
+Measured on 2 CPU cores: @@
+"""
+
+from ml_collections import config_dict
+
+from configs import coefficients, galaxy
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The quasars of configs/galaxy.py, everything learned."""
+    return coefficients.after_times(galaxy.get_config())
