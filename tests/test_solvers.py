@@ -252,7 +252,7 @@ def reporting_network(x, t, cond=None):
     return jnp.tanh(x)
 
 
-@pytest.mark.parametrize("name", ["ve_edm", "vp_discrete", "rectified_flow"])
+@pytest.mark.parametrize("name", ["ve_edm", "vp_discrete"])  # the widest range, and times that are interpolated
 @pytest.mark.parametrize("solver", sorted(solvers.SOLVERS))
 def test_samples_and_gradients_are_finite_in_float32(name, solver):
     schedule = SCHEDULES[name]
