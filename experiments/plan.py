@@ -81,6 +81,8 @@ def _earlier(path: Path, student: Method, learning: Learning) -> LearnedSchedule
         raise ValueError(
             f"learn.init: {path} is for {learned.method.nfe} network calls, the student makes {student.nfe}"
         )
+    if learned.coefficients and learned.method != student:
+        raise ValueError(f"learn.init: {path} has coefficients for {learned.method}, the student is {student}")
     return learned
 
 

@@ -272,7 +272,8 @@ def validation_loss(
     valid: Pairs,
     learning: Learning,
     sharding: jax.sharding.NamedSharding | None,
-) -> Array:
+) -> Float[Array, ""]:
+    """The mean loss of the validation pairs; for a curve, of all its numbers of calls together."""
     means = []
     for one in students(student, learning):
         t, t_c, change = discretization(params, one, learning)

@@ -131,11 +131,10 @@ def _start(student: Student, grid: str | Discretization, learning: Learning) -> 
     if isinstance(grid, str):
         t = timesteps.grid(grid, schedule, method.n_steps)
         grid = Discretization(t, t, None)
-    params = timesteps.to_params(grid.t, grid.t_c, schedule, learning.space)
-    if "coefficients" in learning.what:
-        table = solvers.make_table(schedule, grid.t, **dataclasses.asdict(method))
-        params = params._replace(coefficients=grid.coefficients or no_change(table, learning.history))
-    return params
+    change = grid.coefficients
+    if change is None and "coefficients" in learning.what:
+        change = no_change(solvers.make_table(schedule, grid.t, **dataclasses.asdict(method)), learning.history)
+    return timesteps.to_params(grid.t, grid.t_c, schedule, learning.space)._replace(coefficients=change or ())
 
 
 def _default_optimizer(student: Student, learning: Learning) -> optax.GradientTransformation:
@@ -173,6 +172,6 @@ def rank_grids(
         means = []
         for one in students(student, learning):
             t = timesteps.grid(name, one.schedule, one.method.n_steps)
-            means.append(distances(one, t, t, pairs, None, batch_size=learning.valid_batch, sharding=sharding).mean())
+            means.append(distances(one, t, t, pairs, batch_size=learning.valid_batch, sharding=sharding).mean())
         found[name] = float(together(means))
     return sorted(found.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])

@@ -262,6 +262,14 @@ def test_coefficients_are_learned_on_from_earlier_times(config, tmp_path):
     assert both.losses["valid"]["start"] == pytest.approx(times.losses["valid"]["learned"], rel=1e-3)
     assert both.losses["valid"]["learned"] < 0.9 * both.losses["valid"]["start"]
     assert np.abs(both.coefficients["predict"]).max() > 1e-3
+    config.learn.init, config.learn.what = str(tmp_path / "run" / "schedule.json"), ("times", "shifts")
+    train_main.run(config, tmp_path / "again")  # the coefficients stay as they are
+    again = checkpoint.load_schedule(tmp_path / "again" / "schedule.json")
+    assert again.losses["valid"]["start"] == pytest.approx(both.losses["valid"]["learned"], rel=1e-3)
+    np.testing.assert_allclose(again.coefficients["predict"], both.coefficients["predict"])
+    config.solver.order = 2
+    with pytest.raises(ValueError, match=r"has coefficients for .*order=3.* the student is .*order=2"):
+        train_main.run(config, tmp_path / "other")
 
 
 @pytest.mark.parametrize(
