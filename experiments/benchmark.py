@@ -28,6 +28,7 @@ from ld3_jax import checkpoint, metrics, optimizers, solvers, teacher, timesteps
 from ld3_jax.learning import Discretization, Learning, discretization
 from ld3_jax.metrics import Student
 from ld3_jax.networks import edm, weights
+from ld3_jax.steps import TrainState
 from ld3_jax.teacher import Pairs
 
 _OUT = flags.DEFINE_string("out", None, "A JSON file for the rows.")
@@ -188,7 +189,7 @@ def prepared(config: config_dict.ConfigDict) -> Case:
     return Case(student, *models.make_data(model, config, plan, None), plan)
 
 
-def fitted(case: Case, learning: Learning | None = None, before: Discretization | None = None) -> tuple[Any, Learning]:
+def fitted(case: Case, before: Discretization | None = None) -> tuple[TrainState, Learning]:
     """The last state of learning from what was learned before, or the best hand-made grid; and under which choices."""
     plan, key = case.plan, jax.random.key(1)
     name = train.rank_grids(case.student, case.known, plan.learning)[0][0]
