@@ -1,6 +1,7 @@
 """The folder of a run: whose it is, and the record of its steps."""
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,7 @@ def recording(
     last: TrainState | None = None
     with _open_log(workdir / "metrics.jsonl", start, step) as log:
 
+        @_uninterrupted()
         def on_step(state: TrainState, figures: StepMetrics) -> None:
             nonlocal last
             line = {"start": start, "step": int(state.step)} | {
@@ -67,7 +69,7 @@ def recording(
                 )
             }
             log.write(json.dumps(line) + "\n")
-            last = state  # after its line, so that no interruption keeps a step of which there is no line
+            last = state
             checkpoint.save(checkpoints, line["step"], state)
             update(line["step"], loss=line["loss"], best=line["best_loss"])
 
@@ -79,4 +81,23 @@ def recording(
             ) from error
         finally:
             if last is not None:
-                checkpoint.save(checkpoints, int(last.step), last, wait=True)
+                with _uninterrupted():
+                    checkpoint.save(checkpoints, int(last.step), last, wait=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the block is over: Orbax loses it, or leaves a checkpoint that cannot be finished."""
+    came = False
+
+    def remember(*_: object) -> None:
+        nonlocal came
+        came = True
+
+    handler = signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)
