@@ -189,22 +189,22 @@ def prepared(config: config_dict.ConfigDict) -> Case:
     return Case(student, *models.make_data(model, config, plan, None), plan)
 
 
-def fitted(case: Case, before: Discretization | None = None) -> tuple[TrainState, Learning]:
-    """The last state of learning from what was learned before, or the best hand-made grid; and under which choices."""
+def fitted(case: Case, warm_start: Discretization | None = None) -> tuple[TrainState, Learning]:
+    """The last state of learning from the warm start, or the best hand-made grid; and under which choices."""
     plan, key = case.plan, jax.random.key(1)
     name = train.rank_grids(case.student, case.known, plan.learning)[0][0]
     learning = replace(plan.learning, warped=name)
-    (start,) = train.starts(case.student, [before or name], 1, key, learning)
+    (start,) = train.starts(case.student, [warm_start or name], 1, key, learning)
     state = train.fit(
         case.student, case.known, case.known, key, start=start, optimizer=plan.optimizer, learning=learning
     )
     return jax.block_until_ready(state), learning
 
 
-def learned(case: Case, before: Discretization | None = None) -> tuple[list[float], float]:
+def learned(case: Case, warm_start: Discretization | None = None) -> tuple[list[float], float]:
     """Mean and median error of what is learned, and the seconds that it took."""
     begun = time.monotonic()
-    state, learning = fitted(case, before)
+    state, learning = fitted(case, warm_start)
     seconds = time.monotonic() - begun
     return errors(case, discretization(state.best, case.student, learning)), seconds
 

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from ld3_jax import losses, timesteps
 from ld3_jax.learning import Discretization
-from ld3_jax.metrics import Student, judge_in_batches, run_in_batches
+from ld3_jax.metrics import Student, losses_in_batches, run_in_batches
 from ld3_jax.teacher import Pairs
 
 Errors = dict[str, np.ndarray]  # grid -> (n,) one number a noise
@@ -42,8 +42,8 @@ def compare(
     measures: Mapping[str, Callable[[Array, Array], Array]],
     learned: Discretization,
     test: Pairs,
-    what: str,
     *,
+    model: str,
     batch_size: int,
     shown: int = 0,
     sharding: NamedSharding | None = None,
@@ -55,7 +55,7 @@ def compare(
         measures: name -> measure(samples, targets) -> one number a sample.
         learned: what was learned.
         test: unseen pairs.
-        what: heads the tables.
+        model: its name, for the tables' heading.
         batch_size: the most samples to integrate at a time.
         shown: how many samples of each grid to return.
         sharding: how a batch spreads over devices, along its first axis.
@@ -69,10 +69,10 @@ def compare(
         samples = run_in_batches(student, t, t_c, test, change, batch_size=batch_size, sharding=sharding)
         found.samples[name] = np.asarray(samples[:shown])
         for measure, function in measures.items():
-            each = judge_in_batches(function, samples, test.x_0, batch_size=batch_size, sharding=sharding)
+            each = losses_in_batches(function, samples, test.x_0, batch_size=batch_size, sharding=sharding)
             found.errors[measure][name] = np.asarray(each)
     for measure, errors in found.errors.items():
-        _print_table(errors, f"{what}\n{measure}")
+        _print_table(errors, f"{model}, {student.method}\n{measure}")
     return found
 
 

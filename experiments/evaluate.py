@@ -40,13 +40,12 @@ def main() -> None:
         cache=Path(_CACHE.value),
         sharding=sharding,
     )
-    method = learned.method
     comparison.compare(
-        metrics.make_student(model.noise, model.schedule, method, decode=model.decode),
+        metrics.make_student(model.noise, model.schedule, learned.method, decode=model.decode),
         comparison.measures(learned.losses.get("loss", "l2")),
         Discretization(*checkpoint.times(learned), checkpoint.coefficients(learned)),
         pairs,
-        f"{model}, {method.solver} of order {method.order}, {method.nfe} calls",
+        model=str(model),
         batch_size=_BATCH.value,
         sharding=sharding,
     )

@@ -38,7 +38,7 @@ class Plan:
         learning = Learning(**choices)
         for nfe in learning.nfes:
             replace(student, nfe=nfe)  # refuses what the solver cannot do
-        init = _earlier(Path(learn.init), student, learning) if learn.init.endswith(".json") else learn.init
+        init = _warm_start(Path(learn.init), student, learning) if learn.init.endswith(".json") else learn.init
         for key, value, allowed in (
             ("learn.loss", learn.loss, [*losses.LOSSES, "lpips"] if learn.learner != "lm" else losses.OF_SQUARES),
             ("learn.init", "best" if isinstance(init, LearnedSchedule) else init, [*timesteps.GRIDS, "best"]),
@@ -72,8 +72,8 @@ class Plan:
         return cls(student, teacher, config.teacher.grid, learning, optimizer, learn.loss, init, learn.starts)
 
 
-def _earlier(path: Path, student: Method, learning: Learning) -> LearnedSchedule:
-    """What was learned before, to go on from."""
+def _warm_start(path: Path, student: Method, learning: Learning) -> LearnedSchedule:
+    """What was learned before, to start from."""
     learned = checkpoint.load_schedule(path)
     if learning.nfes:
         raise ValueError(f"learn.init: a curve starts at a hand-made grid, got {path}")
@@ -82,7 +82,7 @@ def _earlier(path: Path, student: Method, learning: Learning) -> LearnedSchedule
             f"learn.init: {path} is for {learned.method.nfe} network calls, the student makes {student.nfe}"
         )
     if learned.coefficients and learned.method != student:
-        raise ValueError(f"learn.init: {path} has coefficients for {learned.method}, the student is {student}")
+        raise ValueError(f"learn.init: {path} has coefficients for {learned.method!r}, the student is {student!r}")
     return learned
 
 

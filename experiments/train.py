@@ -6,6 +6,7 @@ python -m experiments.train --config=configs/galaxy.py --workdir=runs/quasar5 --
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -41,23 +42,30 @@ def run(config: config_dict.ConfigDict, workdir: Path) -> None:
     student = metrics.make_student(
         model.noise, model.schedule, plan.student, comparison.loss_function(plan.loss), model.decode
     )
-    before = earlier(plan.init, student) if isinstance(plan.init, LearnedSchedule) else None
+    warm_start = spanning(plan.init, student) if isinstance(plan.init, LearnedSchedule) else None
     claim(workdir, config)
     known, test = models.make_data(model, config, plan, sharding)
     train_pairs = jax.tree.map(lambda leaf: leaf[: config.data.train], known)
     valid_pairs = jax.tree.map(lambda leaf: leaf[config.data.train :], known) if config.data.valid else train_pairs
 
     started = time.monotonic()
-    state, learning = learn(student, train_pairs, valid_pairs, plan, before, config.seed, workdir, sharding)
+    state, learning = learn(student, train_pairs, valid_pairs, plan, warm_start, config.seed, workdir, sharding)
     print(
         f"learned in {time.monotonic() - started:.1f} s, compilation included; validation loss "
         f"{float(state.start_loss):.5f} at the start, {float(state.best_loss):.5f} learned",
         flush=True,
     )
 
-    what = f"{model}, {plan.student.solver} of order {plan.student.order}"
+    compare = partial(
+        comparison.compare,
+        measures=comparison.measures(plan.loss),
+        test=test,
+        model=str(model),
+        batch_size=learning.valid_batch,
+        sharding=sharding,
+    )
     found = discretization(state.best, student, learning)
-    compared = judge(student, found, test, plan, what, shown=model.shown, sharding=sharding)
+    compared = compare(student, learned=found, shown=model.shown)
     figures = {
         "loss": plan.loss,
         "valid": {"start": float(state.start_loss), "learned": float(state.best_loss)},
@@ -70,37 +78,14 @@ def run(config: config_dict.ConfigDict, workdir: Path) -> None:
         record = checkpoint.curve_record(state.best, learning.warped, learning.max_shift, learning.nfes)
         for other in students(student, learning):
             if other.method != student.method:
-                judge(other, discretization(state.best, other, learning), test, plan, what, sharding=sharding)
+                compare(other, learned=discretization(state.best, other, learning))
     learned = checkpoint.learned_schedule(
         plan.student, model.schedule, *found, model=models.identity(model), losses=figures, curve=record
     )
     checkpoint.save_schedule(workdir / "schedule.json", learned)
-    draw(workdir, model, student, found, test, compared, state, f"{what}, {plan.student.nfe} calls")
+    draw(workdir, model, student, found, test, compared, state, f"{model}, {student.method}")
     for name in ("schedule.json", "schedule.png", "loss.png", "samples.png", "metrics.jsonl"):
         print(f"wrote {workdir / name}")
-
-
-def judge(
-    student: Student,
-    found: Discretization,
-    test: Pairs,
-    plan: Plan,
-    what: str,
-    *,
-    shown: int = 0,
-    sharding: NamedSharding | None = None,
-) -> comparison.Comparison:
-    """The learned schedule beside the hand-made grids, with as many network calls as the student makes."""
-    return comparison.compare(
-        student,
-        comparison.measures(plan.loss),
-        found,
-        test,
-        f"{what}, {student.method.nfe} calls",
-        batch_size=plan.learning.valid_batch,
-        shown=shown,
-        sharding=sharding,
-    )
 
 
 def learn(
@@ -108,12 +93,12 @@ def learn(
     train_pairs: Pairs,
     valid_pairs: Pairs,
     plan: Plan,
-    before: Discretization | None,
+    warm_start: Discretization | None,
     seed: int,
     workdir: Path,
     sharding: NamedSharding | None,
 ) -> tuple[TrainState, Learning]:
-    """Learn from every start, going on where an earlier run stopped; the first is what was learned before, if anything.
+    """Learn from every start, going on where an earlier run stopped; the first is the warm start, if there is one.
 
     Returns:
         The state with the best validation loss, and the choices that it was learned under: a curve warps the best grid.
@@ -121,10 +106,10 @@ def learn(
     ranking = train.rank_grids(student, train_pairs, plan.learning, sharding=sharding)
     print("hand-made grids on the training pairs: " + ", ".join(f"{name} {loss:.5f}" for name, loss in ranking))
     key, *keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), plan.starts + 1)
-    names = [name for name, _ in ranking] if before or plan.init == "best" else [plan.init]
+    names = [name for name, _ in ranking] if warm_start or plan.init == "best" else [plan.init]
     learning = replace(plan.learning, warped=names[0])
     states = []
-    for i, start in enumerate(train.starts(student, [before] if before else names, plan.starts, key, learning)):
+    for i, start in enumerate(train.starts(student, [warm_start] if warm_start else names, plan.starts, key, learning)):
         label = f"start {i + 1} of {plan.starts}" if plan.starts > 1 else "learning"
         fresh = steps.init_state(student, train_pairs, valid_pairs, start, plan.optimizer, learning, sharding=sharding)
         with (
@@ -148,7 +133,7 @@ def learn(
     return min(states, key=lambda state: float(state.best_loss)), learning
 
 
-def earlier(learned: LearnedSchedule, student: Student) -> Discretization:
+def spanning(learned: LearnedSchedule, student: Student) -> Discretization:
     """What was learned before, if its times span the student's range."""
     t, t_c = checkpoint.times(learned)
     ends, here = (float(t[0]), float(t[-1])), (student.schedule.t_max, student.schedule.t_min)

@@ -106,7 +106,7 @@ def distances(
 ) -> Float[Array, "n"]:
     """`sample_losses` of any number of pairs, a batch at a time.
 
-    Integrating and judging are two programs, so that whatever else integrates compiles nothing.
+    Integrating and comparing are two programs, so that whatever else integrates compiles nothing.
 
     Args:
         student: the student.
@@ -120,7 +120,7 @@ def distances(
         (n,) losses.
     """
     samples = run_in_batches(student, t, t_c, pairs, coefficients, batch_size=batch_size, sharding=sharding)
-    return judge_in_batches(student.loss, samples, pairs.x_0, batch_size=batch_size, sharding=sharding)
+    return losses_in_batches(student.loss, samples, pairs.x_0, batch_size=batch_size, sharding=sharding)
 
 
 @partial(jax.jit, static_argnames=("batch_size", "sharding"))
@@ -139,7 +139,7 @@ def run_in_batches(
 
 
 @partial(jax.jit, static_argnames=("batch_size", "sharding"))
-def judge_in_batches(
+def losses_in_batches(
     loss: Callable[[PyTree, PyTree], Array],
     samples: PyTree,
     targets: PyTree,

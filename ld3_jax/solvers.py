@@ -83,6 +83,9 @@ class Method:
             raise ValueError(f"solver {self.solver!r} of order {order} needs nfe of at least {order}, got {self.nfe}")
         object.__setattr__(self, "order", order)
 
+    def __str__(self) -> str:
+        return f"{self.solver} of order {self.order}, {self.nfe} calls"
+
     @property
     def n_steps(self) -> int:
         """Intervals of the grid: nfe, or (nfe + 1) // 2 with two calls a step, where the last of an odd nfe has one."""
