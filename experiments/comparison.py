@@ -20,7 +20,7 @@ _LPIPS_CACHE = Path("~/.cache/ld3_jax").expanduser()
 
 
 class Comparison(NamedTuple):
-    """Errors by measure and grid, "learned" and the hand-made ones, and each grid's first samples."""
+    """Errors by measure and grid, "learned", "start" and the hand-made ones, and each grid's first samples."""
 
     errors: dict[str, Errors]
     samples: dict[str, np.ndarray]
@@ -43,6 +43,7 @@ def compare(
     learned: Discretization,
     test: Pairs,
     *,
+    start: Discretization | None = None,
     model: str,
     batch_size: int,
     shown: int = 0,
@@ -55,12 +56,13 @@ def compare(
         measures: name -> measure(samples, targets) -> one number a sample.
         learned: what was learned.
         test: unseen pairs.
+        start: where learning went on from, if that was no hand-made grid.
         model: its name, for the tables' heading.
         batch_size: the most samples to integrate at a time.
         shown: how many samples of each grid to return.
         sharding: how a batch spreads over devices, along its first axis.
     """
-    grids: dict[str, Discretization] = {"learned": learned}
+    grids = {"learned": learned} | ({"start": start} if start else {})
     for name in timesteps.GRIDS:
         t = timesteps.grid(name, student.schedule, student.method.n_steps)
         grids[name] = Discretization(t, t, None)
@@ -78,7 +80,7 @@ def compare(
 
 def best_hand_made(errors: Errors) -> str:
     """The hand-made grid with the least mean error."""
-    return min((name for name in errors if name != "learned"), key=lambda name: float(errors[name].mean()))
+    return min(timesteps.GRIDS, key=lambda name: float(errors[name].mean()))
 
 
 def summary(errors: Errors) -> dict[str, dict[str, float]]:

@@ -44,7 +44,7 @@ def main() -> None:
         sharding=sharding,
     )
     samples = np.asarray(samples)
-    what = f"{model}, {learned.method.solver}, {learned.method.nfe} calls, learned schedule"
+    what = f"{model}, {learned.method}, learned schedule"
     if out.suffix == ".png":
         model.gallery(out, samples, what)
     else:

@@ -65,7 +65,7 @@ def run(config: config_dict.ConfigDict, workdir: Path) -> None:
         sharding=sharding,
     )
     found = discretization(state.best, student, learning)
-    compared = compare(student, learned=found, shown=model.shown)
+    compared = compare(student, learned=found, start=warm_start, shown=model.shown)
     figures = {
         "loss": plan.loss,
         "valid": {"start": float(state.start_loss), "learned": float(state.best_loss)},

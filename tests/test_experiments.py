@@ -261,6 +261,7 @@ def test_coefficients_are_learned_on_from_earlier_times(config, tmp_path):
     times, both = (checkpoint.load_schedule(tmp_path / run / "schedule.json") for run in ("times", "run"))
     assert both.losses["valid"]["start"] == pytest.approx(times.losses["valid"]["learned"], rel=1e-3)
     assert both.losses["valid"]["learned"] < 0.9 * both.losses["valid"]["start"]
+    assert both.losses["unseen"]["start"] == pytest.approx(times.losses["unseen"]["learned"], rel=1e-3)
     assert np.abs(both.coefficients["predict"]).max() > 1e-3
     config.learn.init, config.learn.what = str(tmp_path / "run" / "schedule.json"), ("times", "shifts")
     train_main.run(config, tmp_path / "again")  # the coefficients stay as they are
