@@ -192,9 +192,9 @@ def prepared(config: config_dict.ConfigDict) -> Case:
 def fitted(case: Case, warm_start: Discretization | None = None) -> tuple[TrainState, Learning]:
     """The last state of learning from the warm start, or the best hand-made grid; and under which choices."""
     plan, key = case.plan, jax.random.key(1)
-    name = train.rank_grids(case.student, case.known, plan.learning)[0][0]
-    learning = replace(plan.learning, warped=name)
-    (start,) = train.starts(case.student, [warm_start or name], 1, key, learning)
+    grid = warm_start or train.rank_grids(case.student, case.known, plan.learning)[0][0]
+    learning = replace(plan.learning, warped=grid) if plan.learning.nfes else plan.learning
+    (start,) = train.starts(case.student, [grid], 1, key, learning)
     state = train.fit(
         case.student, case.known, case.known, key, start=start, optimizer=plan.optimizer, learning=learning
     )

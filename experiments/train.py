@@ -103,13 +103,16 @@ def learn(
     Returns:
         The state with the best validation loss, and the choices that it was learned under: a curve warps the best grid.
     """
-    ranking = train.rank_grids(student, train_pairs, plan.learning, sharding=sharding)
-    print("hand-made grids on the training pairs: " + ", ".join(f"{name} {loss:.5f}" for name, loss in ranking))
+    learning, grids = plan.learning, [warm_start or plan.init]
+    if plan.init == "best":
+        ranking = train.rank_grids(student, train_pairs, learning, sharding=sharding)
+        print("hand-made grids on the training pairs: " + ", ".join(f"{name} {loss:.5f}" for name, loss in ranking))
+        grids = [name for name, _ in ranking]
+    if learning.nfes:
+        learning = replace(learning, warped=grids[0])
     key, *keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), plan.starts + 1)
-    names = [name for name, _ in ranking] if warm_start or plan.init == "best" else [plan.init]
-    learning = replace(plan.learning, warped=names[0])
     states = []
-    for i, start in enumerate(train.starts(student, [warm_start] if warm_start else names, plan.starts, key, learning)):
+    for i, start in enumerate(train.starts(student, grids, plan.starts, key, learning)):
         label = f"start {i + 1} of {plan.starts}" if plan.starts > 1 else "learning"
         fresh = steps.init_state(student, train_pairs, valid_pairs, start, plan.optimizer, learning, sharding=sharding)
         with (
