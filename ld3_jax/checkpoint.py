@@ -181,8 +181,8 @@ def _check_coefficients(change: Any, nfe: int, path: Path) -> None:
         arrays = [np.asarray(change[name], float) for name in Coefficients._fields]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: coefficients must be the lists of {Coefficients._fields} ({error!r})") from error
-    base, predict, correct = arrays
-    whole = base.shape == (nfe,) and len(predict) == nfe and len(correct) in (0, nfe)
+    base, *histories = arrays if arrays[2].size else arrays[:2]
+    whole = base.shape == (nfe,) and all(rows.ndim == 2 and len(rows) == nfe for rows in histories)
     if not whole or not all(np.isfinite(array).all() for array in arrays):
         raise ValueError(f"{path}: coefficients must be finite and have {nfe} rows, one for each network call")
 

@@ -142,6 +142,11 @@ def test_a_schedule_is_plain_json(learned, path):
         ({"version": 2, "coefficients": {"base": [0.0] * 4}}, "coefficients must be the lists of"),
         ({"version": 2, "coefficients": {"base": [0.0] * 3, **ROWS}}, "must be finite and have 4 rows"),
         ({"version": 2, "coefficients": {"base": [float("inf")] * 4, **ROWS}}, "must be finite and have 4 rows"),
+        ({"version": 2, "coefficients": {"base": [0.0] * 4, **ROWS, "predict": 0.0}}, "must be finite and have 4 rows"),
+        (
+            {"version": 2, "coefficients": {"base": [0.0] * 4, **ROWS, "correct": [0.0] * 4}},
+            "must be finite and have 4",
+        ),
         ({"t_c": None}, r"lacks \['t_c'\]"),
         ({"solver": None, "losses": None}, r"lacks \['solver', 'losses'\]"),
         ({"t": [1.0, 0.5, 0.001]}, "3 times, 5 network times and 5 lam for 4 steps"),
