@@ -6,6 +6,7 @@ Reference: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import optax
@@ -133,7 +134,8 @@ def _start(student: Student, grid: str | Discretization, learning: Learning) -> 
         grid = Discretization(t, t, None)
     change = grid.coefficients
     if change is None and "coefficients" in learning.what:
-        change = no_change(solvers.make_table(schedule, grid.t, **dataclasses.asdict(method)), learning.history)
+        table = jax.eval_shape(partial(solvers.make_table, schedule, grid.t, **dataclasses.asdict(method)))
+        change = no_change(table, learning.history)
     return timesteps.to_params(grid.t, grid.t_c, schedule, learning.space)._replace(coefficients=change or ())
 
 

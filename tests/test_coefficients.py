@@ -18,6 +18,7 @@ NFE = 6
 FAMILIES = sorted(SOLVERS)
 
 
+@partial(jax.jit, static_argnames=("solver", "nfe"))
 def make_table(solver, nfe=NFE):
     n = -(-nfe // SOLVERS[solver].calls_per_step)
     return solvers.make_table(SCHEDULE, timesteps.grid("logsnr", SCHEDULE, n), solver=solver, nfe=nfe)
