@@ -93,7 +93,7 @@ def what_table(quick: bool) -> list[tuple[str, Measure]]:
             if survey == "hsc32":
                 everything = learned(prepared(coefficients.with_coefficients(config)))[0]
             else:
-                everything = learned(prepared(coefficients.after_times(config)), times)[0]
+                everything = learned(case._replace(plan=Plan.of(coefficients.after_times(config))), times)[0]
             rows.append(
                 {"by hand": by_hand(case), "times, shifts": errors(case, times), "and coefficients": everything}
             )
