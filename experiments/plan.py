@@ -74,6 +74,8 @@ class Plan:
 
 def _warm_start(path: Path, student: Method, learning: Learning) -> LearnedSchedule:
     """What was learned before, to start from."""
+    if not path.is_file():
+        raise FileNotFoundError(f"learn.init: no file {path}; a run that learns the times writes one")
     learned = checkpoint.load_schedule(path)
     if learning.nfes:
         raise ValueError(f"learn.init: a curve starts at a hand-made grid, got {path}")

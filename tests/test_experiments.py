@@ -276,7 +276,7 @@ def test_coefficients_are_learned_on_from_earlier_times(config, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learn.init": "none.json"}, "none.json"),
+        ({"learn.init": "none.json"}, "no file none.json; a run that learns the times writes one"),
         ({"solver.nfe": 6}, "schedule.json is for 5 network calls, the student makes 6"),
         ({"learn.curve": True, "learn.nfes": (4, 5)}, "a curve starts at a hand-made grid"),
         (
