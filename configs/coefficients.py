@@ -37,6 +37,5 @@ def after_times(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """
     learn = c.learn
     learn.what = ("times", "shifts", "coefficients")
-    for rate in ("logits_rate", "shifts_rate", "coefficients_rate"):
-        learn[rate] = 0.3 * learn[rate]
+    learn.logits_rate, learn.shifts_rate, learn.coefficients_rate = 0.036, 0.015, 0.015
     return c

@@ -22,5 +22,5 @@ def get_config() -> config_dict.ConfigDict:
 def with_curve(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """Change a configuration so that a curve is learned, at rates of its own."""
     c.learn.curve, c.learn.steps = True, 120
-    c.learn.logits_rate, c.learn.shifts_rate = 0.08, 0.01
+    c.learn.logits_rate = c.learn.shifts_rate = None
     return c

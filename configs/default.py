@@ -9,14 +9,15 @@ def get_config() -> config_dict.ConfigDict:
     c.seed = 0  # of the noise, of the conditions, of the order of the batches
 
     c.network = config_dict.ConfigDict()
-    c.network.family = "galaxy"  # galaxy gaussian edm latent
-    c.network.name = "quasar72"  # which of the family's networks
+    c.network.name = "quasar72"  # a name that ld3_jax.pretrained knows
     c.network.file = ""  # its weights; an official file that is missing is downloaded
     c.network.first_stage = ""  # weights of a latent model's first stage, where they are in a file of their own
     c.network.dtype = "float32"  # of the computation inside the network: float32 bfloat16
     c.network.guidance = 1.0  # scale of classifier-free guidance; 1: none
     c.network.prompts = ""  # a file of prompts, one a line, or MS-COCO's captions
     c.network.text_encoder = ""  # folder of the encoder that makes conditions of them
+    c.network.num_prompts = 0  # how many of the prompts are used, from the first on; 0: all
+    c.network.random_weights = False  # random weights in a shrunken size in place of the files, to try a run out
 
     c.solver = config_dict.ConfigDict()  # the student
     c.solver.name = "dpmpp"  # euler ddim heun dpm2 dpmpp unipc ipndm deis
@@ -36,7 +37,6 @@ def get_config() -> config_dict.ConfigDict:
     c.teacher.cache = "runs/teacher"  # folder of the teacher's samples, shared by all runs
 
     c.data = config_dict.ConfigDict()  # how many pairs of noise and teacher's sample
-    c.data.random_weights = False  # random weights in a shrunken size in place of the files, to try a run out
     c.data.train = 100  # for the gradient
     c.data.valid = 0  # to choose the best step; 0: those of the gradient do both
     c.data.test = 100  # for the comparison at the end: never seen while learning
@@ -57,13 +57,13 @@ def get_config() -> config_dict.ConfigDict:
     c.learn.steps = 60
     c.learn.batch_size = 10
     c.learn.logits_rule = "adam"  # adam rmsprop sgd
-    c.learn.logits_rate = 0.12  # divided by n, unless of a curve
+    c.learn.logits_rate = config_dict.placeholder(float)  # divided by n, unless of a curve; None: 0.12, of a curve 0.08
     c.learn.shifts_rule = "adam"
-    c.learn.shifts_rate = 0.05  # divided by n, in units of the space; of a curve as it is, in steps
+    c.learn.shifts_rate = config_dict.placeholder(float)  # likewise, in units of the space; None: 0.05, of a curve 0.01
     c.learn.coefficients_rule = "adam"
-    c.learn.coefficients_rate = 0.05  # divided by n
+    c.learn.coefficients_rate = config_dict.placeholder(float)  # likewise; None: 0.05
     c.learn.max_shift = 0.5  # bound on |t_c - t|, in smallest gaps
-    c.learn.frozen_steps = 0  # the shifts rest for so many steps
+    c.learn.frozen_steps = 0  # for so many steps the shifts do not move
     c.learn.validate_every = 10
     c.learn.patience = 0  # validations without a better one before the rates fall; 0: never
     c.learn.decay = 0.8  # factor on the rates then

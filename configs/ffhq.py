@@ -4,7 +4,7 @@ python -m experiments.train --config=configs/ffhq.py --workdir=runs/ffhq
 
 Needs the weights, 250 MB: https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-ffhq-64x64-uncond-vp.pkl
 is downloaded to models/ if it is not there. Solver, teacher and rates are the paper's (arXiv:2405.15506). With the
-published weights it has not been run here; --config.data.random_weights=True tries the run out without them.
+published weights it has not been run here; --config.network.random_weights=True tries the run out without them.
 """
 
 from ml_collections import config_dict
@@ -15,7 +15,7 @@ from configs import default, paper
 def get_config() -> config_dict.ConfigDict:
     """The paper's settings on the network ffhq64."""
     c = default.get_config()
-    c.network.family, c.network.name = "edm", "ffhq64"
+    c.network.name = "ffhq64"
     c.network.file = "models/edm-ffhq-64x64-uncond-vp.pkl"
     c.solver.name = "unipc"
     c.teacher.nfe = 20

@@ -14,7 +14,7 @@ from configs import default
 def get_config() -> config_dict.ConfigDict:
     """The default configuration on the analytic mixture."""
     c = default.get_config()
-    c.network.family, c.network.name = "gaussian", "ring"
+    c.network.name = "ring"
     c.data.test = 200
     c.learn.steps = 200
     c.learn.batch_size = 50

@@ -5,7 +5,7 @@ python -m experiments.train --config=configs/imagenet256.py --workdir=runs/image
 Needs the weights, some 1.8 GB: https://ommer-lab.com/files/latent-diffusion/nitro/cin/model.ckpt
 is downloaded to models/cin256-v2.ckpt if it is not there.
 Solver, teacher and rates are the paper's (arXiv:2405.15506). With the published weights it has not been run here;
---config.data.random_weights=True tries the run out without them.
+--config.network.random_weights=True tries the run out without them.
 """
 
 from ml_collections import config_dict
@@ -16,7 +16,7 @@ from configs import default, paper
 def get_config() -> config_dict.ConfigDict:
     """The paper's settings on ImageNet."""
     c = default.get_config()
-    c.network.family, c.network.name = "latent", "imagenet256"
+    c.network.name = "imagenet256"
     c.network.file = "models/cin256-v2.ckpt"
     c.network.guidance = 2.0
     c.solver.name, c.solver.variant = "unipc", "bh2"

@@ -9,7 +9,7 @@ Needs a file of prompts, one a line or MS-COCO's captions, and the text encoder,
 https://huggingface.co/openai/clip-vit-large-patch14; transformers and torch embed the prompts once:
   --config.network.prompts=captions_val2014.json --config.network.text_encoder=models/clip-vit-large-patch14
 Solver, teacher and rates are the paper's for Stable Diffusion (arXiv:2405.15506). With the published weights it has not
-been run here; --config.data.random_weights=True tries the run out without them.
+been run here; --config.network.random_weights=True tries the run out without them.
 """
 
 from ml_collections import config_dict
@@ -20,7 +20,7 @@ from configs import default, paper
 def get_config() -> config_dict.ConfigDict:
     """The paper's settings for Stable Diffusion on a rectified flow."""
     c = default.get_config()
-    c.network.family, c.network.name = "latent", "instaflow"
+    c.network.name = "instaflow"
     c.network.file = "models/2_rectified_flow_from_sd_1_5.bin"
     c.network.first_stage = "models/v1-5-pruned-emaonly.safetensors"
     c.network.guidance = 1.5

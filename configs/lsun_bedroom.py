@@ -5,7 +5,7 @@ python -m experiments.train --config=configs/lsun_bedroom.py --workdir=runs/lsun
 Needs the weights, some 2.4 GB: https://ommer-lab.com/files/latent-diffusion/lsun_bedrooms.zip
 is downloaded to models/ if it is not there.
 Solver, teacher and rates are the paper's (arXiv:2405.15506). With the published weights it has not been run here;
---config.data.random_weights=True tries the run out without them.
+--config.network.random_weights=True tries the run out without them.
 """
 
 from ml_collections import config_dict
@@ -16,7 +16,7 @@ from configs import default, paper
 def get_config() -> config_dict.ConfigDict:
     """The paper's settings on LSUN Bedroom."""
     c = default.get_config()
-    c.network.family, c.network.name = "latent", "lsun_bedroom"
+    c.network.name = "lsun_bedroom"
     c.network.file = "models/lsun_bedrooms.zip"
     c.solver.name, c.solver.variant = "unipc", "bh2"
     c.teacher.nfe, c.teacher.grid, c.teacher.variant = 20, "uniform", "bh2"

@@ -9,7 +9,7 @@ Needs a file of prompts, one a line or MS-COCO's captions, and the text encoder,
 https://huggingface.co/openai/clip-vit-large-patch14; transformers and torch embed the prompts once:
   --config.network.prompts=captions_val2014.json --config.network.text_encoder=models/clip-vit-large-patch14
 Solver, teacher and rates are the paper's (arXiv:2405.15506). With the published weights it has not been run here;
---config.data.random_weights=True tries the run out without them.
+--config.network.random_weights=True tries the run out without them.
 """
 
 from ml_collections import config_dict
@@ -20,7 +20,7 @@ from configs import default, paper
 def get_config() -> config_dict.ConfigDict:
     """The paper's settings on Stable Diffusion."""
     c = default.get_config()
-    c.network.family, c.network.name = "latent", "stable_diffusion"
+    c.network.name = "stable_diffusion"
     c.network.file = "models/v1-5-pruned-emaonly.safetensors"
     c.network.guidance = 7.5
     c.solver.name, c.solver.order = "ipndm", 2

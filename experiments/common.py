@@ -1,21 +1,21 @@
-"""What the mains share: flags and errors, progress, devices."""
+"""What the mains share: flags and errors, progress."""
 
 import difflib
 import runpy
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_dict
 from tqdm import tqdm
+
+from ld3_jax import batches
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 _LINE_EVERY_S = 5.0
@@ -27,11 +27,13 @@ def run(main: Callable[[], None]) -> None:
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             sys.exit(f"error: arguments that no flag takes: {argv[1:]}")
-        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/ld3_jax/compiled").expanduser()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        if not jax.config.jax_compilation_cache_dir:
+            jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/ld3_jax/compiled").expanduser()))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         absl_logging.set_verbosity(absl_logging.ERROR)
         try:
-            main()
+            with jax.set_mesh(batches.all_devices()) if len(jax.local_devices()) > 1 else nullcontext():
+                main()
         except (ValueError, OSError, FloatingPointError, ImportError) as error:
             if _DEBUG.value:
                 raise
@@ -110,11 +112,3 @@ def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
         print(f"{label} {done}/{total}{shown}  {now:.0f} s{left}", file=sys.stderr, flush=True)
 
     yield update
-
-
-def batch_sharding() -> NamedSharding | None:
-    """Batches spread over all local devices, if there are several."""
-    devices = jax.local_devices()
-    if len(devices) == 1:
-        return None
-    return NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))

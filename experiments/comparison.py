@@ -1,26 +1,25 @@
-"""A learned schedule beside the hand-made grids, on unseen noise."""
+"""What was learned beside the hand-made grids, on held-out noise."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jax.sharding import NamedSharding
 from jax.tree_util import Partial
-from jaxtyping import Array
 
-from ld3_jax import losses, timesteps
-from ld3_jax.learning import Discretization
-from ld3_jax.metrics import Student, losses_in_batches, run_in_batches
+from ld3_jax import losses
+from ld3_jax.grids import GRIDS
+from ld3_jax.learning import Discretization, Student, on_grid
+from ld3_jax.learning.student import losses_in_batches, run_in_batches
 from ld3_jax.teacher import Pairs
 
-Errors = dict[str, np.ndarray]  # grid -> (n,) one number a noise
-SQUARED_ERROR = "squared error"
+Errors = dict[str, np.ndarray]  # name -> (n,) one number a noise
+SQUARED_ERROR, LPIPS = "squared error", "LPIPS"
 _LPIPS_CACHE = Path("~/.cache/ld3_jax").expanduser()
 
 
 class Comparison(NamedTuple):
-    """Errors by measure and grid, "learned", "start" and the hand-made ones, and each grid's first samples."""
+    """Errors by measure and name, and each name's first samples."""
 
     errors: dict[str, Errors]
     samples: dict[str, np.ndarray]
@@ -31,66 +30,54 @@ def loss_function(name: str) -> Partial:
     return losses.lpips(cache=_LPIPS_CACHE) if name == "lpips" else Partial(losses.LOSSES[name])
 
 
-def measures(loss: str) -> dict[str, Partial]:
-    """What a schedule that was learned on a loss is judged by: the squared error, and LPIPS where that is the loss."""
-    squared = {SQUARED_ERROR: Partial(losses.l2)}
-    return squared | {"LPIPS": loss_function("lpips")} if loss == "lpips" else squared
-
-
 def compare(
     student: Student,
-    measures: Mapping[str, Callable[[Array, Array], Array]],
-    learned: Discretization,
+    found: Mapping[str, Discretization],
     test: Pairs,
     *,
-    start: Discretization | None = None,
-    model: str,
+    loss: str,
+    title: str,
     batch_size: int,
     shown: int = 0,
-    sharding: NamedSharding | None = None,
 ) -> Comparison:
-    """Print how far the learned schedule and the hand-made grids land from the teacher.
+    """Print how far what was learned and the hand-made grids land from the teacher.
 
     Args:
         student: what to run; its own loss is not used.
-        measures: name -> measure(samples, targets) -> one number a sample.
-        learned: what was learned.
-        test: unseen pairs.
-        start: where learning went on from, if that was no hand-made grid.
-        model: its name, for the tables' heading.
+        found: name -> what to compare with the hand-made grids; one is "learned".
+        test: held-out pairs.
+        loss: what was learned on: LPIPS is a second measure where it is "lpips".
+        title: of the tables.
         batch_size: the most samples to integrate at a time.
-        shown: how many samples of each grid to return.
-        sharding: how a batch spreads over devices, along its first axis.
+        shown: how many samples of each to return.
     """
-    grids = {"learned": learned} | ({"start": start} if start else {})
-    for name in timesteps.GRIDS:
-        t = timesteps.grid(name, student.schedule, student.method.n_steps)
-        grids[name] = Discretization(t, t, None)
-    found = Comparison({measure: {} for measure in measures}, {})
-    for name, (t, t_c, change) in grids.items():
-        samples = run_in_batches(student, t, t_c, test, change, batch_size=batch_size, sharding=sharding)
-        found.samples[name] = np.asarray(samples[:shown])
+    measures = {SQUARED_ERROR: Partial(losses.l2)} | ({LPIPS: loss_function(loss)} if loss == "lpips" else {})
+    compared = Comparison({measure: {} for measure in measures}, {})
+    grids = {name: on_grid(name, student.schedule, student.solver) for name in GRIDS}
+    for name, times in {**found, **grids}.items():
+        samples = run_in_batches(student, times, test.x_T, test.cond, batch_size=batch_size)
+        compared.samples[name] = np.asarray(samples[:shown])
         for measure, function in measures.items():
-            each = losses_in_batches(function, samples, test.x_0, batch_size=batch_size, sharding=sharding)
-            found.errors[measure][name] = np.asarray(each)
-    for measure, errors in found.errors.items():
-        _print_table(errors, f"{model}, {student.method}\n{measure}")
-    return found
+            each = losses_in_batches(function, samples, test.x_0, batch_size=batch_size)
+            compared.errors[measure][name] = np.asarray(each)
+    for measure, errors in compared.errors.items():
+        _print_table(errors, f"{title}, {student.solver}\n{measure}")
+    return compared
 
 
 def best_hand_made(errors: Errors) -> str:
     """The hand-made grid with the least mean error."""
-    return min(timesteps.GRIDS, key=lambda name: float(errors[name].mean()))
+    return min(GRIDS, key=lambda name: float(errors[name].mean()))
 
 
 def summary(errors: Errors) -> dict[str, dict[str, float]]:
-    """Mean and median of each grid's errors."""
+    """Mean and median of the errors."""
     return {name: {"mean": float(values.mean()), "median": float(np.median(values))} for name, values in errors.items()}
 
 
 def _print_table(errors: Errors, what: str) -> None:
     """The comparison, best first."""
-    print(f"\n{what} against the teacher on {len(errors['learned'])} unseen noises:\n")
+    print(f"\n{what} against the teacher on {len(errors['learned'])} held-out noises:\n")
     print(f"  {'grid':<10}{'mean':>11}{'median':>11}{'mean vs learned':>18}")
     for name, values in sorted(errors.items(), key=lambda item: float(item[1].mean())):
         ratio = values.mean() / errors["learned"].mean()

@@ -1,4 +1,4 @@
-"""Compare a learned schedule with every hand-made grid, against a converged teacher on noise of your choice.
+"""Compare what was learned with every hand-made grid, against a converged teacher on noise of your choice.
 
 python -m experiments.evaluate --schedule=runs/quasar5/schedule.json
 """
@@ -9,9 +9,9 @@ import jax
 from absl import flags
 
 from experiments import common, comparison, models
-from ld3_jax import checkpoint, metrics, timesteps
-from ld3_jax.learning import Discretization
-from ld3_jax.solvers import Method
+from ld3_jax.learning import make_student
+from ld3_jax.solvers import Solver
+from ld3_jax.teacher import Teacher
 
 _SCHEDULE = flags.DEFINE_string("schedule", None, "A schedule.json that experiments.train wrote.")
 _NFE = flags.DEFINE_integer(
@@ -27,27 +27,14 @@ flags.mark_flags_as_required(["schedule"])
 
 def main() -> None:
     learned, model = models.of_schedule(Path(_SCHEDULE.value), _NFE.value)
-    accurate = Method("unipc", _TEACHER_NFE.value)
-    sharding = common.batch_sharding()
-    pairs = models.teacher_pairs(
-        "teacher",
-        model,
-        accurate,
-        timesteps.grid("logsnr", model.schedule, accurate.n_steps),
-        jax.random.key(_SEED.value),
-        _NUM.value,
-        batch_size=_BATCH.value,
-        cache=Path(_CACHE.value),
-        sharding=sharding,
-    )
+    teacher = Teacher(Solver("unipc", _TEACHER_NFE.value), "logsnr", _BATCH.value, Path(_CACHE.value), model.name)
     comparison.compare(
-        metrics.make_student(model.noise, model.schedule, learned.method, decode=model.decode),
-        comparison.measures(learned.losses.get("loss", "l2")),
-        Discretization(*checkpoint.times(learned), checkpoint.coefficients(learned)),
-        pairs,
-        model=str(model),
+        make_student(model.model, model.schedule, learned.solver, decode=model.decode),
+        {"learned": learned.found},
+        models.teacher_pairs("teacher", model, teacher, jax.random.key(_SEED.value), _NUM.value),
+        loss=learned.losses.get("loss", "l2"),
+        title=str(model),
         batch_size=_BATCH.value,
-        sharding=sharding,
     )
 
 

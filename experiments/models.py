@@ -1,54 +1,33 @@
-"""The pre-trained models that configurations can name, and how a schedule finds its model again."""
+"""The model that a configuration or a schedule names, and the teacher's pairs for it."""
 
 import dataclasses
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
 from jax.tree_util import Partial
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 from ml_collections import config_dict
 
-from experiments import common, families
-from experiments.families import PretrainedModel, Settings
-from experiments.plan import Plan
-from ld3_jax import checkpoint, metrics, teacher, timesteps
-from ld3_jax.checkpoint import LearnedSchedule
-from ld3_jax.solvers import Method
-from ld3_jax.teacher import Pairs
-
-FAMILIES = {
-    "edm": families.edm_model,
-    "galaxy": families.galaxy_model,
-    "gaussian": families.gaussian_model,
-    "latent": families.latent_model,
-}
+from experiments import common
+from ld3_jax import batches, learning, pretrained
+from ld3_jax.learning import Learned
+from ld3_jax.pretrained import Pretrained
+from ld3_jax.teacher import Pairs, Teacher, make_pairs
 
 
-def build(settings: Settings) -> PretrainedModel:
-    """Load a pre-trained model.
-
-    Raises:
-        ValueError: if the family, the name or another setting is unknown, or a file does not hold that model.
-        FileNotFoundError, ConnectionError: if the weights are neither here nor to be had.
-    """
-    if settings.family not in FAMILIES:
-        raise ValueError(f"network.family must be one of {sorted(FAMILIES)}, got {settings.family!r}")
-    return FAMILIES[settings.family](settings)
+def of_config(config: config_dict.ConfigDict) -> Pretrained:
+    """The model of a configuration; of its prompts, as many as pairs are drawn."""
+    settings = dict(config.network)
+    if settings["prompts"] and not settings["num_prompts"]:
+        settings["num_prompts"] = config.data.train + config.data.valid + config.data.test
+    return _load(settings.pop("name"), settings)
 
 
-def settings_of(config: config_dict.ConfigDict) -> Settings:
-    """What a configuration says of its network."""
-    return Settings(**config.network, random_weights=config.data.random_weights)
-
-
-def identity(model: PretrainedModel) -> dict[str, str | float | bool]:
-    """What a schedule must say of the model that it was learned for; the digest is of weights and guidance."""
-    return dataclasses.asdict(model.settings) | {"digest": teacher.digest(model.noise)}
-
-
-def of_schedule(path: Path, nfe: int | None = None) -> tuple[LearnedSchedule, PretrainedModel]:
+def of_schedule(path: Path, nfe: int | None = None) -> tuple[Learned, Pretrained]:
     """Read a schedule, and load the model that it was learned for.
 
     Args:
@@ -56,79 +35,51 @@ def of_schedule(path: Path, nfe: int | None = None) -> tuple[LearnedSchedule, Pr
         nfe: read a learned curve off at so many network calls; None: the schedule as it is.
 
     Raises:
-        FileNotFoundError, ValueError: see `checkpoint.load_schedule`, `checkpoint.for_calls` and `build`.
+        FileNotFoundError, ValueError: see `learning.load`, `Learned.for_calls` and `pretrained.load`.
         ValueError: if the model of that name has other weights now.
     """
-    learned = checkpoint.load_schedule(path)
-    missing = [key for key in ("family", "name", "digest") if key not in learned.model]
-    if missing:
+    learned = learning.load(path)
+    record = learned.model
+    if missing := [key for key in ("name", "digest") if key not in record]:
         raise ValueError(f"{path}: its model lacks {missing}")
-    names = [field.name for field in dataclasses.fields(Settings)]
-    model = build(Settings(**{name: learned.model[name] for name in names if name in learned.model}))
-    here = identity(model)
-    if here["digest"] != learned.model["digest"]:
-        raise ValueError(f"{path} was learned for another model: {learned.model}, here is {here}")
-    return checkpoint.for_calls(learned, learned.method.nfe if nfe is None else nfe, model.schedule), model
+    names = [field.name for field in dataclasses.fields(pretrained.Settings)]
+    model = _load(record["name"], {name: record[name] for name in names if name in record})
+    here = model.identity()
+    if here["digest"] != record["digest"]:
+        raise ValueError(f"{path} was learned for another model: {record}, here is {here}")
+    try:
+        learned.check_range(model.schedule)
+        return learned.for_calls(learned.solver.nfe if nfe is None else nfe, model.schedule), model
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def make_data(
-    model: PretrainedModel, config: config_dict.ConfigDict, plan: Plan, sharding: NamedSharding | None
-) -> tuple[Pairs, Pairs]:
-    """The teacher's pairs: those to learn from, and those never seen while learning."""
-    t = timesteps.grid(plan.teacher_grid, model.schedule, plan.teacher.n_steps)
-    keys = jax.random.split(jax.random.key(config.seed), 2)
-    known, test = (
-        teacher_pairs(
-            label,
-            model,
-            plan.teacher,
-            t,
-            key,
-            count,
-            batch_size=config.teacher.batch_size,
-            cache=Path(config.teacher.cache),
-            sharding=sharding,
-        )
-        for label, key, count in (
-            ("teacher", keys[0], config.data.train + config.data.valid),
-            ("teacher, unseen noise", keys[1], config.data.test),
-        )
-    )
-    return known, test
-
-
-def teacher_pairs(
-    label: str,
-    model: PretrainedModel,
-    method: Method,
-    t: Array,
-    key: Array,
-    count: int,
-    *,
-    batch_size: int,
-    cache: Path,
-    sharding: NamedSharding | None,
-) -> Pairs:
-    """`teacher.make_pairs` of a pre-trained model with its conditions, decoded, with a progress bar."""
-    with common.progress(label, -(-count // batch_size)) as update:
-        pairs = teacher.make_pairs(
-            model.noise,
+def teacher_pairs(label: str, model: Pretrained, teacher: Teacher, key: Array, count: int) -> Pairs:
+    """The teacher's pairs from noise of that key, decoded, with a progress bar."""
+    with common.progress(label, -(-count // teacher.batch_size)) as update:
+        pairs = make_pairs(
+            model.model,
             model.schedule,
-            method,
-            t,
-            key,
-            count,
-            model.shape,
-            batch_size=batch_size,
-            cache=cache,
-            draw_condition=model.draw_condition,
-            identity={"family": model.settings.family, "name": model.settings.name},
-            sharding=sharding,
+            *model.draw(key, count),
+            teacher=teacher,
             on_batch=lambda done, total: update(done),
         )
-    return pairs._replace(x_0=_decode(model.decode, pairs.x_0, batch_size, sharding))
+    return pairs._replace(x_0=_decode(model.decode, pairs.x_0, teacher.batch_size))
 
 
-@partial(jax.jit, static_argnums=(2, 3))
-def _decode(decode: Partial, states: Array, batch_size: int, sharding: NamedSharding | None) -> Array:
-    return metrics.in_batches(decode, states, batch_size, sharding)
+@partial(jax.jit, static_argnums=2)
+def _decode(decode: Partial, states: PyTree, batch_size: int) -> PyTree:
+    return batches.in_batches(decode, states, batch_size)
+
+
+def _load(name: str, settings: dict[str, Any]) -> Pretrained:
+    """Load a model with a progress bar for each download and for the text."""
+    with ExitStack() as bars:
+        update: dict[str, Callable[..., None]] = {}
+
+        def on_progress(label: str, done: int, total: int) -> None:
+            if label not in update:
+                update[label] = bars.enter_context(common.progress(label, total))
+            update[label](done)
+
+        return pretrained.load(name, on_progress=on_progress, **settings)

@@ -1,28 +1,43 @@
-"""A configuration as values."""
+"""A configuration as values of the library, checked before anything is computed."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import optax
 from ml_collections import config_dict
 
-from ld3_jax import checkpoint, losses, optimizers, timesteps
-from ld3_jax.checkpoint import LearnedSchedule
-from ld3_jax.solvers import Method
-from ld3_jax.steps import Learning
+from ld3_jax import grids, learning, losses
+from ld3_jax.learning import Discretization, Learned
+from ld3_jax.learning.optimizers import RULES
+from ld3_jax.learning.parametrisation import Parametrisation
+from ld3_jax.learning.state import Learner
+from ld3_jax.schedules import NoiseSchedule
+from ld3_jax.solvers import Solver
+from ld3_jax.teacher import Teacher
+
+WHAT = {"times": "logits", "shifts": "shifts", "coefficients": "coefficients"}
+LEARNERS = ("optax", "lm")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A configuration as values, checked before anything is computed."""
+    """What a configuration says, as values.
 
-    student: Method
-    teacher: Method
-    teacher_grid: str
-    learning: Learning
-    optimizer: optax.GradientTransformation
+    Attributes:
+        solver: the student's.
+        teacher: how the pairs are made.
+        parametrisation: what is learned.
+        learner: how.
+        loss: the name of the loss.
+        init: the start: a grid's name, "best", or what was learned before.
+        starts: how many starts are tried.
+    """
+
+    solver: Solver
+    teacher: Teacher
+    parametrisation: Parametrisation
+    learner: Learner
     loss: str
-    init: str | LearnedSchedule
+    init: str | Learned
     starts: int
 
     @classmethod
@@ -31,62 +46,112 @@ class Plan:
 
         Raises:
             ValueError: if a value is not one that exists; it names the key, what was given and what is allowed.
+            FileNotFoundError: if learn.init names a file that does not exist.
         """
-        learn, student = config.learn, _method(config.solver)
-        choices = {name: learn[name] for name in Learning.__dataclass_fields__ if name in learn}
-        choices |= {"nfes": learn.nfes if learn.curve else (), "floors": (learn.logits_floor, learn.shifts_floor)}
-        learning = Learning(**choices)
-        for nfe in learning.nfes:
-            replace(student, nfe=nfe)  # refuses what the solver cannot do
-        init = _warm_start(Path(learn.init), student, learning) if learn.init.endswith(".json") else learn.init
-        for key, value, allowed in (
-            ("learn.loss", learn.loss, [*losses.LOSSES, "lpips"] if learn.learner != "lm" else losses.OF_SQUARES),
-            ("learn.init", "best" if isinstance(init, LearnedSchedule) else init, [*timesteps.GRIDS, "best"]),
-            ("teacher.grid", config.teacher.grid, timesteps.GRIDS),
-            ("learn.logits_rule", learn.logits_rule, optimizers.RULES),
-            ("learn.shifts_rule", learn.shifts_rule, optimizers.RULES),
-            ("learn.coefficients_rule", learn.coefficients_rule, optimizers.RULES),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{key} must be one of {sorted(allowed)}, got {value!r}")
-        for name, least in (("train", 1), ("valid", 0), ("test", 1)):
-            if config.data[name] < least:
-                raise ValueError(f"data.{name} must be at least {least}, got {config.data[name]}")
-        if learning.batch_size > config.data.train:
-            raise ValueError(f"learn.batch_size {learning.batch_size} exceeds data.train {config.data.train}")
-        if learn.starts < 1:
-            raise ValueError(f"learn.starts must be at least 1, got {learn.starts}")
-        n = 1 if learning.nfes else student.n_steps
-        optimizer = optimizers.make_optimizer(
-            learn.logits_rule,
-            learn.logits_rate / n,
-            learn.shifts_rule,
-            learn.shifts_rate / n,
-            learning.steps,
-            learn.coefficients_rule,
-            learn.coefficients_rate / n,
-        )
-        if learning.learner == "lm":
-            optimizer = optimizers.levenberg_marquardt()
-        teacher = _method(config.teacher)
-        return cls(student, teacher, config.teacher.grid, learning, optimizer, learn.loss, init, learn.starts)
+        learn, solver = config.learn, _solver(config.solver)
+        _check(config)
+        init = _load(Path(learn.init)) if learn.init.endswith(".json") else learn.init
+        warm = isinstance(init, Learned)
+        if warm:
+            _check_start(init, solver, learn)
+        parametrisation = _parametrisation(learn, warm and init.coefficients is not None)
+        for one in parametrisation.solvers(solver):
+            replace(one)  # refuses what the solver cannot do
+        grid, size, cache = config.teacher.grid, config.teacher.batch_size, Path(config.teacher.cache)
+        teacher = Teacher(_solver(config.teacher), grid, size, cache, config.network.name)
+        learner = _learner(config, parametrisation, solver)
+        return cls(solver, teacher, parametrisation, learner, learn.loss, init, learn.starts)
+
+    def favourites(self, schedule: NoiseSchedule) -> list[str | Discretization]:
+        """Where to start, unless the best grid is yet to be found."""
+        if not isinstance(self.init, Learned):
+            return [] if self.init == "best" else [self.init]
+        try:
+            self.init.check_range(schedule)
+        except ValueError as error:
+            raise ValueError(f"learn.init: {error}") from error
+        return [self.init.found]
 
 
-def _warm_start(path: Path, student: Method, learning: Learning) -> LearnedSchedule:
-    """What was learned before, to start from."""
+def _check(config: config_dict.ConfigDict) -> None:
+    learn = config.learn
+    for key, value, allowed in (
+        ("learn.learner", learn.learner, LEARNERS),
+        ("learn.loss", learn.loss, [*losses.LOSSES, "lpips"] if learn.learner != "lm" else losses.OF_SQUARES),
+        ("learn.init", "best" if learn.init.endswith(".json") else learn.init, [*grids.GRIDS, "best"]),
+        ("teacher.grid", config.teacher.grid, grids.GRIDS),
+        ("learn.logits_rule", learn.logits_rule, RULES),
+        ("learn.shifts_rule", learn.shifts_rule, RULES),
+        ("learn.coefficients_rule", learn.coefficients_rule, RULES),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{key} must be one of {sorted(allowed)}, got {value!r}")
+    if not learn.what or not set(learn.what) <= set(WHAT):
+        raise ValueError(f"learn.what must be some of {list(WHAT)}, got {list(learn.what)}")
+    for key, least in (("data.train", 1), ("data.valid", 0), ("data.test", 1), ("learn.starts", 1), ("learn.gamma", 0)):
+        section, name = key.split(".")
+        if not config[section][name] >= least:
+            raise ValueError(f"{key} must be at least {least}, got {config[section][name]}")
+    if learn.batch_size > config.data.train:
+        raise ValueError(f"learn.batch_size {learn.batch_size} exceeds data.train {config.data.train}")
+    if learn.curve and (learn.learner == "lm" or learn.gamma or "coefficients" in learn.what):
+        raise ValueError("a curve needs the learner 'optax', gamma 0, and no coefficients")
+    if learn.learner == "lm" and learn.gamma:
+        raise ValueError("the soft surrogate needs the learner 'optax': learn.gamma must be 0 with 'lm'")
+
+
+def _parametrisation(learn: config_dict.ConfigDict, coefficients: bool) -> Parametrisation:
+    frozen = tuple(group for what, group in WHAT.items() if what not in learn.what)
+    of_times = tuple(group for group in frozen if group != "coefficients")
+    if learn.curve:
+        return learning.Curve(tuple(learn.nfes), learn.degree, learn.max_shift, of_times)
+    gaps = learning.Gaps(learn.space, learn.max_shift, of_times)
+    if not coefficients and "coefficients" in frozen:
+        return gaps
+    own = tuple(group for group in frozen if group == "coefficients")
+    return learning.WithCoefficients(gaps, learn.consistent, learn.history, own)
+
+
+def _learner(config: config_dict.ConfigDict, parametrisation: Parametrisation, solver: Solver) -> Learner:
+    learn = config.learn
+    common = {name: learn[name] for name in ("steps", "batch_size", "validate_every", "valid_batch")}
+    common["held_out"] = config.data.valid
+    if learn.learner == "lm":
+        return learning.LevenbergMarquardt(tangents=learn.tangents, **common)
+    rules, n = {}, 1 if learn.curve else solver.n_steps
+    for group, default in parametrisation.rates(solver).items():
+        given = learn[f"{group}_rate"]
+        rules[group] = RULES[learn[f"{group}_rule"]](default if given is None else given / n, learn.steps)
+    floors = (("logits", learn.logits_floor), ("shifts", learn.shifts_floor), ("coefficients", learn.logits_floor))
+    patience = learning.Patience(learn.patience, learn.decay, floors, learn.floor_visits)
+    surrogate = learning.SoftSurrogate(learn.gamma, learn.noise_rate, learn.move_validation) if learn.gamma else None
+    return learning.GradientDescent(
+        learning.by_group(rules),
+        frozen_steps=learn.frozen_steps,
+        patience=patience if learn.patience else None,
+        surrogate=surrogate,
+        remat=learn.remat,
+        **common,
+    )
+
+
+def _load(path: Path) -> Learned:
     if not path.is_file():
         raise FileNotFoundError(f"learn.init: no file {path}; a run that learns the times writes one")
-    learned = checkpoint.load_schedule(path)
-    if learning.nfes:
-        raise ValueError(f"learn.init: a curve starts at a hand-made grid, got {path}")
-    if (learned.method.nfe, learned.method.n_steps) != (student.nfe, student.n_steps):
+    return learning.load(path)
+
+
+def _check_start(start: Learned, solver: Solver, learn: config_dict.ConfigDict) -> None:
+    """What was learned before serves this student."""
+    if learn.curve:
+        raise ValueError(f"learn.init: a curve starts at a hand-made grid, got {learn.init}")
+    if (start.solver.nfe, start.solver.n_steps) != (solver.nfe, solver.n_steps):
         raise ValueError(
-            f"learn.init: {path} is for {learned.method.nfe} network calls, the student makes {student.nfe}"
+            f"learn.init: {learn.init} is for {start.solver.nfe} network calls, the student makes {solver.nfe}"
         )
-    if learned.coefficients and learned.method != student:
-        raise ValueError(f"learn.init: {path} has coefficients for {learned.method!r}, the student is {student!r}")
-    return learned
+    if start.coefficients is not None and start.solver != solver:
+        raise ValueError(f"learn.init: {learn.init} has coefficients for {start.solver!r}, the student is {solver!r}")
 
 
-def _method(config: config_dict.ConfigDict) -> Method:
-    return Method(config.name, config.nfe, config.order, config.variant, config.lower_order_final)
+def _solver(config: config_dict.ConfigDict) -> Solver:
+    return Solver(config.name, config.nfe, config.order, config.variant, config.lower_order_final)

@@ -1,4 +1,4 @@
-"""Draw samples with a learned schedule.
+"""Draw samples with a learned discretisation.
 
 python -m experiments.sample --schedule=runs/quasar5/schedule.json --num=64 --out=runs/quasar5/samples.png
 """
@@ -7,12 +7,12 @@ import io
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import common, models
-from ld3_jax import checkpoint, metrics, teacher
+from experiments import common, models, pictures
+from ld3_jax.disk import write_atomically
+from ld3_jax.learning.student import make_student, run_in_batches
 
 _SCHEDULE = flags.DEFINE_string("schedule", None, "A schedule.json that experiments.train wrote.")
 _NFE = flags.DEFINE_integer(
@@ -30,27 +30,16 @@ def main() -> None:
     if out.suffix not in (".png", ".npy"):
         raise ValueError(f"--out must end in .png or .npy, got {out.name!r}")
     learned, model = models.of_schedule(Path(_SCHEDULE.value), _NFE.value)
-    student = metrics.make_student(model.noise, model.schedule, learned.method, decode=model.decode)
-    sharding = common.batch_sharding()
-    noise_key, cond_key = jax.random.split(jax.random.key(_SEED.value))
-    x_T = model.schedule.prior_scale * teacher.draw_noise(noise_key, jnp.arange(_NUM.value), model.shape)
-    cond = model.draw_condition(cond_key, _NUM.value) if model.draw_condition else None
-    samples = metrics.run_in_batches(
-        student,
-        *checkpoint.times(learned),
-        teacher.Pairs(x_T, x_T, cond),
-        checkpoint.coefficients(learned),
-        batch_size=_BATCH.value,
-        sharding=sharding,
-    )
-    samples = np.asarray(samples)
-    what = f"{model}, {learned.method}, learned schedule"
+    student = make_student(model.model, model.schedule, learned.solver, decode=model.decode)
+    x_T, cond = model.draw(jax.random.key(_SEED.value), _NUM.value)
+    samples = np.asarray(run_in_batches(student, learned.found, x_T, cond, batch_size=_BATCH.value))
+    what = f"{model}, {learned.solver}, learned"
     if out.suffix == ".png":
-        model.gallery(out, samples, what)
+        pictures.gallery(out, model, samples, what)
     else:
         buffer = io.BytesIO()
         np.save(buffer, samples)
-        checkpoint.write_atomically(out, buffer.getvalue())
+        write_atomically(out, buffer.getvalue())
     print(f"wrote {out}: {len(samples)} samples of {what}")
 
 

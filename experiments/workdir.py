@@ -1,18 +1,20 @@
-"""The folder of a run: whose it is, and the record of its steps."""
+"""The folder of a run: whose it is, the record of its steps, and learning that goes on where it stopped."""
 
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+import jax
 import orbax.checkpoint as ocp
 from ml_collections import config_dict
 
 from experiments import common
-from ld3_jax import checkpoint
-from ld3_jax.steps import StepMetrics, TrainState
+from ld3_jax import checkpoint, learning
+from ld3_jax.disk import write_atomically
+from ld3_jax.learning import Discretization, StepMetrics, Task, TrainState
 
 
 def claim(workdir: Path, config: config_dict.ConfigDict) -> None:
@@ -26,7 +28,41 @@ def claim(workdir: Path, config: config_dict.ConfigDict) -> None:
             raise ValueError(f"{path}: not valid JSON ({error})") from error
         if different := common.differences(there, mine):
             raise ValueError(f"{workdir} holds another configuration: {'; '.join(different)}. Take another --workdir.")
-    checkpoint.write_atomically(path, (json.dumps(mine, indent=2, sort_keys=True) + "\n").encode())
+    write_atomically(path, (json.dumps(mine, indent=2, sort_keys=True) + "\n").encode())
+
+
+def learn(folder: Path, task: Task, favourites: Sequence[str | Discretization], count: int) -> tuple[Task, TrainState]:
+    """Learn from every start, going on where an earlier run stopped.
+
+    Args:
+        folder: the workdir.
+        task: what is learned.
+        favourites: where to start, the first one first; empty: at the best hand-made grids on the training pairs.
+        count: how many starts.
+
+    Returns:
+        The task and the last state of the start with the best validation loss.
+    """
+    if not favourites:
+        ranking = learning.rank_grids(task)
+        print("hand-made grids on the training pairs: " + ", ".join(f"{name} {loss:.5f}" for name, loss in ranking))
+        favourites = [name for name, _ in ranking]
+    key, *keys = jax.random.split(task.key, count + 1)
+    ends = []
+    for i, fresh in enumerate(learning.starts(task, favourites, count, key)):
+        label = f"start {i + 1} of {count}" if count > 1 else "learning"
+        task = task._replace(key=keys[i])
+        with (
+            checkpoint.manager(folder / "checkpoints" / str(i)) as checkpoints,
+            common.progress(label, task.learner.steps) as update,
+        ):
+            state = checkpoint.restore(checkpoints, fresh)
+            with recording(folder, i, int(state.step), checkpoints, update) as record:
+                for now in learning.steps(task, state):
+                    record(*now)
+                    state = now[0]
+        ends.append((task, state))
+    return min(ends, key=lambda end: float(end[1].best_loss))
 
 
 def _open_log(path: Path, start: int, step: int) -> TextIO:
@@ -40,7 +76,7 @@ def _open_log(path: Path, start: int, step: int) -> TextIO:
             break  # the line that a killed process was writing
         if (record["start"], record["step"]) <= (start, step):
             kept.append(line)
-    checkpoint.write_atomically(path, "".join(kept).encode())
+    write_atomically(path, "".join(kept).encode())
     return path.open("a", buffering=1)
 
 
@@ -56,7 +92,7 @@ def recording(
     with _open_log(workdir / "metrics.jsonl", start, step) as log:
 
         @_uninterrupted()
-        def on_step(state: TrainState, figures: StepMetrics) -> None:
+        def record(state: TrainState, figures: StepMetrics) -> None:
             nonlocal last
             line = {"start": start, "step": int(state.step)} | {
                 name: float(value)
@@ -74,7 +110,7 @@ def recording(
             update(line["step"], loss=line["loss"], best=line["best_loss"])
 
         try:
-            yield on_step
+            yield record
         except FloatingPointError as error:
             raise FloatingPointError(
                 f"{error}; last good checkpoint: {workdir / 'checkpoints' / str(start)}"

@@ -1,0 +1,80 @@
+"""Learn where a diffusion model's few sampling steps lie (LD3, arXiv:2405.15506), in JAX.
+
+    schedule = ld3_jax.schedules.VPLinear()
+    model = ld3_jax.to_noise(jax.tree_util.Partial(network, weights), schedule, "noise")
+    x_T = schedule.prior_scale * jax.random.normal(key, (100, 32, 32, 3))
+    pairs = ld3_jax.make_pairs(model, schedule, x_T)
+    student = ld3_jax.make_student(model, schedule, ld3_jax.Solver("dpmpp", nfe=5))
+    learned = ld3_jax.fit(student, pairs, key)
+    learned.save("schedule.json")
+    x_0 = ld3_jax.load("schedule.json").sample(model, schedule, x_T)
+
+`network(weights, x, t, cond)` is any function; `ld3_jax.pretrained.load(name)` gives networks that others have trained.
+"""
+
+import importlib
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as _version
+from types import ModuleType
+
+from ld3_jax import denoisers, grids, learning, losses, schedules, solvers
+from ld3_jax.denoisers import guided, to_noise
+from ld3_jax.grids import grid
+from ld3_jax.learning import (
+    Curve,
+    Gaps,
+    GradientDescent,
+    Learned,
+    LevenbergMarquardt,
+    Student,
+    WithCoefficients,
+    fit,
+    load,
+    make_student,
+)
+from ld3_jax.solvers import SOLVERS, Solver, Table, make_table, sample, solve
+from ld3_jax.teacher import Pairs, Teacher, make_pairs
+
+try:
+    __version__ = _version("ld3-jax")
+except PackageNotFoundError:  # run from a checkout
+    __version__ = "0.2.0"
+
+_ON_DEMAND = ("checkpoint", "plots", "pretrained")  # they load Orbax, matplotlib, Flax
+
+__all__ = [
+    "SOLVERS",
+    "Curve",
+    "Gaps",
+    "GradientDescent",
+    "Learned",
+    "LevenbergMarquardt",
+    "Pairs",
+    "Solver",
+    "Student",
+    "Table",
+    "Teacher",
+    "WithCoefficients",
+    "denoisers",
+    "fit",
+    "grid",
+    "grids",
+    "guided",
+    "learning",
+    "load",
+    "losses",
+    "make_pairs",
+    "make_student",
+    "make_table",
+    "sample",
+    "schedules",
+    "solve",
+    "solvers",
+    "to_noise",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _ON_DEMAND:
+        return importlib.import_module(f"ld3_jax.{name}")
+    raise AttributeError(f"module 'ld3_jax' has no attribute {name!r}")

@@ -1,14 +1,15 @@
-"""From any network's output to the noise prediction that the solvers take.
+"""A network states what it predicts, a solver what it needs, and one conversion lies between.
 
 A *network* is a callable `network(x, t, cond)` that holds its weights as a pytree, for instance
-`jax.tree_util.Partial(module.apply, weights)`. Each function below wraps one callable of that kind in another by
-`jax.tree_util.Partial`, so whatever the depth, the weights stay leaves of the result: they cross `jax.jit` as arguments
-and are never compiled in as constants.
+`jax.tree_util.Partial(module.apply, weights)`. Each function below wraps one callable in another that is a pytree, so
+whatever the depth, the weights stay leaves of the result: they cross `jax.jit` as arguments, never as constants.
+A *model* is a network that predicts noise, for instance a `Denoiser`.
 
 Shapes: `x` is (batch, ...) or a pytree of such arrays, `t` a scalar, `cond` a pytree with leading axis batch, or None.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -20,19 +21,59 @@ from ld3_jax.schedules import NoiseSchedule
 Model = Callable[[PyTree, Array, PyTree], PyTree]
 
 
-def to_noise(network: Model, schedule: NoiseSchedule, prediction: str) -> Partial:
+# With x = alpha x_0 + sigma eps, an output is a x_0 + b eps: (a, b) by alpha and sigma.
+PREDICTIONS = {
+    "noise": lambda alpha, sigma: (0.0, 1.0),
+    "data": lambda alpha, sigma: (1.0, 0.0),
+    "v": lambda alpha, sigma: (-sigma, alpha),
+    "score": lambda alpha, sigma: (0.0, -1 / sigma),
+    "flow": lambda alpha, sigma: (-1.0, 1.0),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Denoiser:
+    """A network of any prediction as a model: called, it predicts noise. See `to_noise`.
+
+    Attributes:
+        predict: predict(x, t, cond) -> the prediction.
+        schedule: the noise schedule that the network was trained with.
+        prediction: what it is, one of PREDICTIONS.
+    """
+
+    predict: Partial
+    schedule: NoiseSchedule
+    prediction: str
+
+    def __call__(self, x: PyTree, t: Array, cond: PyTree = None) -> PyTree:
+        """The noise prediction eps."""
+        return _converted(self, "noise", x, t, cond)
+
+
+# Its leaves are those of `predict`, by the same paths: files of learned times hold a digest over paths and weights.
+jax.tree_util.register_pytree_node(
+    Denoiser,
+    lambda model: (
+        (model.predict.args, model.predict.keywords),
+        (model.predict.func, model.schedule, model.prediction),
+    ),
+    lambda static, children: Denoiser(Partial(static[0], *children[0], **children[1]), *static[1:]),
+)
+
+
+def to_noise(network: Model, schedule: NoiseSchedule, prediction: str) -> Denoiser:
     """A network that predicts `prediction` as one that predicts noise.
 
     With x = alpha x_0 + sigma eps, the outputs are
         noise   eps
-        data    x_0, so eps = (x - alpha x_0) / sigma
-        v       alpha eps - sigma x_0, so eps = alpha v + sigma x  (variance-preserving schedules)
+        data    x_0
+        v       alpha eps - sigma x_0
         score   grad log p(x) = -eps / sigma
-        flow    eps - x_0, so eps = (x + alpha u) / (alpha + sigma)
+        flow    eps - x_0
 
     Args:
         network: network(x, t, cond) -> prediction.
-        schedule: the schedule that the network was trained with.
+        schedule: the noise schedule that the network was trained with.
         prediction: one of PREDICTIONS.
 
     Returns:
@@ -46,24 +87,35 @@ def to_noise(network: Model, schedule: NoiseSchedule, prediction: str) -> Partia
     """
     if prediction not in PREDICTIONS:
         raise ValueError(f"prediction must be one of {sorted(PREDICTIONS)}, got {prediction!r}")
-    return Partial(PREDICTIONS[prediction], schedule, network)
+    return Denoiser(Partial(_as_it_is, schedule, network), schedule, prediction)
 
 
-def to_data(model: Model, schedule: NoiseSchedule) -> Partial:
-    """A noise-predicting model as one that predicts data: x_0 = (x - sigma(t) eps) / alpha(t).
+def convert(model: Model, schedule: NoiseSchedule, prediction: str) -> Model:
+    """A model as a solver needs it.
+
+    A `Denoiser` converts straight from what its network predicts, and not at all where that is what is needed, so that
+    no digits are lost on the way through the noise.
 
     Args:
         model: model(x, t, cond) -> eps.
         schedule: its noise schedule.
+        prediction: "noise" or "data".
 
     Returns:
-        model(x, t, cond) -> x_0.
+        model(x, t, cond) -> eps or x_0.
+
+    Raises:
+        ValueError: if `prediction` is another one.
     """
-    return Partial(_noise_to_data, schedule, model)
+    if prediction not in ("noise", "data"):
+        raise ValueError(f"a solver takes predictions of 'noise' or of 'data', got {prediction!r}")
+    if prediction == "noise":
+        return model
+    return Partial(_data, model if isinstance(model, Denoiser) else to_noise(model, schedule, "noise"))
 
 
-def edm_preconditioned(network: Model, sigma_data: float = 0.5) -> Partial:
-    """EDM's denoiser D(x; sigma) = c_skip x + c_out F(c_in x, log(sigma) / 4), for `ve_edm`, where t = sigma.
+def edm_preconditioned(network: Model, sigma_data: Float[Array, ""] | float = 0.5) -> Partial:
+    """EDM's denoiser D(x; sigma) = c_skip x + c_out F(c_in x, log(sigma) / 4), for `VELinear`, where t = sigma.
 
     c_skip = sigma_data^2 / (sigma^2 + sigma_data^2), c_out = sigma sigma_data / sqrt(sigma^2 + sigma_data^2),
     c_in = 1 / sqrt(sigma^2 + sigma_data^2).
@@ -83,6 +135,8 @@ def edm_preconditioned(network: Model, sigma_data: float = 0.5) -> Partial:
 def guided(model: Model, uncond: PyTree, scale: float) -> Partial:
     """Classifier-free guidance, eps = eps_uncond + scale (eps_cond - eps_uncond), in one call on a doubled batch.
 
+    The formula is the same for a network of any other prediction, which `to_noise` then takes.
+
     Args:
         model: conditional model(x, t, cond) -> eps.
         uncond: the condition that stands for "none", of one sample: a pytree like `cond` without the batch axis.
@@ -96,32 +150,24 @@ def guided(model: Model, uncond: PyTree, scale: float) -> Partial:
     return Partial(_guided, model, uncond, scale)
 
 
-def _from_noise(schedule: NoiseSchedule, network: Model, x: PyTree, t: Array, cond: PyTree = None) -> PyTree:
+def _as_it_is(schedule: NoiseSchedule, network: Model, x: PyTree, t: Array, cond: PyTree = None) -> PyTree:
     return network(x, t, cond)
 
 
-def _from_data(schedule: NoiseSchedule, network: Model, x: PyTree, t: Array, cond: PyTree = None) -> PyTree:
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    return jax.tree.map(lambda x, data: (x - alpha * data) / sigma, x, network(x, t, cond))
+def _data(model: Denoiser, x: PyTree, t: Array, cond: PyTree = None) -> PyTree:
+    return _converted(model, "data", x, t, cond)
 
 
-def _from_v(schedule: NoiseSchedule, network: Model, x: PyTree, t: Array, cond: PyTree = None) -> PyTree:
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    return jax.tree.map(lambda x, v: alpha * v + sigma * x, x, network(x, t, cond))
-
-
-def _from_score(schedule: NoiseSchedule, network: Model, x: PyTree, t: Array, cond: PyTree = None) -> PyTree:
-    return jax.tree.map(lambda score: -schedule.sigma(t) * score, network(x, t, cond))
-
-
-def _from_flow(schedule: NoiseSchedule, network: Model, x: PyTree, t: Array, cond: PyTree = None) -> PyTree:
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    return jax.tree.map(lambda x, flow: (x + alpha * flow) / (alpha + sigma), x, network(x, t, cond))
-
-
-def _noise_to_data(schedule: NoiseSchedule, model: Model, x: PyTree, t: Array, cond: PyTree = None) -> PyTree:
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    return jax.tree.map(lambda x, noise: (x - sigma * noise) / alpha, x, model(x, t, cond))
+def _converted(model: Denoiser, wanted: str, x: PyTree, t: Array, cond: PyTree = None) -> PyTree:
+    """Solve x = alpha x_0 + sigma eps and the output = a x_0 + b eps for x_0 or eps."""
+    output = model.predict(x, t, cond)
+    if model.prediction == wanted:
+        return output
+    alpha, sigma = model.schedule.alpha(t), model.schedule.sigma(t)
+    a, b = PREDICTIONS[model.prediction](alpha, sigma)
+    determinant = alpha * b - sigma * a
+    of_x, of_output = {"noise": (-a, alpha), "data": (b, -sigma)}[wanted]
+    return jax.tree.map(lambda x, output: (of_x * x + of_output * output) / determinant, x, output)
 
 
 def _edm(network: Model, sigma_data: Float[Array, ""] | float, x: PyTree, sigma: Array, cond: PyTree = None) -> PyTree:
@@ -145,12 +191,3 @@ def _guided(
         return without + scale * (with_cond - without)
 
     return jax.tree.map(combine, both)
-
-
-PREDICTIONS = {
-    "noise": _from_noise,
-    "data": _from_data,
-    "v": _from_v,
-    "score": _from_score,
-    "flow": _from_flow,
-}

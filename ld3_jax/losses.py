@@ -3,13 +3,12 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
-
-from ld3_jax.networks.lpips import LPIPS
-from ld3_jax.networks.lpips import load as lpips
 
 _EPS = 1e-12
 
@@ -33,6 +32,13 @@ def rmse(x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]) -> Fl
     return jnp.sqrt(l2(x, y) + _EPS)
 
 
+def lpips(net: str = "vgg", cache: Path | None = None) -> Partial:
+    """LPIPS as a loss of images; see `networks.lpips.load`."""
+    from ld3_jax.networks import lpips  # with Flax, which nothing else here needs
+
+    return lpips.load(net, cache)
+
+
 class LeastSquares(NamedTuple):
     """A loss of the form phi(|r|^2)."""
 
@@ -43,7 +49,8 @@ class LeastSquares(NamedTuple):
 def least_squares(loss: Callable) -> LeastSquares:
     """What a learner of second order needs of a loss.
 
-    For `l2` and `rmse`, r = (x - y) / sqrt(d); for `lpips`, the weighted differences of features, see `LPIPS`.
+    For `l2` and `rmse`, r = (x - y) / sqrt(d); for `lpips` and any other bound method of an object that has
+    `residuals`, what that gives.
 
     Args:
         loss: `l2`, `rmse` or an LPIPS, as it is or in a `Partial`.
@@ -52,7 +59,7 @@ def least_squares(loss: Callable) -> LeastSquares:
         ValueError: if it is another loss.
     """
     function = getattr(loss, "func", loss)
-    if isinstance(getattr(function, "__self__", None), LPIPS):
+    if hasattr(getattr(function, "__self__", None), "residuals"):
         return LeastSquares(partial(loss, method="residuals"), lambda s: s)
     if function in (l2, rmse):
         return LeastSquares(_differences, lambda s: jnp.sqrt(s + _EPS) if function is rmse else s)
@@ -66,4 +73,3 @@ def _differences(x: Array, y: Array) -> list[Array]:
 
 LOSSES = {"l1": l1, "l2": l2, "rmse": rmse}
 OF_SQUARES = ("l2", "lpips", "rmse")
-__all__ = ["LOSSES", "OF_SQUARES", "LeastSquares", "l1", "l2", "least_squares", "lpips", "rmse"]

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ld3_jax.checkpoint import write_atomically
+from ld3_jax.disk import write_atomically
 
 _LEARNED = "#c8102e"
 _HAND_MADE = ("#4c72b0", "#55a868", "#8172b3", "#8c8c8c", "#ccb974", "#64b5cd")

@@ -1,194 +1,149 @@
-"""The teacher: start noise and where an accurate solver takes it, made once, in batches, and kept on disk."""
+"""The teacher: initial noise and where an accurate solver takes it, made once, in batches."""
 
-import dataclasses
-import hashlib
-import io
-import json
-import logging
-import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from ld3_jax import solvers
-from ld3_jax.checkpoint import write_atomically
+from ld3_jax import solvers, teacher_cache
+from ld3_jax.batches import divide, equal_batches, replicate
 from ld3_jax.denoisers import Model
+from ld3_jax.grids import grid
 from ld3_jax.schedules import NoiseSchedule
-from ld3_jax.solvers import Method
-
-_CACHE_VERSION = 1
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
+from ld3_jax.solvers import Solver
 
 
 class Pairs(NamedTuple):
-    """Start states and the teacher's samples, with a leading axis of samples throughout."""
+    """Initial states and the teacher's samples, with a leading axis of samples throughout."""
 
     x_T: PyTree  # scaled by the prior
     x_0: PyTree
     cond: PyTree = None
 
 
-def digest(tree: PyTree) -> str:
-    """SHA-256, as 16 hexadecimal digits, of a pytree's leaves: their paths, shapes, dtypes and bytes."""
-    sha = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
-        sha.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
-        sha.update(np.ascontiguousarray(array).tobytes())
-    return sha.hexdigest()[:16]
+_ACCURATE = Solver("unipc", 40)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """How the pairs are made.
+
+    Attributes:
+        solver: the accurate solver, with its number of network calls.
+        grid: the hand-made grid that it runs on.
+        batch_size: the most samples to integrate at a time; the batches are made equal.
+        cache: a folder in which to keep the pairs. What is there already is not made again; a damaged file is named in
+            a warning and made again. Pairs of other models, solvers, grids or noise lie elsewhere in it.
+        identity: what tells the model from others with the same weights: a name, a version.
+
+    Raises:
+        ValueError: if batch_size is less than 1 or the solver has no number of network calls.
+    """
+
+    solver: Solver = _ACCURATE
+    grid: str = "logsnr"
+    batch_size: int = 25
+    cache: Path | None = None
+    identity: str = ""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.solver.nfe is None:
+            raise ValueError(
+                f"a teacher has a batch_size of at least 1 and a solver with nfe, "
+                f"got {self.batch_size} and {self.solver!r}"
+            )
+
+
+_TEACHER = Teacher()
 
 
 def make_pairs(
     model: Model,
     schedule: NoiseSchedule,
-    method: Method,
-    t: Array,
-    key: PRNGKeyArray,
-    count: int,
-    shape: tuple[int, ...],
+    x_T: PyTree,
+    cond: PyTree = None,
     *,
-    draw_condition: Callable[[PRNGKeyArray, int], PyTree] | None = None,
-    batch_size: int = 25,
-    cache: Path | None = None,
-    identity: dict[str, Any] | None = None,
-    sharding: jax.sharding.NamedSharding | None = None,
-    on_batch: Callable[[int, int], None] | None = None,
+    teacher: Teacher = Teacher(),
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Pairs:
-    """Draw start noise and integrate it with the teacher.
-
-    Sample i starts from its own key, so its noise depends on neither the batch size nor the count.
+    """Integrate initial noise with the teacher.
 
     Args:
         model: model(x, t, cond) -> noise prediction; a pytree with its weights as leaves.
         schedule: its noise schedule.
-        method: the teacher's solver.
-        t: (n_steps + 1,) the teacher's grid.
-        key: for noise and conditions.
-        count: number of pairs.
-        shape: shape of one state.
-        draw_condition: draw_condition(key, n) -> n conditions, a pytree with leading axis n.
-        batch_size: the most samples to integrate at a time; the batches are made equal.
-        cache: a directory in which to keep the pairs. What is there already is not made again; a damaged file is named
-            in a warning and made again. Pairs of other models, solvers, grids, keys or counts lie elsewhere in it.
-        identity: what else tells this model from others (its weights are told apart anyway): names, versions.
-        sharding: how a batch spreads over devices, along its first axis.
+        x_T: (n, ...) initial states, scaled by `schedule.prior_scale`; an array or a pytree of arrays.
+        cond: n conditions, or None.
+        teacher: solver, grid, batches, cache.
         on_batch: called as on_batch(batches done, batches in all).
 
     Returns:
-        The pairs, on the device.
+        The pairs, on the device, and on each device of the mesh in context.
 
     Raises:
-        ValueError: if count or batch_size is less than 1.
+        ValueError: if there is no sample, the leading axes differ, or the grid is unknown.
         OSError: if the disk does not take a batch; earlier batches stay.
     """
-    if count < 1 or batch_size < 1:
-        raise ValueError(f"count and batch_size must be at least 1, got {count} and {batch_size}")
-    n_batches, size = equal_batches(count, batch_size, 1 if sharding is None else sharding.num_devices)
-    noise_key, cond_key = jax.random.split(key)
-    conditions = draw_condition(cond_key, count) if draw_condition else None
-    model = replicate(model, sharding)
-    directory = None
-    if cache is not None:
-        what = _describe(model, schedule, method, t, key, count, size, shape, conditions, identity)
-        directory = _cache_directory(cache, what)
-    batches = []
+    count = _count(x_T, cond)
+    t = grid(teacher.grid, schedule, teacher.solver.n_steps)
+    n_batches, size = equal_batches(count, teacher.batch_size)
+    folder = None
+    if teacher.cache is not None:
+        folder = teacher_cache.folder(
+            teacher.cache,
+            model,
+            schedule,
+            (x_T, cond),
+            solver=teacher.solver,
+            t=t,
+            size=size,
+            identity=teacher.identity,
+        )
+    model = replicate(model)
+    samples = []
     for i in range(n_batches):
         indices = jnp.arange(i * size, (i + 1) * size) % count  # the last batch is filled up with the first samples
-        x_T = schedule.prior_scale * draw_noise(noise_key, indices, shape)
-        cond = jax.tree.map(lambda leaf, indices=indices: leaf[indices], conditions)
-        path = directory / f"batch_{i:05d}.npz" if directory else None
-        batch = _read(path, Pairs(x_T, x_T, cond)) if path else None
-        if batch is None:
-            x_T, cond = jax.device_put((x_T, cond), automatic(sharding) if sharding else None)
-            batch = Pairs(x_T, _integrate(model, schedule, method, t, x_T, cond), cond)
+        inputs = jax.tree.map(lambda leaf, indices=indices: leaf[indices], (x_T, cond))
+        path = folder / f"batch_{i:05d}.npz" if folder else None
+        x_0 = teacher_cache.read(path, inputs[0]) if path else None
+        if x_0 is None:
+            x_0 = _integrate(model, schedule, teacher.solver, t, divide(inputs))
             if path:
-                _write(path, batch)
-        batches.append(batch)
-        if on_batch:
-            on_batch(i + 1, n_batches)
-    return replicate(jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *batches), sharding)
+                teacher_cache.write(path, x_0)
+        samples.append(x_0)
+        on_batch(i + 1, n_batches)
+    x_0 = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *samples)
+    return replicate(Pairs(x_T, x_0, cond))
 
 
-def equal_batches(count: int, batch_size: int, multiple: int = 1) -> tuple[int, int]:
-    """How many equal batches of at most `batch_size` hold `count` samples, and their size, a multiple of `multiple`."""
-    n_batches = -(-count // max(batch_size // multiple * multiple, multiple))
-    return n_batches, -(-count // (n_batches * multiple)) * multiple
+@partial(jax.jit, static_argnums=(1, 2))
+def draw_noise(key: PRNGKeyArray, count: int, shape: tuple[int, ...]) -> Array:
+    """Standard normal noise z (count, *shape). Each sample has its own key, so it does not depend on the count."""
+    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(jnp.arange(count))
 
 
-def replicate(tree: PyTree, sharding: jax.sharding.NamedSharding | None) -> PyTree:
-    """A copy on each of the devices that batches spread over; without several devices, the tree itself."""
-    if sharding is None:
-        return tree
-    return jax.device_put(tree, automatic(sharding).update(spec=jax.sharding.PartitionSpec()))
-
-
-def automatic(sharding: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:
-    """The same sharding with the compiler free to place what follows from it, whatever axis types its mesh has."""
-    mesh = jax.sharding.Mesh(np.asarray(sharding.mesh.devices), sharding.mesh.axis_names)
-    return jax.sharding.NamedSharding(mesh, sharding.spec)
-
-
-@partial(jax.jit, static_argnames="shape")
-def draw_noise(key: PRNGKeyArray, indices: Array, shape: tuple[int, ...]) -> Array:
-    """Standard normal noise z of the samples with these indices; each has its own key."""
-    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(indices)
+def _count(x_T: PyTree, cond: PyTree) -> int:
+    leaves = jax.tree.leaves((x_T, cond))
+    try:
+        chex.assert_equal_shape_prefix(leaves, 1)
+        count = len(leaves[0])
+    except (AssertionError, AttributeError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"x_T and cond must share their leading axis, got shapes {[jnp.shape(leaf) for leaf in leaves]}"
+        ) from error
+    if count < 1:
+        raise ValueError("there must be at least 1 sample, got x_T of length 0")
+    return count
 
 
 @jax.jit
-def _integrate(model: Model, schedule: NoiseSchedule, method: Method, t: Array, x_T: Array, cond: PyTree) -> PyTree:
-    return solvers.sample(model, schedule, x_T, t, cond=cond, remat=False, **dataclasses.asdict(method))
-
-
-def _describe(model, schedule, method, t, key, count, size, shape, conditions, identity) -> dict[str, Any]:
-    """Everything that determines the pairs, as JSON."""
-    return {
-        "version": _CACHE_VERSION,
-        "identity": identity,
-        "weights": digest(model),
-        "schedule": dataclasses.asdict(schedule),
-        "method": dataclasses.asdict(method),
-        "t": digest(t),
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "count": count,
-        "batch": size,
-        "shape": list(shape),
-        "conditions": digest(conditions),
-        "dtype": str(jnp.result_type(float)),
-    }
-
-
-def _cache_directory(cache: Path, what: dict[str, Any]) -> Path:
-    text = json.dumps(what, indent=2, sort_keys=True)
-    directory = Path(cache) / hashlib.sha256(text.encode()).hexdigest()[:16]
-    if not (directory / "what.json").exists():
-        write_atomically(directory / "what.json", text.encode())
-    return directory
-
-
-def _write(path: Path, batch: Pairs) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, *map(np.asarray, jax.tree.leaves(batch)))
-    write_atomically(path, buffer.getvalue())
-
-
-def _read(path: Path, like: Pairs) -> Pairs | None:
-    """The batch in a file, or None if there is none or it is damaged (zip checks each array's CRC)."""
-    if not path.exists():
-        return None
-    leaves, structure = jax.tree.flatten(like)
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = [file[f"arr_{i}"] for i in range(len(leaves))]
-        for array, leaf in zip(arrays, leaves, strict=True):
-            if array.shape != leaf.shape or array.dtype != leaf.dtype:
-                raise ValueError(f"array {array.dtype}{array.shape} where {leaf.dtype}{leaf.shape} belongs")
-    except _DAMAGED as error:
-        logging.getLogger(__name__).warning("damaged teacher cache file %s is made again (%s)", path, error)
-        return None
-    return jax.tree.unflatten(structure, map(jnp.asarray, arrays))
+def _integrate(
+    model: Model, schedule: NoiseSchedule, solver: Solver, t: Array, inputs: tuple[PyTree, PyTree]
+) -> PyTree:
+    x_T, cond = inputs
+    return solvers.sample(model, schedule, x_T, t, solver=solver, cond=cond)

@@ -1,12 +1,15 @@
 """Settings of every test: types and shapes are checked at run time, rank promotion raises, float64 is a fixture."""
 
-import itertools
+import ctypes
+import gc
 import os
-from pathlib import Path
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The tests compile much and compute little.
+# The tests compile much and compute little: cheap compilation, and no program twice by the processes of a run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="ld3_jax_tests_"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import pytest
@@ -15,16 +18,15 @@ from jaxtyping import install_import_hook
 install_import_hook("ld3_jax", "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-_MAPS = Path("/proc/self/maps")
-_tests = itertools.count(1)
 
-
-@pytest.fixture(autouse=True)
-def compiled_programs_go():
-    """Before a process holds more of them than it can map into memory, 65,530 pieces on Linux, and is aborted."""
+@pytest.fixture(autouse=True, scope="module")
+def memory_goes_back():
+    """A module's compiled programs, which no other needs, are let go, and freed memory is returned to the system."""
     yield
-    if next(_tests) % 3 == 0 and _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 20_000:
-        jax.clear_caches()
+    jax.clear_caches()
+    gc.collect()
+    if os.name == "posix" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 @pytest.fixture

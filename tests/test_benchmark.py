@@ -7,8 +7,7 @@ import sys
 import pytest
 
 from configs import coefficients, gaussian
-from experiments import benchmark
-from ld3_jax.learning import discretization
+from experiments import benchmark, measurements
 
 
 def test_the_quick_benchmark_measures_saves_and_does_not_measure_again(tmp_path):
@@ -23,6 +22,7 @@ def test_the_quick_benchmark_measures_saves_and_does_not_measure_again(tmp_path)
     again = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert again.stdout == first.stdout
     assert json.loads(out.read_text()) == record
+    assert "| network: float32 (quick) |" in out.with_suffix(".md").read_text()
 
 
 def test_a_table_that_does_not_exist_is_refused(tmp_path):
@@ -37,9 +37,17 @@ def test_learning_goes_on_from_what_was_learned_before(tmp_path):
     config.teacher.nfe, config.teacher.cache = 10, str(tmp_path)
     config.data.train, config.data.valid, config.data.test = 20, 0, 20
     config.learn.steps, config.learn.batch_size = 10, 10
-    case = benchmark.prepared(config)
-    times, learning = benchmark.fitted(case)
-    found = discretization(times.best, case.student, learning)
-    more, _ = benchmark.fitted(benchmark.prepared(coefficients.after_times(config)), found)
-    assert float(more.start_loss) == pytest.approx(float(times.best_loss), rel=1e-3)
-    assert more.best_loss < more.start_loss
+    case = measurements.prepared(config)
+    times = measurements.fitted(case)
+    more = measurements.fitted(measurements.prepared(coefficients.after_times(config)), times.found)
+    assert more.losses["valid"]["start"] == pytest.approx(times.losses["valid"]["learned"], rel=1e-3)
+    assert more.losses["valid"]["learned"] < more.losses["valid"]["start"]
+
+
+@pytest.mark.parametrize("content", ['{"rows": {"what: hs', "[]", '{"rows": [1]}', '{"rows": {"a": 1}}', "\0\1"])
+def test_a_damaged_file_is_named_and_left_alone(content, tmp_path):
+    path = tmp_path / "benchmark.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"benchmark\.json: not a benchmark"):
+        benchmark.read(path)
+    assert path.read_text() == content

@@ -2,116 +2,168 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from ld3_jax import schedules, solvers, timesteps
-from ld3_jax.coefficients import changed, consistent, no_change
+from ld3_jax import denoisers, learning, schedules, solvers
+from ld3_jax.learning import Curve, Gaps, WithCoefficients
+from ld3_jax.learning.discretization import changed, consistent, no_change
 from ld3_jax.networks import gaussian
-from ld3_jax.solvers import SOLVERS
+from ld3_jax.solvers import SOLVERS, Solver
 
-SCHEDULE = schedules.vp_linear()
+SCHEDULE = schedules.VPLinear()
+MODEL = gaussian.noise_model(gaussian.ring(), SCHEDULE)
 NFE = 6
 FAMILIES = sorted(SOLVERS)
 
 
-@partial(jax.jit, static_argnames=("solver", "nfe"))
-def make_table(solver, nfe=NFE):
-    n = -(-nfe // SOLVERS[solver].calls_per_step)
-    return solvers.make_table(SCHEDULE, timesteps.grid("logsnr", SCHEDULE, n), solver=solver, nfe=nfe)
+def on_grid(solver):
+    return learning.on_grid("logsnr", SCHEDULE, Solver(solver, NFE))
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """Every family's table, in double precision."""
+    with jax.enable_x64(True):
+        make = jax.jit(lambda: {name: on_grid(name).table(SCHEDULE, Solver(name, NFE)) for name in FAMILIES})
+        return make()
+
+
+@pytest.fixture(scope="module")
+def tables(exact):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), exact)
+
+
+@partial(jax.jit, static_argnums=1)
+def end_of(table, prediction, x_T):
+    return solvers.solve(denoisers.convert(MODEL, SCHEDULE, prediction), table, x_T)
+
+
+with_change = jax.jit(changed)
 
 
 def random_change(table, k=None, size=0.1, seed=0):
     flat, unravel = ravel_pytree(no_change(table, k))
-    return unravel(size * jax.random.normal(jax.random.key(seed), flat.shape))
+    return unravel(size * jax.random.normal(jax.random.key(seed), flat.shape, flat.dtype))
 
 
 @pytest.mark.parametrize(("solver", "k"), [*((solver, None) for solver in FAMILIES), ("dpmpp", 2)])
-def test_zeros_change_no_sample(solver, k):
-    model = gaussian.noise_model(gaussian.ring(), SCHEDULE)
+def test_zeros_change_no_sample(solver, k, tables):
+    table, prediction = tables[solver], Solver(solver, NFE).prediction
     x_T = jax.random.normal(jax.random.key(0), (5, 2))
-    t = timesteps.grid("logsnr", SCHEDULE, -(-NFE // SOLVERS[solver].calls_per_step))
-    zeros = no_change(make_table(solver), k)
-    sample = jax.jit(partial(solvers.sample, solver=solver, nfe=NFE))
-    plain = sample(model, SCHEDULE, x_T, t)
-    same = sample(model, SCHEDULE, x_T, t, coefficients=zeros)
+    plain = end_of(table, prediction, x_T)
+    same = end_of(with_change(table, no_change(table, k)), prediction, x_T)
     np.testing.assert_allclose(same, plain, rtol=1e-5, atol=1e-6)
-    other = sample(model, SCHEDULE, x_T, t, coefficients=random_change(make_table(solver), k))
-    assert jnp.abs(other - plain).max() > 1e-2
+    other = end_of(with_change(table, random_change(table, k)), prediction, x_T)
+    assert np.abs(other - plain).max() > 1e-2
 
 
-@pytest.mark.parametrize("solver", FAMILIES)
-def test_a_consistent_change_integrates_constants_exactly(solver, float64):
-    table = make_table(solver)
-    change = consistent(random_change(table))
-    constant = jnp.asarray([0.7, -1.3])
-    x_T = jnp.asarray([[0.2, 1.1]])
-    of_data = SOLVERS[solver].prediction == "data"
+def test_a_discretization_with_coefficients_has_the_changed_table(tables):
+    change = random_change(tables["dpmpp"])
+    solver = Solver("dpmpp", NFE)
+    table = jax.jit(lambda change: on_grid("dpmpp")._replace(coefficients=change).table(SCHEDULE, solver))(change)
+    chex.assert_trees_all_close(table, with_change(tables["dpmpp"], change), rtol=1e-4, atol=1e-5)
 
-    @jax.jit
+
+@jax.jit
+def of_a_constant(table, change, constant, x_T):
+    """Where a constant prediction leads: by the table, by a consistent change of it, and by any change."""
+
     def end(table):
         return solvers.solve(lambda x, t, cond: jnp.broadcast_to(constant, x.shape), table, x_T)
 
-    np.testing.assert_allclose(end(changed(table, change)), end(table), rtol=1e-12)
-    if of_data:  # DDIM's step is exact for constant data, whatever the grid
-        scale = jnp.exp(jnp.diff(SCHEDULE.log_sigma(jnp.asarray([SCHEDULE.t_max, SCHEDULE.t_min]))))
-        alpha = SCHEDULE.alpha(jnp.asarray([SCHEDULE.t_max, SCHEDULE.t_min]))
-        exact = scale[0] * (x_T - alpha[0] * constant[None]) + alpha[1] * constant[None]
-        np.testing.assert_allclose(end(changed(table, change)), exact, rtol=1e-9)
-    assert jnp.abs(end(changed(table, random_change(table))) - end(table)).max() > 1e-4
+    return end(table), end(changed(table, consistent(change))), end(changed(table, change))
 
 
-def test_a_change_is_relative_to_a_row_s_weights():
-    table = make_table("dpmpp")
+@pytest.mark.parametrize("solver", FAMILIES)
+def test_a_consistent_change_integrates_constants_exactly(solver, exact, float64):
+    table = exact[solver]
+    constant, x_T = np.array([0.7, -1.3]), np.array([[0.2, 1.1]])
+    plain, same, other = of_a_constant(table, random_change(table), constant, x_T)
+    np.testing.assert_allclose(same, plain, rtol=1e-12)
+    if SOLVERS[solver].prediction == "data":  # DDIM's step is exact for constant data, whatever the grid
+        ends = jnp.asarray([SCHEDULE.t_max, SCHEDULE.t_min])
+        scale, alpha = np.exp(np.diff(SCHEDULE.log_sigma(ends))), np.asarray(SCHEDULE.alpha(ends))
+        np.testing.assert_allclose(same, scale * (x_T - alpha[0] * constant) + alpha[1] * constant, rtol=1e-9)
+    assert np.abs(other - plain).max() > 1e-4
+
+
+def test_a_change_is_relative_to_a_row_s_weights(tables):
+    table = tables["dpmpp"]
     change = no_change(table)
     change = change._replace(base=change.base.at[2].set(0.5), predict=change.predict.at[4, 3].set(-0.25))
     new = changed(table, change)
     np.testing.assert_allclose(new.predict_base[2], 1.5 * table.predict_base[2], rtol=1e-6)
     np.testing.assert_allclose(new.predict_history[4, 3], -0.25 * table.predict_history[4].sum(), rtol=1e-6)
     np.testing.assert_allclose(new.predict_history[4, :3], table.predict_history[4], rtol=1e-6)
-    np.testing.assert_array_equal(new.t, table.t)
+    chex.assert_trees_all_equal(new.t, table.t)
 
 
-def test_what_looks_back_beyond_the_first_prediction_has_no_effect():
-    table = make_table("ipndm")
+def test_what_looks_back_beyond_the_first_prediction_has_no_effect(tables):
+    table = tables["ipndm"]
     change = no_change(table)
     beyond = change._replace(predict=change.predict.at[1, 2].set(9.0).at[0, 5].set(9.0))
-    np.testing.assert_array_equal(changed(table, beyond).predict_history, changed(table, change).predict_history)
+    chex.assert_trees_all_equal(changed(table, beyond), changed(table, change))
 
 
-def test_only_a_family_with_a_corrector_has_corrector_coefficients():
-    correct = {solver: no_change(make_table(solver)).correct for solver in FAMILIES}
+def test_only_a_family_with_a_corrector_has_corrector_coefficients(tables):
+    correct = {solver: no_change(table).correct for solver, table in tables.items()}
     assert {solver for solver, weights in correct.items() if len(weights)} == {"unipc"}
     assert correct["unipc"].shape == (NFE, NFE)
 
 
-def test_a_corrector_keeps_its_weights_where_none_are_learned_for_it():
-    table = make_table("unipc")
+def test_a_corrector_keeps_its_weights_where_none_are_learned_for_it(tables):
+    table = tables["unipc"]
     new = changed(table, no_change(table)._replace(correct=()))
     np.testing.assert_array_equal(new.correct_history[:, : table.correct_history.shape[1]], table.correct_history)
     assert new.correct_history.shape == new.predict_history.shape
 
 
-def test_a_change_for_another_number_of_calls_is_refused():
+def test_a_change_for_another_number_of_calls_is_refused(tables):
     with pytest.raises(ValueError, match="coefficients for 6 network calls on a table of 4"):
-        changed(make_table("dpmpp", 4), no_change(make_table("dpmpp", 6)))
+        changed(jax.tree.map(lambda leaf: leaf[:4], tables["dpmpp"]), no_change(tables["dpmpp"]))
 
 
-def test_gradients_of_coefficients_equal_finite_differences(float64):
-    model = gaussian.noise_model(gaussian.ring(), SCHEDULE)
-    t = timesteps.grid("logsnr", SCHEDULE, NFE)
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"history": 0}, "history must be at least 1, or None for all, got 0"),
+        ({"frozen": ("weights",)}, r"must be some of \['coefficients'\], got \['weights'\]"),
+        ({"times": Curve()}, "of one number of network calls, so not of a curve, got Curve"),
+    ],
+)
+def test_a_bad_choice_is_refused(choice, message):
+    with pytest.raises(ValueError, match=message):
+        WithCoefficients(**choice)
+
+
+@pytest.mark.parametrize(("history", "consistently"), [(None, False), (2, True)])
+def test_the_numbers_are_those_of_the_times_and_zeros_or_the_start_s_own(history, consistently, tables):
+    solver, start = Solver("unipc", NFE), on_grid("unipc")
+    parametrisation = WithCoefficients(Gaps("t"), consistently, history)
+    params = parametrisation.init(start, SCHEDULE, solver)
+    zeros = no_change(tables["unipc"], history)
+    chex.assert_trees_all_equal(params, Gaps("t").init(start, SCHEDULE, solver) | {"coefficients": zeros}, strict=True)
+    change = random_change(tables["unipc"], history)
+    params = parametrisation.init(start._replace(coefficients=change), SCHEDULE, solver)
+    found = parametrisation.discretization(params, SCHEDULE, solver)
+    chex.assert_trees_all_equal(found.coefficients, consistent(change) if consistently else change)
+
+
+def test_gradients_of_coefficients_equal_finite_differences(exact, float64):
     x_T = jax.random.normal(jax.random.key(0), (3, 2))
-    change = random_change(make_table("unipc"))
+    table = exact["unipc"]
+    change, direction = random_change(table), random_change(table, seed=1)
 
     @jax.jit
-    def objective(change):
-        return jnp.sum(solvers.sample(model, SCHEDULE, x_T, t, solver="unipc", coefficients=change) ** 2)
+    def objective(size):
+        moved = jax.tree.map(lambda c, d: c + size * d, change, direction)
+        return jnp.sum(solvers.solve(denoisers.convert(MODEL, SCHEDULE, "data"), changed(table, moved), x_T) ** 2)
 
-    direction = random_change(make_table("unipc"), seed=1)
-    slope = jnp.vdot(ravel_pytree(jax.grad(objective)(change))[0], ravel_pytree(direction)[0])
     h = 1e-5
-    ahead, behind = (objective(jax.tree.map(lambda c, d, s=s: c + s * h * d, change, direction)) for s in (1, -1))
-    np.testing.assert_allclose(slope, (ahead - behind) / (2 * h), rtol=1e-6)
+    slope = jax.grad(objective)(0.0)
+    np.testing.assert_allclose(slope, (objective(h) - objective(-h)) / (2 * h), rtol=1e-6)

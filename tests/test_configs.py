@@ -7,9 +7,10 @@ import pytest
 from ml_collections import config_dict
 
 from configs import default
-from experiments import common, download
+from experiments import common
 from experiments import train as train_main
-from ld3_jax import checkpoint
+from ld3_jax import learning
+from ld3_jax.pretrained import download
 
 CONFIGS = sorted(path for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "default"))
 
@@ -21,7 +22,7 @@ def load(path: Path) -> config_dict.ConfigDict:
 def shrink(config: config_dict.ConfigDict, folder: Path) -> config_dict.ConfigDict:
     config.solver.nfe = 4
     config.teacher.nfe, config.teacher.cache = 6, str(folder / "teacher")
-    config.data.random_weights = bool(config.network.file)  # of a size that runs anywhere
+    config.network.random_weights = bool(config.network.file)  # of a size that runs anywhere
     # One shape of pairs throughout, and the soft surrogate in paper.py alone, for less to compile.
     config.data.train, config.data.valid, config.data.test = 4, 0, 4
     if config.network.file:
@@ -54,7 +55,7 @@ def test_a_configuration_opens_with_its_command_and_what_was_measured_or_what_it
 def test_a_configuration_runs_from_end_to_end(path, tmp_path, capsys):
     config = shrink(load(path), tmp_path)
     train_main.run(config, tmp_path / "run")
-    learned = checkpoint.load_schedule(tmp_path / "run" / "schedule.json")
-    assert learned.method.nfe == config.solver.nfe
+    learned = learning.load(tmp_path / "run" / "schedule.json")
+    assert learned.solver.nfe == config.solver.nfe
     assert learned.model["name"] == config.network.name
     assert "mean vs learned" in capsys.readouterr().out

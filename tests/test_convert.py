@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import download
+from experiments import convert
 from ld3_jax.networks import files
+from ld3_jax.pretrained import download
 
 CONTENT = bytes(range(256)) * 20_000  # five of the chunks that are read at a time
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -108,14 +109,17 @@ def test_without_a_server_nothing_is_lost_and_the_error_says_what_to_do(server, 
 def test_an_official_file_is_downloaded_once(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(download.SOURCES, "weights", download.Source(server.url, DIGEST))
     for _ in range(2):
-        assert download.fetch(tmp_path / "weights").read_bytes() == CONTENT
+        assert convert.fetch(tmp_path / "weights").read_bytes() == CONTENT
     assert len(server.asked) == 1
     assert "weights % 100/100" in capsys.readouterr().err
+    calls = []
+    download.fetch(tmp_path / "again" / "weights", lambda *call: calls.append(call))
+    assert calls[-1] == ("weights", len(CONTENT), len(CONTENT))
     with pytest.raises(FileNotFoundError, match=r"no file .*other; by these names .*edm-cifar10-32x32-uncond-vp\.pkl"):
         download.fetch(tmp_path / "other")
 
 
-def convert(*arguments):
+def run(*arguments):
     command = [sys.executable, "-m", "experiments.convert", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
@@ -123,17 +127,17 @@ def convert(*arguments):
 def test_a_checkpoint_is_converted_and_the_original_named(tmp_path):
     source, out = tmp_path / "model.ckpt", tmp_path / "model.safetensors"
     torch.save({"state_dict": {"w": torch.arange(6.0).reshape(2, 3)}}, source)
-    result = convert(f"--in={source}", "--from=torch")
+    result = run(f"--in={source}", "--from=torch")
     assert result.returncode == 0, result.stderr
     assert f"{out}: 1 arrays, 6 numbers" in result.stdout
     np.testing.assert_array_equal(files.read(out).state["w"], np.arange(6.0).reshape(2, 3))
     assert files.sha256(source).encode() in out.read_bytes()
-    assert convert(f"--in={source}", "--from=edm").stderr.endswith("model.ckpt is of kind 'torch', not 'edm'\n")
+    assert run(f"--in={source}", "--from=edm").stderr.endswith("model.ckpt is of kind 'torch', not 'edm'\n")
 
 
 def test_a_file_that_passes_for_an_official_one_is_refused(tmp_path):
     torch.save({"w": torch.zeros(2)}, tmp_path / "sd-v1-4.ckpt")
-    result = convert(f"--in={tmp_path / 'sd-v1-4.ckpt'}")
+    result = run(f"--in={tmp_path / 'sd-v1-4.ckpt'}")
     assert result.returncode == 1
     assert result.stderr.startswith("error: ")
     assert "sd-v1-4.ckpt is not the official file: its SHA-256 is " in result.stderr

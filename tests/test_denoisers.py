@@ -1,5 +1,6 @@
-"""From any network's output to the noise prediction; EDM preconditioning; guidance; weights as arguments of jit."""
+"""From any network's output to noise and data; EDM preconditioning; guidance; weights as arguments of jit."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ from jax.tree_util import Partial
 
 from ld3_jax import denoisers, schedules
 
-VP, T = schedules.vp_linear(), jnp.float32(0.4)
+VP, T = schedules.VPLinear(), jnp.float32(0.4)
 X_0, EPS = jax.random.normal(jax.random.key(0), (2, 5, 3))
 ALPHA, SIGMA = VP.alpha(T), VP.sigma(T)
 X = ALPHA * X_0 + SIGMA * EPS
@@ -30,6 +31,14 @@ def linear(weights, x, t, cond=None):
     return x @ weights
 
 
+def of_gaussian(kind, schedule, std, x, t, cond=None):
+    """The exact prediction for data from N(0, std^2 I)."""
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    total = alpha**2 * std**2 + sigma**2
+    eps, x_0 = sigma / total * x, alpha * std**2 / total * x
+    return {"noise": eps, "data": x_0, "v": alpha * eps - sigma * x_0, "score": -x / total, "flow": eps - x_0}[kind]
+
+
 def shifted_by_cond(x, t, cond):
     return jnp.tanh(x + cond[:, None])
 
@@ -41,16 +50,66 @@ def test_every_prediction_gives_the_noise_back(prediction):
 
 
 @pytest.mark.parametrize("prediction", sorted(denoisers.PREDICTIONS))
+def test_every_prediction_gives_the_data_back(prediction):
+    model = denoisers.to_noise(Partial(constant, OUTPUTS[prediction]), VP, prediction)
+    np.testing.assert_allclose(denoisers.convert(model, VP, "data")(X, T), X_0, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", sorted(denoisers.PREDICTIONS))
 def test_predictions_may_be_pytrees(prediction):
     output = OUTPUTS[prediction]
     model = denoisers.to_noise(Partial(constant, {"a": output, "b": -output}), VP, prediction)
-    eps = model({"a": X, "b": -X}, T)
-    np.testing.assert_allclose(eps["a"], EPS, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(eps["b"], -EPS, rtol=1e-5, atol=1e-5)
+    for kind, expected in (("noise", EPS), ("data", X_0)):
+        found = denoisers.convert(model, VP, kind)({"a": X, "b": -X}, T)
+        chex.assert_trees_all_close(found, {"a": expected, "b": -expected}, rtol=1e-5, atol=1e-5)
 
 
-def test_to_data_gives_the_data_back():
-    np.testing.assert_allclose(denoisers.to_data(Partial(constant, EPS), VP)(X, T), X_0, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize(
+    "schedule", [VP, schedules.VELinear(), schedules.RectifiedFlow()], ids=lambda s: type(s).__name__
+)
+def test_every_prediction_converts_at_every_noise_level_of_gaussian_data(schedule, float64):
+    x = jax.random.normal(jax.random.key(3), (4, 3))
+    for t in np.linspace(schedule.t_min, schedule.t_max, 5):
+        for prediction in denoisers.PREDICTIONS:
+            model = denoisers.to_noise(Partial(of_gaussian, prediction, schedule, 0.7), schedule, prediction)
+            for kind in ("noise", "data"):
+                found = denoisers.convert(model, schedule, kind)(x, jnp.asarray(t))
+                exact = of_gaussian(kind, schedule, 0.7, x, jnp.asarray(t))
+                np.testing.assert_allclose(found, exact, rtol=1e-7, err_msg=f"{prediction} to {kind} at {t}")
+
+
+@pytest.mark.parametrize("kind", ["noise", "data"])
+def test_what_the_solver_needs_is_passed_on_bit_for_bit(kind):
+    schedule = schedules.VELinear()
+    x, t, output = 80 * X, jnp.float32(80.0), OUTPUTS[kind]
+    model = denoisers.to_noise(Partial(constant, output), schedule, kind)
+    np.testing.assert_array_equal(jax.jit(denoisers.convert(model, schedule, kind))(x, t), output)
+    if kind == "data":  # by way of the noise, digits are lost
+        assert np.abs(x - t * model(x, t) - output).max() > 1e-6
+
+
+def test_a_plain_callable_predicts_noise_and_becomes_data():
+    model = Partial(constant, EPS)
+    assert denoisers.convert(model, VP, "noise") is model
+    np.testing.assert_allclose(denoisers.convert(model, VP, "data")(X, T), X_0, rtol=1e-5, atol=1e-5)
+
+
+def test_a_denoiser_remembers_its_prediction_through_tree_operations():
+    model = denoisers.to_noise(Partial(linear, jnp.eye(3)), VP, "v")
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, model)
+    assert isinstance(doubled, denoisers.Denoiser)
+    assert (doubled.schedule, doubled.prediction) == (VP, "v")
+    np.testing.assert_allclose(
+        doubled(X, T), denoisers.to_noise(Partial(linear, 2 * jnp.eye(3)), VP, "v")(X, T), rtol=1e-6
+    )
+
+
+def test_the_leaves_paths_are_those_of_partials():
+    """Files of learned times hold a digest over paths and bytes."""
+    model = denoisers.to_noise(Partial(linear, jnp.eye(3)), VP, "v")
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(model)]
+    partial = Partial(linear, VP, Partial(linear, jnp.eye(3)))
+    assert paths == [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(partial)]
 
 
 def test_an_unknown_prediction_is_refused_with_the_allowed_ones():
@@ -74,7 +133,7 @@ def test_edm_preconditioning_turns_the_ideal_network_into_the_exact_denoiser(sig
     exact = (sigma_data**2 * x + sigma**2 * mean[None]) / root**2
     np.testing.assert_allclose(denoised, exact, rtol=1e-12)
 
-    edm = schedules.ve_edm()
+    edm = schedules.VELinear()
     eps = denoisers.to_noise(denoisers.edm_preconditioned(raw, sigma_data), edm, "data")(x, sigma)
     mixture = (mean[None], jnp.asarray([sigma_data**2]), jnp.ones(1))
     np.testing.assert_allclose(eps, reference.mixture_noise(x, 1.0, sigma, *mixture), rtol=1e-9, atol=1e-12)
@@ -104,8 +163,9 @@ def test_guidance_calls_the_network_once_on_a_doubled_batch():
     "wrap",
     [
         lambda network: denoisers.to_noise(network, VP, "v"),
-        lambda network: denoisers.to_data(network, VP),
-        lambda network: denoisers.to_noise(denoisers.edm_preconditioned(network), schedules.ve_edm(), "data"),
+        lambda network: denoisers.convert(network, VP, "data"),
+        lambda network: denoisers.convert(denoisers.to_noise(network, VP, "flow"), VP, "data"),
+        lambda network: denoisers.to_noise(denoisers.edm_preconditioned(network), schedules.VELinear(), "data"),
         lambda network: denoisers.guided(denoisers.to_noise(network, VP, "data"), None, 2.0),
     ],
 )

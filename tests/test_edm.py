@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.tree_util import Partial
 
 from ld3_jax import denoisers, solvers
 from ld3_jax.networks import edm, weights
@@ -43,32 +42,73 @@ def golden(request):
         yield file
 
 
+@pytest.fixture(autouse=True, scope="module")
+def each_network_is_compiled_once():
+    """Whatever wraps a network; modules are equal by value."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in MODULES.values():
+            patch.setattr(module, "apply", jax.jit(module.apply, static_argnums=0))
+        yield
+
+
 def evaluate(model, golden):
     """A model on each image at its own noise level, which it gets as the scalar that a solver gives; NCHW."""
     x, sigma = jnp.asarray(golden["x"]).transpose(0, 2, 3, 1)[:, None], jnp.asarray(golden["sigma"])
-    labels = jnp.asarray(golden["label"])[:, None] if "label" in golden else None
+    labels = jnp.asarray(golden["label"])[:, None] if "label" in golden else [None] * len(x)
     with jax.default_matmul_precision("highest"):
-        output = jax.jit(jax.vmap(model))(x, sigma, labels)
-    return np.moveaxis(np.asarray(output)[:, 0], -1, 1)
+        output = [model(*given) for given in zip(x, sigma, labels, strict=True)]
+    return np.moveaxis(np.concatenate(output), -1, 1)
 
 
-def test_the_denoiser_is_the_published_code_s(golden):
-    net = network(golden)
-    params = weights.fill(edm.shapes(net), published_arrays(golden), "", prefix="model.", ignore=("resample_filter",))
-    raw = Partial(net.module.apply, {"params": jax.tree.map(jnp.asarray, params)})
+def test_a_data_predicting_solver_gets_the_published_denoiser(golden):
+    model, schedule, _ = edm.from_state(network(golden), published_arrays(golden), "golden")
     x, sigma = golden["x"], golden["sigma"].reshape(-1, 1, 1, 1)
-    network_s_part = golden["D"] - 0.25 / (sigma**2 + 0.25) * x
-    error = np.abs(evaluate(denoisers.edm_preconditioned(raw), golden) - golden["D"]).max()
-    assert error < 2e-4 * np.abs(network_s_part).max()
+    network_s_part = np.abs(golden["D"] - 0.25 / (sigma**2 + 0.25) * x)
+    error = np.abs(evaluate(denoisers.convert(model, schedule, "data"), golden) - golden["D"])
+    assert error.max() < 2e-4 * network_s_part.max()
+    # Were D converted to noise and back, rounding at the largest noise would cost up to 160 times as much. (In NCSN++
+    # the Fourier features of the noise level alone, of frequencies about 100, cost more.)
+    assert sigma[0] == 80.0
+    if "fourier" not in str(golden["config"]):
+        assert error[0].max() < 2e-6 * network_s_part[0].max()
 
 
-@pytest.mark.parametrize(("preconditioning", "array"), [("edm", "D"), ("vp", "D_vp"), ("ve", "D_ve")])
-def test_the_noise_prediction_is_that_of_the_published_denoiser(preconditioning, array):
+@pytest.mark.parametrize(
+    ("class_name", "array"), [("EDMPrecond", "D"), ("VPPrecond", "D_vp"), ("training.networks.VEPrecond", "D_ve")]
+)
+def test_the_noise_prediction_is_that_of_the_published_denoiser(class_name, array):
     with np.load(GOLDEN / "edm_ddpmpp.npz") as golden:
-        net = dataclasses.replace(network(golden), preconditioning=preconditioning)
+        net = edm.preconditioned_as(network(golden), {"class_name": class_name, "img_resolution": 16}, "golden")
         eps = evaluate(edm.from_state(net, published_arrays(golden), "golden")[0], golden)
         published = (golden["x"] - golden[array]) / golden["sigma"].reshape(-1, 1, 1, 1)
     assert (np.abs(eps - published).max((1, 2, 3)) < 2e-4 * np.abs(published).max((1, 2, 3))).all()
+
+
+def test_another_deviation_of_the_data_is_honoured():
+    net = dataclasses.replace(edm.shrink(edm.NETWORKS["cifar10"]), size=8)
+    config = {"class_name": "EDMPrecond", "sigma_data": 0.8}
+    assert edm.preconditioned_as(net, {}, "a file") == net
+    other = edm.preconditioned_as(net, config, "a file")
+    assert other == dataclasses.replace(net, sigma_data=0.8)
+    model, schedule, shape = edm.from_random(other)
+    params = {"params": jax.tree.map(jnp.asarray, weights.random(edm.shapes(net)))}
+    x, sigma = jnp.asarray(np.random.default_rng(0).standard_normal((1, *shape)), jnp.float32), jnp.asarray(2.0)
+    denoised = denoisers.convert(model, schedule, "data")(x, sigma)
+    total = 0.8**2 + 2.0**2
+    output = net.module.apply(params, x * total**-0.5, jnp.log(sigma) / 4, None)
+    np.testing.assert_allclose(denoised, 0.8**2 / total * x + 1.6 * total**-0.5 * output, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"class_name": "iDDPMPrecond"}, r"a file: preconditioning must be one of .*'VPPrecond'.* is iDDPMPrecond"),
+        ({"class_name": "VPPrecond", "beta_d": 10.0}, r"a file: VPPrecond with \{'beta_d': 10.0\}; only .*19\.9"),
+    ],
+)
+def test_a_file_of_another_preconditioning_is_refused_by_name(config, message):
+    with pytest.raises(ValueError, match=message):
+        edm.preconditioned_as(edm.NETWORKS["cifar10"], config, "a file")
 
 
 def test_the_official_counts_of_parameters():

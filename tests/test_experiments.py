@@ -18,9 +18,9 @@ from jax.tree_util import Partial
 from configs import gaussian as gaussian_config
 from experiments import common, models
 from experiments import train as train_main
-from experiments.families import Settings
 from experiments.plan import Plan
-from ld3_jax import checkpoint, timesteps
+from ld3_jax import learning, pretrained
+from ld3_jax.grids import GRIDS, grid
 
 STEPS = 40
 
@@ -69,7 +69,7 @@ def test_a_run_writes_its_files_and_prints_the_comparison(finished):
     assert {"schedule.json", "schedule.png", "loss.png", "samples.png", "metrics.jsonl", "checkpoints"} <= names
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    for name in ("learned", *timesteps.GRIDS):
+    for name in ("learned", *GRIDS):
         assert name in result.stdout
     assert f"learning {STEPS}/{STEPS}" in result.stderr  # a pipe gets lines, not a bar
     assert "\r" not in result.stderr
@@ -139,7 +139,7 @@ def test_evaluate_prints_the_comparison_on_other_noise(finished):
     result = main(
         "evaluate", f"--schedule={folder / 'run' / 'schedule.json'}", "--num=30", f"--cache={folder / 'teacher'}"
     )
-    assert "30 unseen noises" in result.stdout
+    assert "30 held-out noises" in result.stdout
     assert result.stdout.index("learned") < result.stdout.index("quadratic")  # best first
 
 
@@ -194,10 +194,10 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     ("arguments", "message"),
     [
         (["--config.solver.nef=5"], "unknown key --config.solver.nef; did you mean --config.solver.nfe?"),
-        (["--config.solver.nfe=0"], "solver 'dpmpp' of order 3 needs nfe of at least 3, got 0"),
+        (["--config.solver.nfe=0"], "solver 'dpmpp' of order 3 needs an integer nfe of at least 3, got 0"),
         (["--config=configs/nothing.py"], "no configuration file configs/nothing.py"),
         (["--config.solver.nfe=2.5"], "nfe"),
-        (["--config.learn.curve=True", "--config.learn.nfes=(2,6)"], "of order 3 needs nfe of at least 3, got 2"),
+        (["--config.learn.curve=True", "--config.learn.nfes=(2,6)"], "of order 3 needs an integer nfe of at least 3, got 2"),
         (["--config.learn.curve=True", "--config.learn.learner=lm"], "a curve needs the learner 'optax'"),
         (["surplus"], "arguments that no flag takes: ['surplus']"),
     ],
@@ -219,7 +219,7 @@ def test_the_learner_of_second_order_refuses_a_loss_that_is_no_function_of_squar
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("solver.nfe", 2, "needs nfe of at least 3, got 2"),
+        ("solver.nfe", 2, "needs an integer nfe of at least 3, got 2"),
         ("solver.name", "rk4", "solver must be one of .*'dpmpp'.* got 'rk4'"),
         ("solver.order", 4, r"solver 'dpmpp' has the orders \[1, 2, 3\], got 4"),
         ("teacher.variant", "bh3", r"solver 'unipc' has the variants \['bh1', 'bh2'\], got 'bh3'"),
@@ -234,12 +234,11 @@ def test_the_learner_of_second_order_refuses_a_loss_that_is_no_function_of_squar
         ("learn.learner", "newton", r"learner must be one of \['lm', 'optax'\], got 'newton'"),
         ("learn.starts", 0, "learn.starts must be at least 1, got 0"),
         ("data.test", 0, "data.test must be at least 1, got 0"),
-        ("network.family", "unet", "network.family must be one of .*'galaxy'.* got 'unet'"),
-        ("network.name", "square", "must be 'ring', got 'square'"),
+        ("network.name", "square", "network.name must be one of .*'hsc32'.* got 'square'"),
         ("network.dtype", "float16", r"network.dtype must be one of \['bfloat16', 'float32'\], got 'float16'"),
         ("network.guidance", 0.0, "network.guidance must be greater than 0, got 0"),
-        ("network.guidance", 2.0, "family 'gaussian' has no guidance: it must be 1.0, got 2.0"),
-        ("data.random_weights", True, "family 'gaussian' has no random_weights"),
+        ("network.guidance", 2.0, "'ring' has no guidance: it must be 1.0, got 2.0"),
+        ("network.random_weights", True, "'ring' has no random_weights"),
         ("data.valid", -1, "data.valid must be at least 0, got -1"),
     ],
 )
@@ -258,16 +257,16 @@ def test_coefficients_are_learned_on_from_earlier_times(config, tmp_path):
     config.learn.init = str(tmp_path / "times" / "schedule.json")
     config.learn.what = ("times", "shifts", "coefficients")
     train_main.run(config, tmp_path / "run")
-    times, both = (checkpoint.load_schedule(tmp_path / run / "schedule.json") for run in ("times", "run"))
+    times, both = (learning.load(tmp_path / run / "schedule.json") for run in ("times", "run"))
     assert both.losses["valid"]["start"] == pytest.approx(times.losses["valid"]["learned"], rel=1e-3)
     assert both.losses["valid"]["learned"] < 0.9 * both.losses["valid"]["start"]
     assert both.losses["unseen"]["start"] == pytest.approx(times.losses["unseen"]["learned"], rel=1e-3)
-    assert np.abs(both.coefficients["predict"]).max() > 1e-3
+    assert np.abs(both.coefficients.predict).max() > 1e-3
     config.learn.init, config.learn.what = str(tmp_path / "run" / "schedule.json"), ("times", "shifts")
     train_main.run(config, tmp_path / "again")  # the coefficients stay as they are
-    again = checkpoint.load_schedule(tmp_path / "again" / "schedule.json")
+    again = learning.load(tmp_path / "again" / "schedule.json")
     assert again.losses["valid"]["start"] == pytest.approx(both.losses["valid"]["learned"], rel=1e-3)
-    np.testing.assert_allclose(again.coefficients["predict"], both.coefficients["predict"])
+    np.testing.assert_allclose(again.coefficients.predict, both.coefficients.predict)
     config.solver.order = 2
     with pytest.raises(ValueError, match=r"has coefficients for .*order=3.* the student is .*order=2"):
         train_main.run(config, tmp_path / "other")
@@ -280,8 +279,8 @@ def test_coefficients_are_learned_on_from_earlier_times(config, tmp_path):
         ({"solver.nfe": 6}, "schedule.json is for 5 network calls, the student makes 6"),
         ({"learn.curve": True, "learn.nfes": (4, 5)}, "a curve starts at a hand-made grid"),
         (
-            {"network.family": "galaxy", "network.name": "hsc32"},
-            "its times run from 1 to 0.001, the model's from 10 to",
+            {"network.name": "hsc32"},
+            "its times run from 1 to 0.001, those of the model from 10 to",
         ),
     ],
 )
@@ -332,16 +331,16 @@ def test_a_damaged_teacher_file_is_named_and_made_again(config, tmp_path, caplog
 
 
 def test_nan_from_the_network_names_the_step_and_the_last_good_checkpoint(config, tmp_path, monkeypatch):
-    ring = models.build(Settings("gaussian", "ring"))
-    uniform = timesteps.grid("uniform", ring.schedule, 5)
+    ring = pretrained.load("ring")
+    uniform = grid("uniform", ring.schedule, 5)
 
     def noise(inner, x, t, cond=None):
         # Fine on the grid that learning starts from and on the teacher's, not where learning goes.
         eps = inner(x, t, cond)
         return jnp.where((t > 0.1 * uniform[4]) & (t < 0.97 * uniform[4]) & (t != uniform[4]), jnp.nan, eps)
 
-    broken = replace(ring, noise=Partial(noise, ring.noise))
-    monkeypatch.setitem(models.FAMILIES, "gaussian", lambda settings: broken)
+    broken = replace(ring, model=Partial(noise, ring.model))
+    monkeypatch.setattr(models, "of_config", lambda config: broken)
     config.learn.init, config.teacher.grid, config.teacher.nfe = "uniform", "uniform", 5
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+; last good checkpoint: .*checkpoints"):
         train_main.run(config, tmp_path / "run")
@@ -372,7 +371,7 @@ def test_several_starts_keep_the_best_on_the_validation_pairs(config, tmp_path, 
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [(line["start"], line["step"]) for line in lines] == [(i, s) for i in range(3) for s in range(1, 11)]
     best = min(line["best_loss"] for line in lines)
-    learned = checkpoint.load_schedule(tmp_path / "run" / "schedule.json")
+    learned = learning.load(tmp_path / "run" / "schedule.json")
     assert learned.losses["valid"]["learned"] == best
 
 

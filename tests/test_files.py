@@ -5,17 +5,21 @@ import json
 import os
 import pickle
 import sys
+import tracemalloc
 import types
 import zipfile
 
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 import torch
 
-from ld3_jax.networks import files, pickles
+from ld3_jax.networks import files, lazy, pickles, weights
 from ld3_jax.networks.files import Checkpoint
+from ld3_jax.networks.lazy import Lazy
 
 DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
@@ -220,14 +224,16 @@ def test_a_file_cut_short_anywhere_is_refused(save, edm, tmp_path):
             files.read(path)
 
 
-def test_a_damaged_storage_is_refused(tmp_path):
+def test_a_damaged_storage_is_refused_when_it_is_asked_for(tmp_path):
     path = tmp_path / "model.ckpt"
-    torch.save({"w": torch.ones(30, 40)}, path)
+    torch.save({"w": torch.ones(30, 40), "whole": torch.zeros(2)}, path)
     content = path.read_bytes()
     place = content.index(np.float32(1).tobytes() * 10)
     path.write_bytes(content[:place] + b"\7" + content[place + 1 :])
+    state = files.read(path).state
+    assert not state["whole"].any()
     with pytest.raises(ValueError, match=r"model\.ckpt: cut short or damaged \(Bad CRC-32"):
-        files.read(path)
+        state["w"]
 
 
 def test_a_tensor_that_reaches_beyond_its_storage_is_refused():
@@ -275,6 +281,37 @@ def test_what_is_written_is_read_back(tmp_path):
     assert (checkpoint.kind, checkpoint.config) == ("edm", {"channel_mult": [1, 2]})
     assert_same(checkpoint.state, tensors())
     assert [file.name for file in path.parent.iterdir()] == ["out.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors", "model.safetensors.index.json"])
+def test_a_large_file_is_never_in_memory_as_a_whole(name, tmp_path):
+    state = {f"layer{i}.weight": np.full((512, 512), i, np.float32) for i in range(20)}  # a megabyte each
+    if name == "model.ckpt":
+        torch.save({key: torch.from_numpy(array) for key, array in state.items()}, tmp_path / name)
+    else:
+        files.write(tmp_path / "model.safetensors", Checkpoint("torch", state, {}), {})
+        weight_map = dict.fromkeys(state, "model.safetensors")
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    shapes = {f"layer{i}": {"kernel": jax.ShapeDtypeStruct((512, 512), jnp.float32)} for i in range(20)}
+    tracemalloc.start()
+    params = weights.fill(shapes, files.read(tmp_path / name).state, name)
+    peak = tracemalloc.get_traced_memory()[1]  # without what is on the device
+    tracemalloc.stop()
+    assert params["layer7"]["kernel"][3, 4] == 7
+    assert peak < 6e6
+
+
+def test_arrays_get_other_names_and_join_others_unread():
+    def unreadable():
+        raise AssertionError("read")
+
+    # The checks of types look at the first array.
+
+    state = Lazy({"b": lambda: np.ones(2), "a": unreadable})
+    found = lazy.joined(lazy.renamed(state, {"y": "b", "x": "a"}), {"x": np.zeros(3), "z": np.zeros(4)})
+    assert list(found) == ["y", "x", "z"]
+    assert ("a" in state, "a" in found, len(found)) == (True, False, 3)
+    assert {name: len(array) for name, array in found.items()} == {"x": 3, "y": 2, "z": 4}
 
 
 def test_shards_are_joined_and_a_missing_array_is_named(tmp_path):

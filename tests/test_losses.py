@@ -1,9 +1,12 @@
-"""Losses: one number a sample, with the scale of a mean."""
+"""Losses: one number a sample, with the scale of a mean; and as functions of squares."""
 
+import chex
+import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 from ld3_jax import losses
 
@@ -11,19 +14,37 @@ X = jnp.asarray([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]])
 Y = jnp.asarray([[[1.0, 0.0], [3.0, 0.0]], [[1.0, -1.0], [1.0, -1.0]]])
 
 
-@pytest.mark.parametrize(("name", "expected"), [("l1", [1.5, 1.0]), ("l2", [5.0, 1.0])])
+@pytest.mark.parametrize(("name", "expected"), [("l1", [1.5, 1.0]), ("l2", [5.0, 1.0]), ("rmse", [5.0**0.5, 1.0])])
 def test_loss_is_the_mean_of_each_sample(name, expected):
-    np.testing.assert_allclose(losses.LOSSES[name](X, Y), expected)
+    np.testing.assert_allclose(losses.LOSSES[name](X, Y), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["l1", "l2"])
+@pytest.mark.parametrize("name", sorted(losses.LOSSES))
 def test_loss_is_symmetric_and_zero_on_equal_samples(name):
     loss = losses.LOSSES[name]
     np.testing.assert_allclose(loss(X, Y), loss(Y, X))
-    np.testing.assert_allclose(loss(X, X), 0.0)
+    np.testing.assert_allclose(loss(X, X), 0.0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["l1", "l2"])
+@pytest.mark.parametrize("name", sorted(losses.LOSSES))
+def test_the_gradient_is_finite_where_samples_are_equal(name):
+    chex.assert_tree_all_finite(jax.grad(lambda x: losses.LOSSES[name](x, X).sum())(X))
+
+
+@pytest.mark.parametrize("name", sorted(losses.LOSSES))
 def test_the_annotations_refuse_unlike_shapes(name):
     with pytest.raises(jaxtyping.TypeCheckError):
         losses.LOSSES[name](X, Y[:, :1])
+
+
+@pytest.mark.parametrize("loss", [losses.l2, losses.rmse, Partial(losses.l2)], ids=["l2", "rmse", "partial"])
+def test_a_loss_of_squares_is_phi_of_the_sum_of_its_squared_residuals(loss):
+    residuals, phi = losses.least_squares(loss)
+    squares = sum(jnp.sum(part**2, -1) for part in residuals(X, Y))
+    np.testing.assert_allclose(jax.vmap(phi)(squares), loss(X, Y), rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [losses.l1, Partial(losses.l1), lambda x, y: losses.l2(x, y)])
+def test_another_loss_is_no_loss_of_squares(loss):
+    with pytest.raises(ValueError, match=r"function of squares, one of \('l2', 'lpips', 'rmse'\), got"):
+        losses.least_squares(loss)

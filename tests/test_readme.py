@@ -1,38 +1,78 @@
-"""What the README shows works: its snippets run, and its files exist."""
+"""What the README shows works: its library runs as it stands there, and its files exist."""
 
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from ld3_jax.learning import Learning
+import ld3_jax
 
 README = Path("README.md").read_text()
+DOCUMENTS = [Path("README.md"), Path("CONTRIBUTING.md"), Path("docs/results.md")]
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+LINKS = [
+    (document, link)
+    for document in DOCUMENTS
+    for link in re.findall(r'(?:\]\(|src=")((?!http)[^)"]+)', document.read_text())
+]
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.splitlines()[1])
-def test_a_snippet_of_the_readme_runs(snippet):
-    # Fewer pairs, calls and steps than shown, to take seconds.
-    small = snippet.replace("100, shape", "20, shape").replace("nfe=40", "nfe=8")
-    small = small.replace("jax.random.key(1))", "jax.random.key(1), learning=quick)")
-    names: dict = {"quick": Learning(steps=10, validate_every=2)}
-    exec(compile(small, "README.md", "exec"), names)
-    if "state" in names:
-        assert names["state"].best_loss < names["state"].start_loss
-    else:
-        assert names["x_0"].shape == names["x_T"].shape
+def network(variance, x, t, cond):
+    """The exact noise prediction of data that are Gaussian."""
+    schedule = ld3_jax.schedules.VPLinear()
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    return sigma * x / (alpha**2 * variance + sigma**2)
 
 
-def test_the_readme_has_both_snippets():
-    assert len(SNIPPETS) == 2
+def test_the_library_in_ten_lines_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = SNIPPETS
+    names = {"network": network, "weights": jnp.linspace(0.2, 2.0, 3)[None, None, None]}
+    exec(compile(snippet, "README.md", "exec"), names)
+    losses = names["learned"].losses["valid"]
+    assert losses["learned"] < 0.5 * losses["start"]
+    assert names["x_0"].shape == names["x_T"].shape
+    again = jax.jit(ld3_jax.load("schedule.json").sample)(names["model"], names["schedule"], names["x_T"])
+    np.testing.assert_allclose(again, names["x_0"], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(((?!http)[^)#]+)\)", README))
-def test_a_link_of_the_readme_leads_to_a_file(link):
-    assert Path(link).exists()
+def test_the_library_takes_twelve_lines_and_five_names():
+    (snippet,) = SNIPPETS
+    assert len([line for line in snippet.splitlines() if line]) <= 12
+    assert len(set(re.findall(r"ld3_jax\.([\w.]+)", snippet))) <= 5
 
 
-def test_the_commands_of_the_readme_name_existing_configurations_and_requirements():
-    for path in re.findall(r"configs/\w+\.py|requirements[\w-]*\.txt", README):
-        assert Path(path).exists(), path
+def test_the_names_of_the_library_that_the_readme_mentions_exist():
+    for name in set(re.findall(r"ld3_jax\.([\w.]*\w)", README)):
+        value = ld3_jax
+        for part in name.split("."):
+            value = getattr(value, part)
+
+
+@pytest.mark.parametrize(("document", "link"), LINKS, ids=str)
+def test_a_link_leads_to_a_file_and_to_a_heading_of_it(document, link):
+    path, _, heading = link.partition("#")
+    target = document.parent / path if path else document
+    assert target.exists()
+    headings = re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE) if heading else []
+    assert not heading or heading in [re.sub(r"[^\w -]", "", name).lower().replace(" ", "-") for name in headings]
+
+
+def test_the_commands_name_existing_configurations_requirements_and_flags():
+    for document in DOCUMENTS:
+        for path in re.findall(
+            r"(?:configs|experiments|tests|docs)/[\w/]+\.(?:py|md|svg)|requirements[\w-]*\.txt", document.read_text()
+        ):
+            assert Path(path).exists() or (document.parent / path).exists(), path
+
+
+def test_the_keys_of_the_readme_exist():
+    from configs import default
+
+    config = default.get_config()
+    for key in re.findall(r"--config\.([\w.]+\w)=", README):
+        section, name = key.split(".")
+        assert name in config[section], key

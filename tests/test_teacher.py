@@ -4,17 +4,19 @@ import errno
 import os
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from ld3_jax import schedules, solvers, teacher, timesteps
+from ld3_jax import grids, schedules, solvers, teacher, teacher_cache
+from ld3_jax.solvers import Solver
+from ld3_jax.teacher import Teacher
 
-SCHEDULE = schedules.vp_linear()
-METHOD = solvers.Method("ddim", 4)
-GRID = timesteps.grid("logsnr", SCHEDULE, 4)
+SCHEDULE = schedules.VPLinear()
+SOLVER = Solver("ddim", 4)
 
 
 def _network(weights, x, t, cond=None):
@@ -22,10 +24,9 @@ def _network(weights, x, t, cond=None):
 
 
 MODEL = Partial(_network, jnp.float32(0.7))
-
-
-def draw_condition(key, n):
-    return {"class": jax.random.randint(key, (n,), 0, 10)}
+NOISE = teacher.draw_noise(jax.random.key(0), 7, (2,))
+CLASSES = {"class": jnp.arange(7) % 4}
+OTHER_CLASSES = {"class": jnp.arange(7) % 3}
 
 
 @jax.jit
@@ -33,16 +34,13 @@ def solve(schedule, t, x_T, cond=None):
     return solvers.sample(MODEL, schedule, x_T, t, solver="ddim", cond=cond)
 
 
-def make(cache=None, **changes):
+def make(cache=None, on_batch=lambda done, total: None, **changes):
     """Seven pairs in three batches."""
-    arguments = {"model": MODEL, "schedule": SCHEDULE, "method": METHOD, "t": GRID, "key": jax.random.key(0)}
-    arguments |= {"count": 7, "shape": (2,), "batch_size": 3}
-    return teacher.make_pairs(**(arguments | changes), cache=cache)
-
-
-def assert_identical(pairs, others):
-    assert jax.tree.structure(pairs) == jax.tree.structure(others)
-    jax.tree.map(np.testing.assert_array_equal, pairs, others)
+    inputs = {"model": MODEL, "schedule": SCHEDULE, "x_T": NOISE, "cond": None}
+    kind = {"solver": SOLVER, "batch_size": 3}
+    inputs |= {name: value for name, value in changes.items() if name in inputs}
+    kind |= {name: value for name, value in changes.items() if name not in inputs}
+    return teacher.make_pairs(**inputs, teacher=Teacher(**kind, cache=cache), on_batch=on_batch)
 
 
 def batch_files(cache):
@@ -51,7 +49,7 @@ def batch_files(cache):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Start states of each batch that was really integrated."""
+    """Inputs of each batch that was really integrated."""
     seen, integrate = [], teacher._integrate
 
     def counted(*args):
@@ -67,26 +65,49 @@ def cache(tmp_path):
     return tmp_path / "cache"
 
 
-@pytest.mark.parametrize("changes", [{"batch_size": 1}, {"batch_size": 50}, {"count": 3}, {"count": 20}])
-def test_noise_of_a_sample_depends_on_neither_batch_size_nor_count(changes):
-    some, others = make().x_T, make(**changes).x_T
-    shared = min(len(some), len(others))
-    np.testing.assert_array_equal(some[:shared], others[:shared])
-    assert len(np.unique(others)) == others.size == 2 * changes.get("count", 7)
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_noise_of_a_sample_does_not_depend_on_the_count(count):
+    others = teacher.draw_noise(jax.random.key(0), count, (2,))
+    shared = min(count, 7)
+    np.testing.assert_array_equal(NOISE[:shared], others[:shared])
+    assert len(np.unique(others)) == others.size == 2 * count
 
 
-@pytest.mark.parametrize("schedule", [SCHEDULE, schedules.ve_edm()], ids=lambda schedule: schedule.family)
-def test_pairs_are_what_the_solver_makes_of_scaled_noise(schedule):
-    t = timesteps.grid("edm", schedule, 4)
-    pairs = make(schedule=schedule, t=t, count=200, batch_size=200)
-    np.testing.assert_allclose(pairs.x_T.std(), schedule.prior_scale, rtol=0.1)
-    np.testing.assert_allclose(pairs.x_0, solve(schedule, t, pairs.x_T), rtol=1e-5)
+@pytest.mark.parametrize("batch_size", [1, 50])
+def test_a_pair_does_not_depend_on_the_batch_size(batch_size):
+    pairs, others = make(), make(batch_size=batch_size)
+    chex.assert_trees_all_equal(others.x_T, pairs.x_T, NOISE)
+    chex.assert_trees_all_close(others.x_0, pairs.x_0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, schedules.VELinear()], ids=lambda schedule: type(schedule).__name__)
+def test_pairs_are_what_the_solver_makes_of_the_noise_on_the_grid(schedule):
+    x_T = schedule.prior_scale * teacher.draw_noise(jax.random.key(0), 20, (2,))
+    pairs = make(schedule=schedule, grid="edm", x_T=x_T, batch_size=200)
+    chex.assert_trees_all_equal(pairs.x_T, x_T)
+    np.testing.assert_allclose(pairs.x_0, solve(schedule, grids.grid("edm", schedule, 4), x_T), rtol=1e-5)
+
+
+def test_noise_is_standard_normal():
+    noise = teacher.draw_noise(jax.random.key(0), 200, (20,))
+    np.testing.assert_allclose([noise.mean(), noise.std()], [0, 1], atol=0.05)
+
+
+def test_states_may_be_pytrees():
+    def network(x, t, cond):
+        return jax.tree.map(jnp.tanh, x)
+
+    x_T = {"a": NOISE, "b": NOISE[:, 0]}
+    pairs = make(model=Partial(network), x_T=x_T)
+    chex.assert_trees_all_equal_shapes(pairs.x_0, pairs.x_T, x_T)
+    alone = make(model=Partial(lambda x, t, cond: jnp.tanh(x)))
+    chex.assert_trees_all_close(pairs.x_0["a"], alone.x_0, rtol=1e-5)
 
 
 def test_what_is_cached_is_read_and_not_made_again(cache, calls):
     first = make(cache)
     assert len(calls) == len(batch_files(cache)) == 3
-    assert_identical(make(cache), first)
+    chex.assert_trees_all_equal(make(cache), first, strict=True)
     assert len(calls) == 3
 
 
@@ -94,15 +115,15 @@ def test_what_is_cached_is_read_and_not_made_again(cache, calls):
     "changes",
     [
         {"model": Partial(_network, jnp.float32(0.7001))},
-        {"schedule": schedules.vp_linear(beta_1=19.0)},
-        {"method": solvers.Method("dpmpp", 4, order=2)},
-        {"t": timesteps.grid("edm", SCHEDULE, 4)},
-        {"key": jax.random.key(1)},
-        {"count": 6},
-        {"shape": (3,)},
+        {"schedule": schedules.VPLinear(beta_1=19.0)},
+        {"solver": Solver("dpmpp", 4, order=2)},
+        {"grid": "edm"},
+        {"x_T": teacher.draw_noise(jax.random.key(1), 7, (2,))},
+        {"x_T": NOISE[:6]},
+        {"x_T": teacher.draw_noise(jax.random.key(0), 7, (3,))},
         {"batch_size": 7},
-        {"draw_condition": draw_condition},
-        {"identity": {"name": "another"}},
+        {"cond": CLASSES},
+        {"identity": "another"},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -112,8 +133,8 @@ def test_pairs_of_another_kind_lie_elsewhere(changes, cache, calls):
     other = make(cache, **changes)
     assert len(calls) > before
     assert len(list(cache.iterdir())) == 2
-    assert_identical(make(cache), first)
-    assert_identical(make(cache, **changes), other)
+    chex.assert_trees_all_equal(make(cache), first, strict=True)
+    chex.assert_trees_all_equal(make(cache, **changes), other, strict=True)
 
 
 def test_a_stopped_run_goes_on_where_it_stopped(cache, calls):
@@ -127,7 +148,7 @@ def test_a_stopped_run_goes_on_where_it_stopped(cache, calls):
     assert len(calls) == len(batch_files(cache)) == 2
     resumed = make(cache)
     assert len(calls) == 3
-    assert_identical(resumed, make())
+    chex.assert_trees_all_equal(resumed, make(), strict=True)
 
 
 def _truncate(content):
@@ -135,7 +156,7 @@ def _truncate(content):
 
 
 def _flip(content):
-    middle = content.index(b"arr_1.npy") + 140  # among the numbers of x_0
+    middle = content.index(b"arr_0.npy") + 140  # among the numbers of x_0
     return content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :]
 
 
@@ -146,7 +167,7 @@ def test_a_damaged_file_is_named_and_made_again(damage, cache, calls, caplog):
     ages = [path.stat().st_mtime_ns for path in (untouched, also_untouched)]
     content = damaged.read_bytes()
     damaged.write_bytes(damage(content))
-    assert_identical(make(cache), first)
+    chex.assert_trees_all_equal(make(cache), first, strict=True)
     assert [str(damaged) in record.getMessage() for record in caplog.records] == [True]
     assert len(calls) == 4
     assert damaged.read_bytes() == content
@@ -155,37 +176,32 @@ def test_a_damaged_file_is_named_and_made_again(damage, cache, calls, caplog):
 
 @pytest.mark.parametrize(
     "arrays",
-    [
-        [np.zeros((3, 2), np.float32), np.zeros((3, 5), np.float32)],
-        [np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float64)],
-        [np.zeros((3, 2), np.float32)],
-        [np.zeros((3, 2), np.float32), np.array([{}, {}, {}])],
-    ],
+    [[np.zeros((3, 5), np.float32)], [np.zeros((3, 2), np.float64)], [], [np.array([{}, {}, {}])]],
     ids=["shape", "dtype", "too few", "pickled"],
 )
 def test_a_file_of_other_arrays_is_named_and_made_again(arrays, cache, calls, caplog):
     first = make(cache)
     damaged = batch_files(cache)[1]
     np.savez(damaged, *arrays)
-    assert_identical(make(cache), first)
+    chex.assert_trees_all_equal(make(cache), first, strict=True)
     assert [str(damaged) in record.getMessage() for record in caplog.records] == [True]
     assert len(calls) == 4
 
 
 @pytest.mark.parametrize("mask", [0x01, 0xFF])
-def test_no_single_wrong_byte_stops_a_run_or_changes_a_pair(mask, tmp_path, caplog):
-    batch = teacher.Pairs(jnp.asarray([[1.5, -2.0]]), jnp.asarray([[0.25, 3.0]]))
+def test_no_single_wrong_byte_stops_a_run_or_changes_a_sample(mask, tmp_path, caplog):
+    batch = {"position": jnp.asarray([[1.5, -2.0]]), "angle": jnp.asarray([[0.25, 3.0]])}
     path = tmp_path / "batch_00000.npz"
-    teacher._write(path, batch)
+    teacher_cache.write(path, batch)
     content, found = path.read_bytes(), 0
     caplog.set_level("ERROR")
     for i in range(len(content)):
         path.write_bytes(content[:i] + bytes([content[i] ^ mask]) + content[i + 1 :])
-        read = teacher._read(path, batch)
+        read = teacher_cache.read(path, batch)
         if read is None:
             found += 1
         else:
-            assert_identical(read, batch)
+            chex.assert_trees_all_equal(read, batch, strict=True)
     assert found > len(content) // 2
 
 
@@ -206,53 +222,41 @@ def test_a_full_disk_is_named_and_costs_no_earlier_batch(owner, function, cache,
     assert caught.value.errno == errno.ENOSPC
     (directory,) = cache.iterdir()
     assert sorted(path.name for path in directory.iterdir()) == ["batch_00000.npz", "what.json"]
-    assert_identical(make(cache), make())
+    chex.assert_trees_all_equal(make(cache), make(), strict=True)
     assert len(calls) == 2 + 2 + 3
 
 
-@pytest.mark.parametrize("changes", [{"count": 0}, {"batch_size": 0}])
+@pytest.mark.parametrize("changes", [{"x_T": NOISE[:0]}, {"batch_size": 0}], ids=["sample", "batch"])
 def test_nothing_to_make_is_refused(changes):
-    with pytest.raises(ValueError, match=r"at least 1, got .*\b0\b"):
+    with pytest.raises(ValueError, match=r"at least 1.*, got .*\b0\b"):
         make(**changes)
 
 
-def test_conditions_are_drawn_and_cached_with_the_pairs(cache, calls):
-    pairs = make(cache, draw_condition=draw_condition)
-    np.testing.assert_allclose(pairs.x_0, solve(SCHEDULE, GRID, pairs.x_T, pairs.cond), rtol=1e-5)
-    assert pairs.cond["class"].shape == (7,)
-    assert len(np.unique(pairs.cond["class"])) > 2
-    assert_identical(make(cache, draw_condition=draw_condition), pairs)
-    assert len(calls) == 3
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"solver": Solver("ddim")}, "a solver with nfe, got"),
+        ({"grid": "magic"}, "grid must be one of"),
+        ({"cond": {"class": jnp.arange(6)}}, r"share their leading axis, got shapes \[\(7, 2\), \(6,\)\]"),
+        ({"cond": 3.0}, r"share their leading axis, got shapes \[\(7, 2\), \(\)\]"),
+    ],
+    ids=["solver", "grid", "count", "scalar"],
+)
+def test_what_makes_no_pairs_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+def test_conditions_reach_the_model_and_the_cache(cache, calls):
+    pairs = make(cache, cond=CLASSES)
+    grid = grids.grid("logsnr", SCHEDULE, 4)
+    np.testing.assert_allclose(pairs.x_0, solve(SCHEDULE, grid, NOISE, CLASSES), rtol=1e-5)
+    chex.assert_trees_all_equal(pairs.cond, CLASSES)
+    assert np.abs(pairs.x_0 - make(cache, cond=OTHER_CLASSES).x_0).max() > 1e-3
+    before = len(calls)
+    chex.assert_trees_all_equal(make(cache, cond=CLASSES), pairs, strict=True)
+    assert len(calls) == before == 6
 
 
 def test_conditions_do_not_change_the_noise():
-    np.testing.assert_array_equal(make(draw_condition=draw_condition).x_T, make().x_T)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"w": np.float32([1, 2, 3, 4.0000005]), "b": np.float32([0])},
-        {"w": np.float32([[1, 2], [3, 4]]), "b": np.float32([0])},
-        {"w": np.float32([1, 2, 3, 4]).view(np.int32), "b": np.float32([0])},
-        {"v": np.float32([1, 2, 3, 4]), "b": np.float32([0])},
-        {"w": np.float32([1, 2, 3, 4]), "b": np.float32([0]), "c": np.float32([])},
-    ],
-    ids=["byte", "shape", "dtype", "name", "leaf"],
-)
-def test_digest_changes_with_a_leafs(other):
-    weights = {"w": np.float32([1, 2, 3, 4]), "b": np.float32([0])}
-    assert teacher.digest(weights) == teacher.digest(jax.tree.map(jnp.array, weights))
-    assert teacher.digest(weights) != teacher.digest(other)
-
-
-@pytest.mark.parametrize("multiple", [1, 2, 3, 8])
-@pytest.mark.parametrize("batch_size", [1, 2, 7, 8, 25])
-def test_equal_batches_hold_all_samples_and_are_as_few_as_they_can_be(batch_size, multiple):
-    largest = max(batch_size - batch_size % multiple, multiple)
-    for count in range(1, 60):
-        n_batches, size = teacher.equal_batches(count, batch_size, multiple)
-        assert (n_batches - 1) * size < count <= n_batches * size
-        assert size % multiple == 0
-        assert size <= largest
-        assert n_batches == -(-count // largest)
+    chex.assert_trees_all_equal(make(cond=CLASSES).x_T, make().x_T)

@@ -5,7 +5,8 @@
     .zip            an archive around one of the latter
     .safetensors    one file, or the .safetensors.index.json of several; what `write` wrote
 
-What a file holds is told by its content, not by its name; only the index of several files goes by its name.
+What a file holds is told by its content, not by its name; only the index of several files goes by its name. Arrays of
+safetensors and of today's torch.save stay in the file until they are asked for.
 """
 
 import functools
@@ -16,7 +17,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from io import BufferedIOBase, BytesIO
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -24,12 +25,14 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ld3_jax.networks import pickles
+from ld3_jax.networks import lazy, pickles
+from ld3_jax.networks.lazy import Lazy
 from ld3_jax.networks.pickles import Inert, Storage, Tensor
 
 _ZIP_MAGIC, _PICKLE_MAGIC = b"PK", b"\x80"
 _SAFETENSORS_MAGIC = b"\0\0\0\0{"  # after four bytes: the upper half of a header's length, and the header, in JSON
 _TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError)
 
 
 class Checkpoint(NamedTuple):
@@ -37,13 +40,13 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         kind: "edm", "torch" or "safetensors"; a file that `write` wrote keeps the kind of its source.
-        state: the arrays, by PyTorch's names.
+        state: the arrays, by PyTorch's names; perhaps `Lazy`.
         config: what the network was constructed with, where the file says so: for EDM `class_name` and the keyword
             arguments of that class.
     """
 
     kind: str
-    state: dict[str, np.ndarray]
+    state: Mapping[str, np.ndarray]
     config: dict[str, Any]
 
 
@@ -54,7 +57,8 @@ def read(path: Path) -> Checkpoint:
         path: a file of one of the kinds above.
 
     Returns:
-        Its arrays, in the dtypes that it holds (bfloat16 through ml_dtypes), and its constructor arguments.
+        Its arrays, in the dtypes that it holds (bfloat16 through ml_dtypes), and its constructor arguments. An array
+        that is damaged where the file is not cut short raises its ValueError when it is asked for.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -69,9 +73,9 @@ def read(path: Path) -> Checkpoint:
         if start.startswith(_SAFETENSORS_MAGIC, 4):
             return _read_safetensors(path)
         if start.startswith(_ZIP_MAGIC):
-            return _read_zip(path, file)
+            return _read_zip(path)
         if start.startswith(_PICKLE_MAGIC):
-            return _to_checkpoint(pickles.load_stream(file, str(path)), str(path))
+            return _in_memory(_to_checkpoint(pickles.load_stream(file, str(path)), str(path)))
     raise ValueError(f"{path}: neither a pickle of EDM's, nor of torch.save, nor safetensors; begins with {start!r}")
 
 
@@ -115,39 +119,50 @@ def _read_safetensors(path: Path) -> Checkpoint:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            state = Lazy({name: functools.partial(_safetensor, path, name) for name in file.keys()})  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: cut short or damaged ({error})") from error
     return Checkpoint(metadata.get("kind", "safetensors"), state, json.loads(metadata.get("config", "{}")))
 
 
+def _safetensor(path: Path, name: str) -> np.ndarray:
+    # Opened for each array: what has been read of an open file stays mapped into memory.
+    with safetensors.safe_open(path, framework="numpy") as file:
+        return file.get_tensor(name)
+
+
 def _read_shards(path: Path) -> Checkpoint:
     index: dict[str, str] = json.loads(path.read_text())["weight_map"]
     shards = [_read_safetensors(path.parent / name) for name in sorted(set(index.values()))]
-    state = {name: array for shard in shards for name, array in shard.state.items()}
+    state = lazy.joined(*(shard.state for shard in shards))
     if missing := sorted(index.keys() - state.keys()):
         raise ValueError(f"{path}: its files lack {', '.join(missing)}")
     return Checkpoint("safetensors", state, {})
 
 
-def _read_zip(path: Path, file: BufferedIOBase) -> Checkpoint:
+def _read_zip(path: Path) -> Checkpoint:
     try:
-        with zipfile.ZipFile(file) as archive:
-            names = [PurePosixPath(name) for name in archive.namelist()]
-            inner = [name for name in names if name.suffix in _TORCH_SUFFIXES]
-            if folders := [name.parent for name in names if name.name == "data.pkl"]:
-                return _read_torch_zip(archive, folders[0], str(path))
-            if len(inner) != 1:
-                raise ValueError(f"{path}: an archive with {len(inner)} files of torch.save; one is expected")
-            with tempfile.TemporaryDirectory() as folder:
-                return read(Path(archive.extract(str(inner[0]), folder)))
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+        archive = zipfile.ZipFile(path)
+        names = [PurePosixPath(name) for name in archive.namelist()]
+        if folders := [name.parent for name in names if name.name == "data.pkl"]:
+            return _read_torch_zip(archive, folders[0], str(path))
+        inner = [name for name in names if name.suffix in _TORCH_SUFFIXES]
+        if len(inner) != 1:
+            raise ValueError(f"{path}: an archive with {len(inner)} files of torch.save; one is expected")
+        with archive, tempfile.TemporaryDirectory() as folder:
+            return _in_memory(read(Path(archive.extract(str(inner[0]), folder))))
+    except _DAMAGE as error:
         raise ValueError(f"{path}: cut short or damaged ({error})") from error
 
 
 def _read_torch_zip(archive: zipfile.ZipFile, folder: PurePosixPath, what: str) -> Checkpoint:
+    # The archive is open as long as an array may be asked for; tensors that share a storage mostly lie side by side.
+    @functools.lru_cache(maxsize=1)
+    def stored(key: str) -> bytes:
+        return archive.read(str(folder / "data" / key))
+
     def storage(dtype: np.dtype, key: str, count: int) -> Storage:
-        return Storage(dtype, functools.cache(lambda: archive.read(str(folder / "data" / key))))
+        return Storage(dtype, functools.partial(stored, key))
 
     content = pickles.load(BytesIO(archive.read(str(folder / "data.pkl"))), what, storage)
     return _to_checkpoint(content, what)
@@ -160,13 +175,22 @@ def _to_checkpoint(content: Any, what: str) -> Checkpoint:
     kind, config, tensors = "torch", {}, content.get("state_dict", content)
     if isinstance(network := content.get("ema"), Inert):
         kind, config, tensors = "edm", _constructor(network, what), dict(_module_tensors(network))
-    try:
-        state = {name: tensor.array() for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
-    except ValueError as error:
-        raise ValueError(f"{what}: cut short or damaged ({error})") from error
-    if not state:
+    found = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    if not found:
         raise ValueError(f"{what}: holds no arrays by name, only {sorted(map(str, content))}")
+    state = Lazy({name: functools.partial(_array, tensor, what) for name, tensor in found.items()})
     return Checkpoint(kind, state, config)
+
+
+def _array(tensor: Tensor, what: str) -> np.ndarray:
+    try:
+        return tensor.array()
+    except (*_DAMAGE, ValueError) as error:
+        raise ValueError(f"{what}: cut short or damaged ({error})") from error
+
+
+def _in_memory(checkpoint: Checkpoint) -> Checkpoint:
+    return checkpoint._replace(state=dict(checkpoint.state))
 
 
 def _constructor(network: Inert, what: str) -> dict[str, Any]:

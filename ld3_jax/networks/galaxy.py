@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
 from ld3_jax import denoisers
-from ld3_jax.schedules import NoiseSchedule, vp_linear
+from ld3_jax.schedules import NoiseSchedule, VPLinear
 
 PACKAGE, VERSION = "galaxygrad", "0.2.1"
 _FLUX_SCALE = 0.1
@@ -96,7 +96,7 @@ class GalaxyNet(nn.Module):
         return pixels.reshape(x.shape)
 
 
-def load(survey: str) -> tuple[Partial, NoiseSchedule, tuple[int, int, int]]:
+def load(survey: str) -> tuple[denoisers.Model, NoiseSchedule, tuple[int, int, int]]:
     """A published network as a noise prediction.
 
     Args:
@@ -113,7 +113,7 @@ def load(survey: str) -> tuple[Partial, NoiseSchedule, tuple[int, int, int]]:
     if survey not in SURVEYS:
         raise ValueError(f"survey must be one of {sorted(SURVEYS)}, got {survey!r}")
     size = SURVEYS[survey].size
-    schedule = vp_linear(beta_0=1.0, beta_1=1.0, t_min=1e-3, t_max=10.0)
+    schedule = VPLinear(beta_0=1.0, beta_1=1.0, t_min=1e-3, t_max=10.0)
     weights = read_weights(weights_file(SURVEYS[survey].file), size)
     network = Partial(_apply, {"params": jax.tree.map(jnp.asarray, weights)})
     return denoisers.to_noise(network, schedule, "score"), schedule, (size, size, 1)

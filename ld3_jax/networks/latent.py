@@ -10,6 +10,7 @@ Reference: Rombach et al., arXiv:2112.10752; Liu et al., arXiv:2309.06380 (Insta
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -20,10 +21,11 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, PyTree
 
 from ld3_jax import denoisers
-from ld3_jax.networks import weights
+from ld3_jax.networks import lazy, weights
 from ld3_jax.networks.autoencoder import Autoencoder
+from ld3_jax.networks.lazy import Lazy
 from ld3_jax.networks.unet import UNet
-from ld3_jax.schedules import NoiseSchedule, rectified_flow, vp_discrete
+from ld3_jax.schedules import NoiseSchedule, RectifiedFlow, VPDiscrete
 
 _STEPS = 1000
 _SHRUNKEN_IMAGE = 16  # pixels
@@ -38,13 +40,13 @@ def scaled_linear(beta_start: float, beta_end: float) -> NoiseSchedule:
         beta_end: the last beta.
 
     Returns:
-        `vp_discrete` of alpha^2 = prod (1 - beta).
+        `VPDiscrete` of alpha^2 = prod (1 - beta).
 
     Raises:
         ValueError: unless 0 < beta_start, beta_end < 1.
     """
     betas = np.linspace(np.sqrt(beta_start), np.sqrt(beta_end), _STEPS) ** 2
-    return vp_discrete(np.cumprod(1 - betas))
+    return VPDiscrete(np.cumprod(1 - betas))
 
 
 def _call_noise(unet: Partial, x: Array, t: Array, cond: PyTree = None) -> Array:
@@ -151,7 +153,7 @@ NETWORKS = {
         classes=1001,
     ),
     "stable_diffusion": _STABLE_DIFFUSION,
-    "instaflow": replace(_STABLE_DIFFUSION, schedule=rectified_flow(), prediction="flow"),
+    "instaflow": replace(_STABLE_DIFFUSION, schedule=RectifiedFlow(), prediction="flow"),
 }
 
 
@@ -240,7 +242,7 @@ def from_random(network: LatentDiffusion, seed: int = 0, *, dtype: jnp.dtype | t
     return _assemble(network, weights.random(shapes(network), seed), dtype)
 
 
-def from_diffusers_unet(state: Mapping[str, np.ndarray], unet: UNet) -> dict[str, np.ndarray]:
+def from_diffusers_unet(state: Mapping[str, np.ndarray], unet: UNet) -> Lazy:
     """The arrays of diffusers' UNet2DModel or UNet2DConditionModel under the original names.
 
     Args:
@@ -280,11 +282,10 @@ def from_diffusers_unet(state: Mapping[str, np.ndarray], unet: UNet) -> dict[str
         "to_k": "qkv.k",
         "to_v": "qkv.v",
     }
-    renamed = _rename(state, blocks, layers)
-    return {_UNET + name: array for name, array in _join_qkv(renamed, unet).items()}
+    return _join_qkv(_rename(state, _UNET, blocks, layers), unet)
 
 
-def from_diffusers_autoencoder(state: Mapping[str, np.ndarray], autoencoder: Autoencoder) -> dict[str, np.ndarray]:
+def from_diffusers_autoencoder(state: Mapping[str, np.ndarray], autoencoder: Autoencoder) -> Lazy:
     """The arrays of diffusers' AutoencoderKL or VQModel under the original names.
 
     Args:
@@ -308,7 +309,7 @@ def from_diffusers_autoencoder(state: Mapping[str, np.ndarray], autoencoder: Aut
         blocks[f"encoder.down_blocks.{i}.downsamplers.0"] = f"encoder.down.{i}.downsample"
         blocks[f"decoder.up_blocks.{i}.upsamplers.0"] = f"decoder.up.{levels - 1 - i}.upsample"
     layers = {"conv_shortcut": "nin_shortcut", "to_q": "q", "to_k": "k", "to_v": "v"}
-    return {_AUTOENCODER + name: array for name, array in _rename(state, blocks, layers).items()}
+    return _rename(state, _AUTOENCODER, blocks, layers)
 
 
 # What both kinds of diffusers' files call otherwise; the second half are names of its first versions.
@@ -323,18 +324,18 @@ _DIFFUSERS_ATTENTION = {
 
 
 def _rename(
-    state: Mapping[str, np.ndarray], blocks: Mapping[str, str], layers: Mapping[str, str]
-) -> dict[str, np.ndarray]:
+    state: Mapping[str, np.ndarray], prefix: str, blocks: Mapping[str, str], layers: Mapping[str, str]
+) -> Lazy:
     """Exchange the beginning of each name, which is its block, and then the beginning of what follows."""
 
-    def renamed(name: str) -> str:
+    def name_of(name: str) -> str:
         for old, new in blocks.items():
             if name.startswith(old + "."):
                 layer = _swap(_swap(name.removeprefix(old + "."), _DIFFUSERS_ATTENTION), layers)
                 return f"{new}.{layer}"
         return name
 
-    return {renamed(name): array for name, array in state.items()}
+    return lazy.renamed(state, {prefix + name_of(name): name for name in state})
 
 
 def _swap(name: str, beginnings: Mapping[str, str]) -> str:
@@ -344,25 +345,24 @@ def _swap(name: str, beginnings: Mapping[str, str]) -> str:
     return name
 
 
-def _join_qkv(state: dict[str, np.ndarray], unet: UNet) -> dict[str, np.ndarray]:
+def _join_qkv(state: Lazy, unet: UNet) -> Lazy:
     """Self-attention's three projections as one, in the order of the heads that the U-Net expects."""
-    joined = {name: array for name, array in state.items() if ".qkv." not in name}
-    for name in state:
-        if ".qkv.q." in name:
-            q, k, v = (state[name.replace(".qkv.q.", f".qkv.{part}.")] for part in "qkv")
-            heads = unet.heads(len(q))
-            split = [part.reshape(heads, -1, *part.shape[1:]) for part in (q, k, v)]
-            together = np.stack(split, axis=0 if unet.new_attention_order else 1)
-            joined[name.replace(".qkv.q.", ".qkv.")] = together.reshape(-1, *q.shape[1:])
-    return joined
+
+    def together(name: str) -> np.ndarray:
+        q, k, v = (state[name.replace(".qkv.", f".qkv.{part}.")] for part in "qkv")
+        heads = unet.heads(len(q))
+        split = [part.reshape(heads, -1, *part.shape[1:]) for part in (q, k, v)]
+        return np.stack(split, axis=0 if unet.new_attention_order else 1).reshape(-1, *q.shape[1:])
+
+    alone = {name: name for name in state if ".qkv." not in name}
+    threes = [name.replace(".qkv.q.", ".qkv.") for name in state if ".qkv.q." in name]
+    return lazy.joined(lazy.renamed(state, alone), Lazy({name: partial(together, name) for name in threes}))
 
 
-def _averaged(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _averaged(state: Mapping[str, np.ndarray]) -> Lazy:
     """The averages' names are those of the U-Net's arrays, `model.` off and without dots."""
-    return {
-        name: state.get("model_ema." + name.removeprefix("model.").replace(".", ""), array)
-        for name, array in state.items()
-    }
+    averages = {name: "model_ema." + name.removeprefix("model.").replace(".", "") for name in state}
+    return lazy.renamed(state, {name: average if average in state else name for name, average in averages.items()})
 
 
 def _assemble(network: LatentDiffusion, params: PyTree, dtype: jnp.dtype | type) -> Pretrained:

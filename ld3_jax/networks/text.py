@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ld3_jax.checkpoint import write_atomically
+from ld3_jax.disk import write_atomically
 
 _TOKENS = 77
 _BATCH = 32

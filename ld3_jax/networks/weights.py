@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -43,7 +44,8 @@ def fill(
         ignore: endings of names that are no parameters.
 
     Returns:
-        The parameters, in the dtypes of `shapes`.
+        The parameters, on the device and in the dtypes of `shapes`. Each array is looked up once, and let go of before
+        the next one.
 
     Raises:
         ValueError: if an array is missing, left over, of another shape or not finite; the message names it.
@@ -60,14 +62,15 @@ def fill(
             raise ValueError(f"{what} {problem}: {shown}")
     leaves = []
     for name, leaf in wanted.items():
-        array = _flax_layout(np.asarray(state[name]), len(leaf.shape)) if name in kernels else np.asarray(state[name])
+        array = np.asarray(state[name])
+        array = _flax_layout(array, len(leaf.shape)) if name in kernels else array
         if array.shape != leaf.shape:
             raise ValueError(
                 f"{what}: {name} has the shape {array.shape} where {leaf.shape} belongs (in Flax's layout)"
             )
         if not np.isfinite(array).all():
             raise ValueError(f"{what}: {name} holds numbers that are not finite")
-        leaves.append(array.astype(leaf.dtype))
+        leaves.append(jnp.array(array, leaf.dtype))
     return jax.tree.unflatten(structure, leaves)
 
 

@@ -1,0 +1,50 @@
+"""Add a parametrisation, how learned numbers stand for times: here one number, a power.
+
+python -m docs.examples.add_parametrisation
+"""
+
+from dataclasses import dataclass
+
+import jax
+
+import ld3_jax
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Power:
+    """Times at lam_0 + (lam_n - lam_0) (i / n)^power; the number is log power."""
+
+    def init(self, start, schedule, solver):  # the numbers that stand for the start: the grid "logsnr" has power 1
+        return {"log_power": jax.numpy.zeros(1)}
+
+    def discretization(self, params, schedule, solver):
+        u = jax.numpy.linspace(0.0, 1.0, solver.n_steps + 1) ** jax.numpy.exp(params["log_power"])
+        t = ld3_jax.grids.logsnr(schedule, u)  # from t_max at u = 0 to t_min at u = 1
+        return ld3_jax.learning.Discretization(t, t)
+
+    def project(self, params, schedule):  # the nearest numbers that are allowed
+        return params
+
+    def learned(self, params):  # which of them a learner may move
+        return ld3_jax.learning.parametrisation.all_of(params, frozen=())
+
+    def solvers(self, solver):  # one for each number of calls that is learned together
+        return (solver,)
+
+    def rates(self, solver):  # for Adam
+        return {"log_power": 0.1}
+
+
+def main() -> ld3_jax.Learned:
+    """Learn it for a ring of Gaussians."""
+    ring = ld3_jax.pretrained.load("ring")
+    pairs = ld3_jax.make_pairs(ring.model, ring.schedule, *ring.draw(jax.random.key(0), 200))
+    student = ld3_jax.make_student(ring.model, ring.schedule, ld3_jax.Solver("dpmpp", nfe=6))
+    learned = ld3_jax.fit(student, pairs, jax.random.key(1), parametrisation=Power(), start="logsnr")
+    print("squared error {start:.5f} at the start, {learned:.5f} learned".format(**learned.losses["valid"]))
+    return learned
+
+
+if __name__ == "__main__":
+    main()

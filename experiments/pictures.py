@@ -1,0 +1,61 @@
+"""The pictures of a run: its times, its loss, samples from the same noise."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments import comparison
+from experiments.comparison import Comparison
+from ld3_jax import plots
+from ld3_jax.grids import GRIDS, grid
+from ld3_jax.learning import Learned
+from ld3_jax.pretrained import Pretrained
+from ld3_jax.teacher import Pairs
+
+_ERROR_GAIN = 5
+
+
+def draw(
+    folder: Path, model: Pretrained, learned: Learned, test: Pairs, compared: Comparison, start_loss: float
+) -> None:
+    """Draw schedule.png, loss.png and samples.png."""
+    schedule, n, title = model.schedule, learned.solver.n_steps, f"{model}, {learned.solver}"
+    hand_made = {name: np.asarray(schedule.lam(grid(name, schedule, n))) for name in GRIDS}
+    lam, lam_c = (np.asarray(schedule.lam(t)) for t in (learned.t, learned.t_c))
+    plots.grids(folder / "schedule.png", {"learned": lam, "learned, for the network": lam_c}, hand_made, title)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    plots.losses(folder / "loss.png", lines, ("validation at the start", start_loss), title)
+    errors = compared.errors[comparison.SQUARED_ERROR]
+    best = comparison.best_hand_made(errors)
+    labels = {"learned": "learned", best: f"best hand-made:\n{best}"}
+    rows = {"teacher": np.asarray(test.x_0[: model.shown])}
+    rows |= {label: compared.samples[name] for name, label in labels.items()}
+    notes = {label: [f"{loss:.4f}" for loss in errors[name][: model.shown]] for name, label in labels.items()}
+    same_noise(folder / "samples.png", model, rows, f"{title}: samples from the same noise", notes)
+
+
+def same_noise(
+    path: Path, model: Pretrained, rows: Mapping[str, np.ndarray], title: str, notes: Mapping[str, Sequence[str]]
+) -> None:
+    """Rows of samples from the same noise; under those with notes, their difference from the teacher's."""
+    if model.display is None:
+        plots.scatter_rows(path, rows, title)
+        return
+    target, shown = model.display(rows["teacher"], rows["teacher"]), {}
+    for row, images in rows.items():
+        images = model.display(images, rows["teacher"])
+        shown[row] = np.clip(images, 0, 1)
+        if row in notes:
+            error = _ERROR_GAIN * np.abs(images - target)
+            shown[f"{row.splitlines()[-1]}:\nerror x {_ERROR_GAIN}"] = np.clip(error, 0, 1)
+    plots.image_rows(path, shown, title, notes)
+
+
+def gallery(path: Path, model: Pretrained, samples: np.ndarray, title: str) -> None:
+    """Many samples."""
+    if model.display is None:
+        plots.scatter_rows(path, {f"{len(samples)} samples": samples}, title)
+    else:
+        plots.image_grid(path, np.clip(model.display(samples, samples), 0, 1), title)

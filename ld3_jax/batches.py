@@ -1,0 +1,80 @@
+"""Many samples as equal batches, one after the other, each spread over the devices of the mesh in context.
+
+Under `with jax.set_mesh(mesh):` every batch of this library is divided along its first axis among the mesh's devices,
+and all else is copied to each of them. Without a mesh nothing is moved.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+
+def all_devices() -> Mesh:
+    """A mesh of all local devices, for `jax.set_mesh`, whose one axis the compiler may use as it sees fit."""
+    return Mesh(np.array(jax.local_devices()), ("data",), axis_types=(AxisType.Auto,))
+
+
+def device_count() -> int:
+    """The number of devices of the mesh in context; 1 without a mesh."""
+    return _mesh().size if _mesh().axis_names else 1
+
+
+def equal_batches(count: int, batch_size: int) -> tuple[int, int]:
+    """How many equal batches of at most `batch_size` hold `count` samples, and their size, for whole devices."""
+    devices = device_count()
+    n_batches = -(-count // max(batch_size // devices * devices, devices))
+    return n_batches, -(-count // (n_batches * devices)) * devices
+
+
+def in_batches(function: Callable[[PyTree], PyTree], inputs: PyTree, batch_size: int) -> PyTree:
+    """Apply a function of batches to inputs with a longer leading axis, under jit.
+
+    Args:
+        function: from a batch to a pytree whose leaves have the batch's leading axis.
+        inputs: a pytree whose leaves share their leading axis.
+        batch_size: the most samples at a time; the batches are made equal.
+
+    Returns:
+        What the function returns, with the leading axis of the inputs.
+    """
+    count = len(jax.tree.leaves(inputs)[0])
+    n_batches, size = equal_batches(count, batch_size)
+    indices = jnp.arange(n_batches * size) % count
+    batched = jax.tree.map(lambda leaf: leaf[indices].reshape(n_batches, size, *leaf.shape[1:]), inputs)
+    outputs = jax.lax.map(lambda batch: function(spread(batch)), batched)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], outputs)
+
+
+def spread(batch: PyTree) -> PyTree:
+    """Ask the compiler to divide a batch among the devices, under jit."""
+    mesh = _mesh()
+    return jax.lax.with_sharding_constraint(batch, PartitionSpec(mesh.axis_names)) if mesh.axis_names else batch
+
+
+def divide(batch: PyTree) -> PyTree:
+    """Divide a batch among the devices, outside jit."""
+    return _put(batch, PartitionSpec(_mesh().axis_names))
+
+
+def replicate(tree: PyTree) -> PyTree:
+    """Copy a pytree to each of the devices, outside jit; without a mesh, the pytree itself."""
+    return _put(tree, PartitionSpec())
+
+
+def _put(tree: PyTree, spec: PartitionSpec) -> PyTree:
+    return jax.device_put(tree, NamedSharding(jax.sharding.get_mesh(), spec)) if _mesh().axis_names else tree
+
+
+def _mesh() -> jax.sharding.AbstractMesh:
+    """The mesh in context; with no axes if there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        raise ValueError(
+            "the mesh's axes must be of type AxisType.Auto, as those of ld3_jax.batches.all_devices() are, "
+            f"got {mesh.axis_types}"
+        )
+    return mesh

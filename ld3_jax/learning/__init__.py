@@ -1,0 +1,42 @@
+"""Learning: parametrisations, learners, and what was learned."""
+
+from ld3_jax.learning.coefficients import WithCoefficients
+from ld3_jax.learning.curve import Curve
+from ld3_jax.learning.discretization import Coefficients, Discretization, on_grid
+from ld3_jax.learning.fit import begin, describe, fit, make_task, rank_grids, starts, steps
+from ld3_jax.learning.gaps import Gaps
+from ld3_jax.learning.gradient_descent import GradientDescent, Patience, SoftSurrogate
+from ld3_jax.learning.learned import Learned, load
+from ld3_jax.learning.levenberg_marquardt import LevenbergMarquardt
+from ld3_jax.learning.optimizers import by_group
+from ld3_jax.learning.state import StepMetrics, Task, TrainState
+from ld3_jax.learning.student import Student, distances, make_student
+
+__all__ = [
+    "Coefficients",
+    "Curve",
+    "Discretization",
+    "Gaps",
+    "GradientDescent",
+    "Learned",
+    "LevenbergMarquardt",
+    "Patience",
+    "SoftSurrogate",
+    "StepMetrics",
+    "Student",
+    "Task",
+    "TrainState",
+    "WithCoefficients",
+    "begin",
+    "by_group",
+    "describe",
+    "distances",
+    "fit",
+    "load",
+    "make_student",
+    "make_task",
+    "on_grid",
+    "rank_grids",
+    "starts",
+    "steps",
+]

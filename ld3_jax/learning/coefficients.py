@@ -1,0 +1,81 @@
+"""A parametrisation on top of another: the solver's coefficients, learned together with its times."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+
+from ld3_jax.learning.curve import Curve
+from ld3_jax.learning.discretization import Discretization, consistent, effective, no_change
+from ld3_jax.learning.gaps import Gaps
+from ld3_jax.learning.parametrisation import Mask, Parametrisation, Params, all_of, known_groups
+from ld3_jax.schedules import NoiseSchedule
+from ld3_jax.solvers import Solver, make_table
+
+_GAPS = Gaps()
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class WithCoefficients:
+    """Gaps and shifts, and additive changes of the solver's coefficients; see `discretization.changed`.
+
+    Attributes:
+        times: the parametrisation of the times.
+        consistent: change the coefficients only such that constants still integrate exactly.
+        history: past predictions that the changes reach back to; None: all.
+        frozen: ("coefficients",) keeps those that the start has.
+
+    Raises:
+        ValueError: if history is less than 1, a group is unknown, or the times are those of a curve.
+
+    Reference: arXiv:2502.17423 (S4S); arXiv:2403.01329 (BNS).
+    """
+
+    times: Parametrisation = _GAPS
+    consistent: bool = False
+    history: int | None = None
+    frozen: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.times, Curve):
+            raise ValueError(
+                f"coefficients are those of one number of network calls, so not of a curve, got {self.times}"
+            )
+        if self.history is not None and self.history < 1:
+            raise ValueError(f"history must be at least 1, or None for all, got {self.history}")
+        known_groups(self.frozen, ("coefficients",))
+
+    def init(self, start: Discretization, schedule: NoiseSchedule, solver: Solver) -> Params:
+        """The numbers of the times, and the start's coefficients, or zeros where it has none."""
+        change = start.coefficients
+        if change is None:
+            table = jax.eval_shape(partial(make_table, schedule, solver=solver), start.t)
+            change = no_change(table, self.history)
+        return {**self.times.init(start._replace(coefficients=None), schedule, solver), "coefficients": change}
+
+    def discretization(self, params: Params, schedule: NoiseSchedule, solver: Solver) -> Discretization:
+        """The times, and the changes of the coefficients."""
+        change = params["coefficients"]
+        found = self.times.discretization(params, schedule, solver)
+        return found._replace(coefficients=consistent(change) if self.consistent else change)
+
+    def project(self, params: Params, schedule: NoiseSchedule) -> Params:
+        """The projection of the times' numbers; coefficients may be any."""
+        return self.times.project(params, schedule)
+
+    def learned(self, params: Params) -> Mask:
+        """The times' numbers, and those changes that have an effect."""
+        own = all_of({"coefficients": params["coefficients"]}, self.frozen)
+        if not self.frozen:
+            own = {"coefficients": effective(params["coefficients"])}
+        return self.times.learned({name: params[name] for name in params if name != "coefficients"}) | own
+
+    def solvers(self, solver: Solver) -> tuple[Solver, ...]:
+        """The solver itself."""
+        return (solver,)
+
+    def rates(self, solver: Solver) -> dict[str, float]:
+        """Learning rates for Adam: those of the times, and 0.05 / n for the coefficients."""
+        own = {} if self.frozen else {"coefficients": 0.05 / solver.n_steps}
+        return self.times.rates(solver) | own

@@ -1,0 +1,116 @@
+"""LD3's own parametrisation: gaps between the times, and decoupled times at which the network is told to be.
+
+Reference: Tong et al., arXiv:2405.15506, section 4.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ld3_jax.learning.discretization import Discretization
+from ld3_jax.learning.parametrisation import Mask, Params, all_of, known_groups
+from ld3_jax.schedules import NoiseSchedule
+from ld3_jax.solvers import Solver
+
+
+class _Space(NamedTuple):
+    """A coordinate in which gaps and shifts are measured."""
+
+    of_t: Callable[[NoiseSchedule, Array], Array]
+    to_t: Callable[[NoiseSchedule, Array], Array]
+
+
+SPACES = {
+    "lambda": _Space(lambda schedule, t: schedule.lam(t), lambda schedule, lam: schedule.inverse_lam(lam)),
+    "t": _Space(lambda schedule, t: t, lambda schedule, t: t),
+}
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Gaps:
+    """2n - 1 numbers for n steps.
+
+    In the coordinate of the space the gaps are softmax(logits), scaled to the whole range, and at the inner points
+    t_c = t + clip(shifts, -b, b) with b = max_shift times the smallest gap. No gradient flows through b.
+
+    Attributes:
+        space: the coordinate: "lambda" (half-log-SNR) or "t".
+        max_shift: bound on the shifts in units of the smallest gap; at most 0.5 keeps t_c in order.
+        frozen: groups that stay as they start: "logits" (n,), "shifts" (n - 1,) in units of the space.
+
+    Raises:
+        ValueError: if the space or a group is unknown, or max_shift is negative.
+
+    Reference: Tong et al., arXiv:2405.15506, section 4.
+    Differs from the paper: its code takes the bound in lambda space from the raw logits, so equal ones forbid shifts.
+    """
+
+    space: str = "lambda"
+    max_shift: float = 0.5
+    frozen: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.space not in SPACES:
+            raise ValueError(f"space must be one of {sorted(SPACES)}, got {self.space!r}")
+        if not self.max_shift >= 0:
+            raise ValueError(f"max_shift must not be negative, got {self.max_shift}")
+        known_groups(self.frozen, ("logits", "shifts"))
+
+    def init(self, start: Discretization, schedule: NoiseSchedule, solver: Solver) -> Params:
+        """The numbers of given times; the logits have mean zero."""
+        t, t_c, coefficients = start
+        if coefficients is not None:
+            raise ValueError("the start has changed coefficients, which gaps and shifts cannot hold")
+        if t.shape != t_c.shape or t.shape != (solver.n_steps + 1,):
+            raise ValueError(f"a start for {solver} has {solver.n_steps + 1} times, got shapes {t.shape}, {t_c.shape}")
+        points, points_c = (SPACES[self.space].of_t(schedule, times) for times in (t, t_c))
+        log_gaps = jnp.log(jnp.abs(jnp.diff(points)))
+        return {"logits": log_gaps - log_gaps.mean(), "shifts": (points_c - points)[1:-1]}
+
+    def discretization(self, params: Params, schedule: NoiseSchedule, solver: Solver) -> Discretization:
+        """t and t_c, (n + 1,) each, descending, equal and exact at both ends."""
+        to_t = SPACES[self.space].to_t
+        start, width = self._range(schedule, params["logits"].dtype)
+        gaps = jax.nn.softmax(params["logits"])
+        points = start + width * jnp.concatenate([jnp.zeros_like(gaps[:1]), jnp.cumsum(gaps)])
+        shifts = jnp.pad(self.project(params, schedule)["shifts"], 1)
+        return Discretization(
+            _with_ends(to_t(schedule, points), schedule), _with_ends(to_t(schedule, points + shifts), schedule)
+        )
+
+    def project(self, params: Params, schedule: NoiseSchedule) -> Params:
+        """Shifts clipped to their bound; beyond it their gradient is zero and they could not return."""
+        bound = self.shift_bound(params, schedule)
+        return {**params, "shifts": jnp.clip(params["shifts"], -bound, bound)}
+
+    def shift_bound(self, params: Params, schedule: NoiseSchedule) -> Float[Array, ""]:
+        """max_shift times the smallest gap. It carries no gradient."""
+        _, width = self._range(schedule, params["logits"].dtype)
+        return jax.lax.stop_gradient(self.max_shift * jnp.abs(width) * jax.nn.softmax(params["logits"]).min())
+
+    def learned(self, params: Params) -> Mask:
+        """All numbers but those of the frozen groups."""
+        return all_of(params, self.frozen)
+
+    def solvers(self, solver: Solver) -> tuple[Solver, ...]:
+        """The solver itself."""
+        return (solver,)
+
+    def rates(self, solver: Solver) -> dict[str, float]:
+        """Learning rates for Adam: 0.12 / n for the logits, 0.05 / n for the shifts."""
+        rates = {"logits": 0.12 / solver.n_steps, "shifts": 0.05 / solver.n_steps}
+        return {name: rate for name, rate in rates.items() if name not in self.frozen}
+
+    def _range(self, schedule: NoiseSchedule, dtype: jnp.dtype) -> tuple[Array, Array]:
+        """Where the coordinate starts, and how far it goes (with its sign)."""
+        ends = SPACES[self.space].of_t(schedule, jnp.asarray([schedule.t_max, schedule.t_min], dtype))
+        return ends[0], ends[1] - ends[0]
+
+
+def _with_ends(t: Array, schedule: NoiseSchedule) -> Array:
+    return t.at[0].set(schedule.t_max).at[-1].set(schedule.t_min)

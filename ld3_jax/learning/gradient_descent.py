@@ -1,0 +1,316 @@
+"""Gradient descent through the whole solver, with the options of LD3: its soft surrogate and its patience.
+
+Reference: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv:2405.15506.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from ld3_jax.batches import in_batches, spread
+from ld3_jax.learning import optimizers
+from ld3_jax.learning.parametrisation import Mask, Params
+from ld3_jax.learning.state import (
+    StepMetrics,
+    Task,
+    TrainState,
+    batch_indices,
+    finite_or_inf,
+    keep_best,
+    together,
+    unless_done,
+    validation_is_due,
+    validation_loss,
+)
+from ld3_jax.learning.student import sample_losses
+from ld3_jax.teacher import Pairs
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Return to the best numbers and lower the rates when validations bring nothing better.
+
+    Attributes:
+        validations: so many in a row without a new best one.
+        decay: factor on the rates.
+        floors: the least factor of each group's rate, as (group, factor).
+        visits: stop after so many returns with all rates at their floors.
+
+    Raises:
+        ValueError: if validations or visits is less than 1.
+    """
+
+    validations: int = 5
+    decay: float = 0.8
+    floors: tuple[tuple[str, float], ...] = (("logits", 0.01), ("shifts", 1e-5), ("coefficients", 0.01))
+    visits: int = 5
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "validations", "visits")
+
+
+@dataclass(frozen=True)
+class SoftSurrogate:
+    """Let the initial noise of each sample move in a small ball, where that lowers the sample's loss.
+
+    Attributes:
+        gamma: the ball has the radius gamma d / n^2 around the noise z, for d elements and n steps.
+        rate: rate of the noise's gradient step, times n.
+        move_validation: whether validation noise moves too, once a round (a pass over the training pairs).
+
+    Raises:
+        ValueError: if gamma is not positive.
+
+    Reference: Tong et al., arXiv:2405.15506, section 4.
+    """
+
+    gamma: float = 1e-3
+    rate: float = 12.0
+    move_validation: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.gamma > 0:
+            raise ValueError(f"gamma must be greater than 0, got {self.gamma}")
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class GradientDescent:
+    """Steps along the gradient by any Optax transformation.
+
+    The defaults reach a low error on held-out noise soon; they are not the paper's choices.
+
+    Attributes:
+        optimizer: a transformation of the numbers, which are a dict of groups; see `optimizers.by_group`. None: Adam at
+            the rates of the parametrisation.
+        steps: how many steps.
+        batch_size: training pairs a step.
+        validate_every: steps between validations.
+        frozen_steps: for so many steps the shifts do not move.
+        patience: when to lower the rates and to stop early; None: never.
+        surrogate: the soft surrogate; None: off.
+        held_out: of the pairs, so many are for validation alone; 0: all are for both.
+        valid_batch: validation samples to integrate at a time.
+        remat: recompute activations in the backward pass, so that memory does not grow with the network calls.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    optimizer: optax.GradientTransformation | None = None
+    steps: int = 60
+    batch_size: int = 10
+    validate_every: int = 10
+    frozen_steps: int = 0
+    patience: Patience | None = None
+    surrogate: SoftSurrogate | None = None
+    held_out: int = 0
+    valid_batch: int = 25
+    remat: bool = True
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "steps", "batch_size", "validate_every", "valid_batch")
+
+    def check(self, task: Task) -> None:
+        """The soft surrogate moves the noise under one number of network calls."""
+        if self.surrogate and not task.is_of_one_number():
+            raise ValueError("the soft surrogate learns for the student's own number of network calls, not several")
+
+    def init(self, task: Task, params: Params) -> "Memory":
+        """Optimiser, rates, and where noise moves, the noise."""
+        moving = self.surrogate is not None
+        return Memory(
+            optimizer=_optimizer(task).init(params),
+            factors={name: jnp.ones(()) for name in params},
+            worse=jnp.zeros((), jnp.int32),
+            floor_visits=jnp.zeros((), jnp.int32),
+            noise=task.train.x_T if moving else (),
+            valid_noise=task.valid.x_T if moving else (),
+            noise_rate=jnp.asarray(self.surrogate.rate / task.student.solver.n_steps if self.surrogate else 0.0),
+        )
+
+    def step(self, task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
+        """See `gradient_step`."""
+        return gradient_step(task, state)
+
+    def after_step(self, task: Task, state: TrainState, step: int) -> TrainState:
+        """A validation where one is due, and at a round's end a step of the validation noise."""
+        if validation_is_due(task, step):
+            state = judge(task, state, validation_loss(task, state.params, _validation_pairs(task, state)))
+        per_round = len(jax.tree.leaves(task.train)[0]) // self.batch_size
+        if self.surrogate and self.surrogate.move_validation and step % per_round == 0:
+            state = end_round(task, state)
+        return state
+
+
+class Memory(NamedTuple):
+    """What gradient descent remembers."""
+
+    optimizer: optax.OptState
+    factors: dict[str, Float[Array, ""]]  # on the rate of each group
+    worse: Int[Array, ""]  # validations since the best
+    floor_visits: Int[Array, ""]
+    noise: PyTree  # initial states of the training pairs as moved; () when they do not move
+    valid_noise: PyTree
+    noise_rate: Float[Array, ""]
+
+
+@jax.jit
+def gradient_step(task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
+    """One gradient step on a batch, and one step of the batch's noise.
+
+    The loss is the mean of `sample_losses` from the noise x'_T. With the soft surrogate each x'_T then takes a gradient
+    step, is projected on its ball, and keeps the move if its own loss falls under the updated times.
+
+    Args:
+        task: what is learned.
+        state: the state.
+
+    Returns:
+        The next state, unchanged if the state is done, and the step's figures.
+    """
+    learner, memory = task.learner, state.learner
+    indices = batch_indices(task, state.step)
+    noise = memory.noise if learner.surrogate else task.train.x_T
+    pairs, noise = spread(jax.tree.map(lambda leaf: leaf[indices], (task.train, noise)))
+    (loss, each), (grads, noise_grads) = _gradients(task, state.params, noise, pairs)
+    learned = task.parametrisation.learned(grads)
+    grads = _only(learned, grads)
+    if learner.frozen_steps and "shifts" in grads:
+        grads["shifts"] = jnp.where(state.step < learner.frozen_steps, 0.0, grads["shifts"])
+    updates, optimizer = _optimizer(task).update(grads, memory.optimizer, state.params)
+    updates = _only(learned, updates)  # an optimizer may move numbers without a gradient, by weight decay for instance
+    updates = {name: jax.tree.map(lambda u, f=memory.factors[name]: u * f, updates[name]) for name in updates}
+    params = task.parametrisation.project(optax.apply_updates(state.params, updates), task.student.schedule)
+    memory, moved = memory._replace(optimizer=optimizer), jnp.zeros(())
+    if learner.surrogate:
+        noise, accepted = _move_noise(task, params, memory.noise_rate, pairs, noise, noise_grads, each)
+        scattered = jax.tree.map(lambda all, some: all.at[indices].set(some), memory.noise, noise)
+        memory, moved = memory._replace(noise=scattered), accepted.mean()
+    new = state._replace(step=state.step + 1, params=params, learner=memory)
+    return unless_done(state, new), StepMetrics(loss, optax.tree.norm(grads), moved)
+
+
+@jax.jit
+def judge(task: Task, state: TrainState, loss: Float[Array, ""]) -> TrainState:
+    """Keep the numbers if they are the best so far; out of patience, return to the best and lower the rates."""
+    worse = jnp.where(loss < state.best_loss, 0, state.learner.worse + 1)
+    new = keep_best(state, loss)
+    new = new._replace(learner=state.learner._replace(worse=worse))
+    if task.learner.patience:
+        new = _lower_rates(new, task.learner.patience, task.learner.frozen_steps)
+    return unless_done(state, new)
+
+
+def end_round(task: Task, state: TrainState) -> TrainState:
+    """After a pass over the training pairs: validation noise takes a step as well, under the best numbers.
+
+    Its rate halves when no sample moves. The best loss is measured anew, from the noise as moved.
+    """
+    moved = _move_validation_noise(task, state)
+    return _measured_anew(state, moved, validation_loss(task, state.best, _validation_pairs(task, moved)))
+
+
+def at_least_one(choices: object, *names: str) -> None:
+    """Refuse numbers less than 1."""
+    for name in names:
+        if getattr(choices, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(choices, name)}")
+
+
+def _only(learned: Mask, changes: Params) -> Params:
+    return jax.tree.map(lambda on, change: jnp.where(on, change, 0.0), learned, changes)
+
+
+def _optimizer(task: Task) -> optax.GradientTransformation:
+    learner = task.learner
+    if learner.optimizer is not None:
+        return learner.optimizer
+    rates = task.parametrisation.rates(task.student.solver)
+    return optimizers.by_group({name: optimizers.adam(rate, learner.steps) for name, rate in rates.items()})
+
+
+def _validation_pairs(task: Task, state: TrainState) -> Pairs:
+    """Validation noise is where the teacher started, unless it moves too."""
+    surrogate = task.learner.surrogate
+    moves = surrogate is not None and surrogate.move_validation
+    return task.valid._replace(x_T=state.learner.valid_noise) if moves else task.valid
+
+
+@jax.jit
+def _measured_anew(state: TrainState, moved: TrainState, loss: Array) -> TrainState:
+    return unless_done(state, moved._replace(best_loss=finite_or_inf(loss), valid_loss=loss))
+
+
+@jax.jit
+def _move_validation_noise(task: Task, state: TrainState) -> TrainState:
+    memory = state.learner
+
+    def move(batch: tuple[Pairs, PyTree]) -> tuple[PyTree, Array]:
+        pairs, noise = batch
+        (_, each), (_, grads) = _gradients(task, state.best, noise, pairs)
+        return _move_noise(task, state.best, memory.noise_rate, pairs, noise, grads, each)
+
+    noise, accepted = in_batches(move, (task.valid, memory.valid_noise), task.learner.batch_size)
+    rate = jnp.where(accepted.any(), memory.noise_rate, memory.noise_rate / 2)
+    memory = memory._replace(valid_noise=noise, noise_rate=rate, worse=jnp.zeros_like(memory.worse))
+    return state._replace(params=state.best, learner=memory)
+
+
+def _gradients(
+    task: Task, params: Params, noise: PyTree, pairs: Pairs
+) -> tuple[tuple[Array, Array], tuple[Params, PyTree]]:
+    """Mean loss, each sample's loss, and the gradients of the mean with respect to the numbers and the noise."""
+
+    def objective(params: Params, noise: PyTree) -> tuple[Array, Array]:
+        moved = pairs._replace(x_T=noise)
+        each = [
+            sample_losses(student, task.discretization(params, student), moved, remat=task.learner.remat)
+            for student in task.students()
+        ]
+        return together([losses.mean() for losses in each]), each[0]
+
+    return jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(params, noise)
+
+
+def _move_noise(
+    task: Task, params: Params, rate: Array, pairs: Pairs, noise: PyTree, grads: PyTree, each: Array
+) -> tuple[PyTree, Array]:
+    """The soft surrogate's step on initial noise, kept where a sample's loss falls; and where it was kept.
+
+    Radius and rate are those of z = x_T / prior_scale, which is the noise that the paper moves.
+    """
+    student, scale = task.student, task.student.schedule.prior_scale
+    elements = sum(leaf[0].size for leaf in jax.tree.leaves(noise))
+    radius = task.learner.surrogate.gamma * elements / student.solver.n_steps**2 * scale
+
+    def step(origin: PyTree, noise: PyTree, grad: PyTree) -> PyTree:
+        offset = jax.tree.map(lambda origin, x, grad: x - rate * scale**2 * grad - origin, origin, noise, grad)
+        return jax.tree.map(jnp.add, origin, optax.projections.projection_l2_ball(offset, radius))
+
+    candidate = jax.vmap(step)(pairs.x_T, noise, grads)
+    found = task.discretization(params, student)
+    accepted = sample_losses(student, found, pairs._replace(x_T=candidate)) < each
+    keep = jax.vmap(lambda accepted, new, old: jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old))
+    return keep(accepted, candidate, noise), accepted
+
+
+def _lower_rates(state: TrainState, patience: Patience, frozen_steps: int) -> TrainState:
+    """Out of patience: back to the best with lower rates; shifts that are still frozen keep theirs."""
+    memory, floors = state.learner, dict(patience.floors)
+    out = memory.worse >= patience.validations
+    factors, at_floor = {}, out
+    for name, old in memory.factors.items():
+        floor = floors.get(name, 0.01)
+        lower = out & (state.step > frozen_steps) if name == "shifts" else out
+        factors[name] = jnp.where(lower, jnp.maximum(old * patience.decay, floor), old)
+        at_floor &= factors[name] <= floor
+    memory = memory._replace(
+        factors=factors, worse=jnp.where(out, 0, memory.worse), floor_visits=memory.floor_visits + at_floor
+    )
+    params = jax.tree.map(lambda best, now: jnp.where(out, best, now), state.best, state.params)
+    return state._replace(params=params, learner=memory, done=memory.floor_visits >= patience.visits)

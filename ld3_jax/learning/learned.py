@@ -1,0 +1,229 @@
+"""What was learned: a solver with its times and coefficients. It samples, is judged, saved and loaded on its own."""
+
+import dataclasses
+import itertools
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from ld3_jax import denoisers
+from ld3_jax.denoisers import Model
+from ld3_jax.disk import numbers, write_atomically
+from ld3_jax.learning import curve
+from ld3_jax.learning.curve import Curve
+from ld3_jax.learning.discretization import Coefficients, Discretization
+from ld3_jax.learning.parametrisation import Params
+from ld3_jax.learning.student import Student, distances
+from ld3_jax.schedules import NoiseSchedule
+from ld3_jax.solvers import Solver, Table, solve
+from ld3_jax.teacher import Pairs
+
+FORMAT = "ld3_jax schedule"
+VERSIONS = (1, 2)  # 2 has coefficients or a curve
+_KINDS = {
+    "solver": str,
+    "nfe": int,
+    "order": int,
+    "variant": str,
+    "lower_order_final": bool,
+    "model": dict,
+    "losses": dict,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """A learned discretisation of one model's ODE, for one solver.
+
+    Attributes:
+        solver: the solver with its number of network calls.
+        found: its times, the network's own times, and the changes of its coefficients.
+        lam: half-log-SNR at the times.
+        model: what is needed to build the model again; its "digest" tells whether it is the same one.
+        losses: figures measured while learning, at least those of the validation at the start and of what was learned.
+        curve: a learned curve and its numbers, which times for other numbers of calls are read off; None if none.
+    """
+
+    solver: Solver
+    found: Discretization
+    lam: Float[np.ndarray, "n_points"]
+    model: dict[str, Any] = field(default_factory=dict)
+    losses: dict[str, Any] = field(default_factory=dict)
+    curve: tuple[Curve, Params] | None = None
+
+    @property
+    def t(self) -> Float[Array, "n_points"]:
+        """The times, descending from t_max to t_min."""
+        return self.found.t
+
+    @property
+    def t_c(self) -> Float[Array, "n_points"]:
+        """The times given to the network."""
+        return self.found.t_c
+
+    @property
+    def coefficients(self) -> Coefficients | None:
+        """The changes of the solver's coefficients, if they were learned."""
+        return self.found.coefficients
+
+    def table(self, schedule: NoiseSchedule) -> Table:
+        """All of it as a table for `solvers.solve`.
+
+        Raises:
+            ValueError: if the times do not span the range of the noise schedule.
+        """
+        self.check_range(schedule)
+        return self.found.table(schedule, self.solver)
+
+    def sample(self, model: Model, schedule: NoiseSchedule, x_T: PyTree, cond: PyTree = None) -> PyTree:
+        """Integrate from x_T to a sample. Pure: use it under jit, grad, vmap.
+
+        Args:
+            model: model(x, t, cond) -> noise prediction, the one that it was learned for.
+            schedule: its noise schedule.
+            x_T: states at t_max, scaled by `schedule.prior_scale`.
+            cond: passed to the model.
+
+        Raises:
+            ValueError: if the times do not span the range of the noise schedule.
+        """
+        predict = denoisers.convert(model, schedule, self.solver.prediction)
+        return solve(predict, self.table(schedule), x_T, cond=cond)
+
+    def distances(self, student: Student, pairs: Pairs, *, batch_size: int = 25) -> Float[Array, "n"]:
+        """How far it lands from the teacher: the student's loss of each pair.
+
+        Args:
+            student: model, loss and decoder; its own solver is not used.
+            pairs: n held-out pairs.
+            batch_size: the most samples to integrate at a time.
+        """
+        self.check_range(student.schedule)
+        return distances(student._replace(solver=self.solver), self.found, pairs, batch_size=batch_size)
+
+    def for_calls(self, nfe: int, schedule: NoiseSchedule) -> "Learned":
+        """The same for another number of network calls, read off the learned curve.
+
+        Raises:
+            ValueError: if no curve was learned and nfe is another number, or the solver cannot take so few calls.
+        """
+        if nfe == self.solver.nfe:
+            return self
+        if self.curve is None:
+            raise ValueError(
+                f"it was learned for {self.solver.nfe} network calls and has no curve to read {nfe} off; learn a curve "
+                "with --config.learn.curve=True"
+            )
+        solver, (parametrisation, params) = replace(self.solver, nfe=nfe), self.curve
+        return self._with(solver, parametrisation.discretization(params, schedule, solver), schedule)
+
+    def _with(self, solver: Solver, found: Discretization, schedule: NoiseSchedule) -> "Learned":
+        return replace(self, solver=solver, found=found, lam=np.asarray(schedule.lam(found.t)))
+
+    def check_range(self, schedule: NoiseSchedule) -> None:
+        """Refuse a noise schedule of another range, and network times beyond it."""
+        t, t_c, range_ = np.asarray(self.t), np.asarray(self.t_c), (schedule.t_max, schedule.t_min)
+        beyond = max(range_[0], t_c.max()), min(range_[1], t_c.min())
+        for name, ends in {"times": (t[0], t[-1]), "network times": beyond}.items():
+            if not np.allclose(ends, range_, rtol=1e-3, atol=1e-6):
+                raise ValueError(
+                    f"its {name} run from {ends[0]:g} to {ends[1]:g}, those of the model from {range_[0]:g} to "
+                    f"{range_[1]:g}"
+                )
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON, atomically; the numbers read back bit for bit.
+
+        Raises:
+            OSError: if the disk does not take it; what stood at `path` before stays.
+        """
+        solver = dataclasses.asdict(self.solver)
+        lists = {"t": self.t, "t_c": self.t_c, "lam": self.lam}
+        record = {"format": FORMAT, "version": VERSIONS[0], "solver": solver.pop("name")} | solver
+        record["n_steps"] = self.solver.n_steps
+        record |= {name: np.asarray(array).tolist() for name, array in lists.items()}
+        record |= {"model": self.model, "losses": self.losses}
+        if self.coefficients is not None:
+            change = self.coefficients._asdict()
+            record["coefficients"] = {name: np.asarray(leaf).tolist() for name, leaf in change.items()}
+        if self.curve is not None:
+            record["curve"] = curve.to_record(*self.curve)
+        if self.coefficients is not None or self.curve is not None:
+            record["version"] = VERSIONS[1]
+        write_atomically(Path(path), (json.dumps(record, indent=2) + "\n").encode())
+
+
+def load(path: str | Path) -> Learned:
+    """Read what `Learned.save` wrote.
+
+    Args:
+        path: a schedule.json.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if the file is cut short, is no such file, or holds impossible values; the message names what.
+    """
+    path = Path(path)
+    try:
+        record = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of integers with thousands of digits
+        raise ValueError(f"{path}: not valid JSON, perhaps cut short ({error})") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a schedule of ld3_jax")
+    version = record.get("version")
+    if version not in VERSIONS or isinstance(version, bool):
+        raise ValueError(f"{path}: schedule of version {version}, this program reads {list(VERSIONS)}")
+    names = [f.name for f in dataclasses.fields(Solver)[1:]]
+    if missing := [key for key in ("solver", *names, "t", "t_c", "lam", "model", "losses") if key not in record]:
+        raise ValueError(f"{path}: lacks {missing}")
+    try:
+        return _from_record(record, names)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _from_record(record: dict[str, Any], names: list[str]) -> Learned:
+    for key, kind in _KINDS.items():
+        if type(record[key]) is not kind:
+            raise ValueError(f"{key} must be of type {kind.__name__}, got {record[key]!r}")
+    solver = Solver(record["solver"], **{name: record[name] for name in names})
+    t, t_c, lam = (_times(record[key], key) for key in ("t", "t_c", "lam"))
+    if not len(t) == len(t_c) == len(lam) == solver.n_steps + 1:
+        raise ValueError(
+            f"{len(t)} times, {len(t_c)} network times and {len(lam)} lam for {solver.n_steps} steps; with nfe = "
+            f"{solver.nfe} there must be {solver.n_steps + 1} numbers in each of t, t_c and lam"
+        )
+    if not all(a > b for a, b in itertools.pairwise(t)):
+        raise ValueError(f"the times must be finite and t must descend, got t = {t}")
+    change, warp = (record.get(name) if record["version"] > 1 else None for name in ("coefficients", "curve"))
+    if record["version"] > 1 and change is None and warp is None:
+        raise ValueError("lacks coefficients or a curve, which a schedule of version 2 has")
+    coefficients = None if change is None else _read_coefficients(change, solver)
+    found = Discretization(jnp.asarray(t), jnp.asarray(t_c), coefficients)
+    read = None if warp is None else curve.from_record(warp)
+    return Learned(solver, found, np.asarray(jnp.asarray(lam)), record["model"], record["losses"], read)
+
+
+def _times(values: Any, name: str) -> list[float]:
+    """A list of finite numbers."""
+    array = numbers(values)
+    if array.ndim != 1 or not np.isfinite(array).all():
+        raise ValueError(f"{name} must be a list of finite numbers, got {values!r}")
+    return array.tolist()
+
+
+def _read_coefficients(change: Any, solver: Solver) -> Coefficients:
+    names = Coefficients._fields
+    if not isinstance(change, dict) or not set(names) <= set(change):
+        raise ValueError(f"coefficients must be the lists of {names}, got {change!r:.80}")
+    arrays = [numbers(change[name]) for name in names]
+    base, *histories = arrays if arrays[2].size else arrays[:2]
+    whole = base.shape == (solver.nfe,) and all(rows.ndim == 2 and len(rows) == solver.nfe for rows in histories)
+    if not whole or not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError(f"coefficients must be finite and have {solver.nfe} rows, one for each network call")
+    return Coefficients(*map(jnp.asarray, (base, *histories)))

@@ -1,0 +1,155 @@
+"""The state of learning, and what every learner does with it: draw a batch, validate, keep the best.
+
+Reference: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv:2405.15506.
+"""
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from ld3_jax.learning.discretization import Discretization
+from ld3_jax.learning.parametrisation import Parametrisation, Params
+from ld3_jax.learning.student import Student, distances
+from ld3_jax.schedules import NoiseSchedule
+from ld3_jax.solvers import Solver
+from ld3_jax.teacher import Pairs
+
+
+class StepMetrics(NamedTuple):
+    """Scalars of one step."""
+
+    loss: Float[Array, ""]  # of the batch, before the step
+    grad_norm: Float[Array, ""]
+    moved: Float[Array, ""]  # share of the batch whose noise moved
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """How the numbers move; hashable, and registered as static (`register_static`)."""
+
+    steps: int
+    batch_size: int
+    validate_every: int
+    valid_batch: int
+    held_out: int
+
+    def check(self, task: "Task") -> None:
+        """Refuse a task that this learner cannot learn, with a ValueError."""
+        ...
+
+    def init(self, task: "Task", params: Params) -> Any:
+        """The learner's part of the initial state."""
+        ...
+
+    def step(self, task: "Task", state: "TrainState") -> tuple["TrainState", StepMetrics]:
+        """One step, jitted; the state as it is if learning is done."""
+        ...
+
+    def after_step(self, task: "Task", state: "TrainState", step: int) -> "TrainState":
+        """What follows the step of that number: a validation where one is due."""
+        ...
+
+
+class Task(NamedTuple):
+    """All that does not change while learning. The static parts are no leaves, so a task crosses jit as it is."""
+
+    student: Student
+    train: Pairs
+    valid: Pairs
+    key: PRNGKeyArray  # fixes the order of the batches
+    parametrisation: Parametrisation
+    learner: Learner
+
+    def students(self) -> list[Student]:
+        """The student with each number of network calls that is learned."""
+        solvers = self.parametrisation.solvers(self.student.solver)
+        return [self.student._replace(solver=solver) for solver in solvers]
+
+    def is_of_one_number(self) -> bool:
+        """Whether the student's own number of network calls is all that is learned."""
+        return self.parametrisation.solvers(self.student.solver) == (self.student.solver,)
+
+    def discretization(self, params: Params, student: Student) -> Discretization:
+        """What the numbers stand for, for one of the students."""
+        return _discretization(self.parametrisation, params, student.schedule, student.solver)
+
+
+@jax.jit
+def _discretization(
+    parametrisation: Parametrisation, params: Params, schedule: NoiseSchedule, solver: Solver
+) -> Discretization:
+    return parametrisation.discretization(params, schedule, solver)
+
+
+class TrainState(NamedTuple):
+    """Everything that changes while learning."""
+
+    step: Int[Array, ""]
+    params: Params
+    learner: PyTree  # what the learner remembers
+    best: Params  # by validation
+    best_loss: Float[Array, ""]
+    start_loss: Float[Array, ""]  # validation loss of the start
+    valid_loss: Float[Array, ""]  # of the latest validation
+    done: Bool[Array, ""]
+
+
+def init_state(task: Task, params: Params) -> TrainState:
+    """The state before the first step, in which the start is the best so far."""
+    loss = validation_loss(task, params, task.valid)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        learner=task.learner.init(task, params),
+        best=params,
+        best_loss=finite_or_inf(loss),
+        start_loss=loss,
+        valid_loss=loss,
+        done=jnp.zeros((), bool),
+    )
+
+
+def batch_indices(task: Task, step: Array) -> Int[Array, "batch"]:
+    """The next batch of this round's permutation; samples that do not fill a batch wait for another round."""
+    count, size = len(jax.tree.leaves(task.train)[0]), task.learner.batch_size
+    per_round = count // size
+    order = jax.random.permutation(jax.random.fold_in(task.key, step // per_round), count)
+    return jax.lax.dynamic_slice(order, (step % per_round * size,), (size,))
+
+
+def validation_is_due(task: Task, step: int) -> bool:
+    """Whether a validation follows the step of that number."""
+    return step % task.learner.validate_every == 0 or step == task.learner.steps
+
+
+def validation_loss(task: Task, params: Params, pairs: Pairs) -> Float[Array, ""]:
+    """The mean loss of any number of pairs; of all numbers of calls together where several are learned."""
+    means = []
+    for student in task.students():
+        found = task.discretization(params, student)
+        means.append(distances(student, found, pairs, batch_size=task.learner.valid_batch).mean())
+    return together(means)
+
+
+def together(losses: list[Array]) -> Array:
+    """One loss of those of each number of calls: the geometric mean, so that each counts alike."""
+    return losses[0] if len(losses) == 1 else jnp.exp(jnp.mean(jnp.log(jnp.stack(losses))))
+
+
+def keep_best(state: TrainState, loss: Array) -> TrainState:
+    """The state after a validation: its numbers are the best if their loss is below all earlier ones."""
+    better = loss < state.best_loss
+    best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.params, state.best)
+    return state._replace(valid_loss=loss, best=best, best_loss=jnp.where(better, loss, state.best_loss))
+
+
+def unless_done(state: TrainState, new: TrainState) -> TrainState:
+    """The new state, or where learning is done the old one."""
+    return jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, new)
+
+
+def finite_or_inf(loss: Array) -> Array:
+    """The loss, or infinity in place of NaN, which nothing would ever be better than."""
+    return jnp.where(jnp.isfinite(loss), loss, jnp.inf)

@@ -1,0 +1,115 @@
+"""A student: a model, the few-step solver to run it with, and how its samples are judged."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, PyTree
+
+from ld3_jax import denoisers, losses
+from ld3_jax.batches import in_batches
+from ld3_jax.denoisers import Model
+from ld3_jax.learning.discretization import Discretization
+from ld3_jax.schedules import NoiseSchedule
+from ld3_jax.solvers import Solver, solve
+from ld3_jax.teacher import Pairs
+
+Loss = Callable[[PyTree, PyTree], Array]
+
+
+class Student(NamedTuple):
+    """What is run and how it is judged; see `make_student`. The weights are its leaves."""
+
+    model: Model
+    schedule: NoiseSchedule
+    solver: Solver
+    loss: Loss
+    decode: Callable[[PyTree], PyTree]
+
+
+def make_student(
+    model: Model,
+    schedule: NoiseSchedule,
+    solver: Solver,
+    loss: Loss = losses.l2,
+    decode: Callable[[PyTree], PyTree] = lambda x: x,
+) -> Student:
+    """A `Student` of any callables; those that are no pytrees of their own are taken to hold no weights.
+
+    Args:
+        model: model(x, t, cond) -> noise prediction.
+        schedule: its noise schedule.
+        solver: the solver, with its number of network calls.
+        loss: loss(samples, targets) -> (batch,) losses.
+        decode: from a state at t_min to what the loss sees, for instance a latent's image.
+
+    Raises:
+        ValueError: if the solver has no number of network calls.
+    """
+    if solver.nfe is None:
+        raise ValueError(f"a student's solver needs its number of network calls, nfe, got {solver!r}")
+    return Student(_as_pytree(model), schedule, solver, _as_pytree(loss), _as_pytree(decode))
+
+
+def run(student: Student, found: Discretization, x_T: PyTree, cond: PyTree = None, *, remat: bool = False) -> PyTree:
+    """The student's samples, decoded.
+
+    Args:
+        student: the student.
+        found: the times and coefficients to run it with.
+        x_T: a batch of initial states, scaled by the prior.
+        cond: their conditions.
+        remat: see `solvers.solve`.
+    """
+    _, schedule, solver, _, decode = student
+    predict = denoisers.convert(student.model, schedule, solver.prediction)
+    return decode(solve(predict, found.table(schedule, solver), x_T, cond=cond, remat=remat))
+
+
+def sample_losses(
+    student: Student, found: Discretization, pairs: Pairs, *, remat: bool = False
+) -> Float[Array, "batch"]:
+    """The loss of each sample of `run` against `pairs.x_0`, the teacher's sample, decoded."""
+    return student.loss(run(student, found, pairs.x_T, pairs.cond, remat=remat), pairs.x_0)
+
+
+def distances(student: Student, found: Discretization, pairs: Pairs, *, batch_size: int = 25) -> Float[Array, "n"]:
+    """`sample_losses` of any number of pairs, a batch at a time.
+
+    Integrating and comparing are two programs, so that another loss does not compile the network again.
+
+    Args:
+        student: the student.
+        found: the times and coefficients to run it with.
+        pairs: n pairs.
+        batch_size: the most samples to integrate at a time; the batches are made equal.
+
+    Returns:
+        (n,) losses.
+    """
+    samples = run_in_batches(student, found, pairs.x_T, pairs.cond, batch_size=batch_size)
+    return losses_in_batches(student.loss, samples, pairs.x_0, batch_size=batch_size)
+
+
+def run_in_batches(
+    student: Student, found: Discretization, x_T: PyTree, cond: PyTree = None, *, batch_size: int = 25
+) -> PyTree:
+    """`run` for any number of initial states, a batch at a time."""
+    return _run_in_batches(student._replace(loss=Partial(losses.l2)), found, (x_T, cond), batch_size)
+
+
+@partial(jax.jit, static_argnums=3)
+def _run_in_batches(student: Student, found: Discretization, inputs: tuple[PyTree, PyTree], batch_size: int) -> PyTree:
+    return in_batches(lambda batch: run(student, found, *batch), inputs, batch_size)
+
+
+@partial(jax.jit, static_argnames="batch_size")
+def losses_in_batches(loss: Loss, samples: PyTree, targets: PyTree, *, batch_size: int = 25) -> Float[Array, "n"]:
+    """`loss(samples, targets)` for any number of samples, a batch at a time; `loss` is a pytree."""
+    return in_batches(lambda batch: loss(*batch), (samples, targets), batch_size)
+
+
+def _as_pytree(function: Callable) -> Callable:
+    return Partial(function) if jax.tree_util.all_leaves([function]) else function

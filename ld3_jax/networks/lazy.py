@@ -1,0 +1,40 @@
+"""Arrays by name that are read when they are asked for, so that a file of gigabytes is never in memory as a whole."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+import numpy as np
+
+
+class Lazy(Mapping[str, np.ndarray]):
+    """Arrays by name; each is read anew whenever it is asked for, and not kept."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], np.ndarray]]):
+        self._readers = dict(readers)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._readers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._readers
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+
+def renamed(arrays: Mapping[str, np.ndarray], names: Mapping[str, str]) -> Lazy:
+    """The arrays under other names, of which none is read.
+
+    Args:
+        arrays: by their present names.
+        names: new name -> present name.
+    """
+    return Lazy({new: partial(arrays.__getitem__, old) for new, old in names.items()})
+
+
+def joined(*parts: Mapping[str, np.ndarray]) -> Lazy:
+    """The arrays of all parts, of which none is read; where two parts share a name, the later one's."""
+    return Lazy({name: partial(part.__getitem__, name) for part in parts for name in part})

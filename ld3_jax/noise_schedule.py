@@ -1,0 +1,80 @@
+"""What every noise schedule is: alpha and sigma as functions of time, by three formulas in the log domain.
+
+Another one than those of `ld3_jax.schedules` is one class statement:
+
+    @dataclass(frozen=True)
+    class Power(NoiseSchedule):
+        t_min, t_max, prior_scale = 0.1, 10.0, 100.0
+
+        def log_alpha(self, t):
+            return jnp.zeros_like(t)
+
+        def log_sigma(self, t):
+            return 2 * jnp.log(t)
+
+        def inverse_lam(self, lam):
+            return jnp.exp(-lam / 2)
+"""
+
+import abc
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@dataclass(frozen=True)
+class NoiseSchedule(abc.ABC):
+    """alpha and sigma as functions of time. Subclass it, as a frozen dataclass, for a noise schedule of your own.
+
+    It compares and hashes by value and is a pytree without leaves: pass it through `jax.jit` like any argument. Next to
+    Flax's modules it is the only class here that is made to be inherited from.
+
+    Attributes:
+        t_min: time at which sampling ends; the cleanest state. A field, a property or a constant of the subclass.
+        t_max: time at which sampling starts; nearly pure noise.
+        prior_scale: standard deviation of the state at t_max, so that `x_T = prior_scale * z` with `z ~ N(0, I)`.
+
+    Raises:
+        TypeError: if a subclass lacks a formula or is no dataclass.
+    """
+
+    t_min: ClassVar[float]
+    t_max: ClassVar[float]
+    prior_scale: ClassVar[float] = 1.0
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        jax.tree_util.register_static(cls)
+
+    def __new__(cls, *_: Any, **__: Any) -> "NoiseSchedule":
+        # Without its own fields a class would compare all its instances equal, and jit would mix them up.
+        if "__dataclass_fields__" not in vars(cls):
+            raise TypeError(f"the noise schedule {cls.__name__} must be decorated with @dataclass(frozen=True)")
+        return super().__new__(cls)
+
+    @abc.abstractmethod
+    def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """log alpha(t), the log of the signal's factor."""
+
+    @abc.abstractmethod
+    def log_sigma(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """log sigma(t), the log of the noise's standard deviation."""
+
+    @abc.abstractmethod
+    def inverse_lam(self, lam: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """The time t at which the half-log-SNR is `lam`."""
+
+    def alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """alpha(t)."""
+        return jnp.exp(self.log_alpha(t))
+
+    def sigma(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """sigma(t)."""
+        return jnp.exp(self.log_sigma(t))
+
+    def lam(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """Half the log signal-to-noise ratio, lam(t) = log(alpha(t) / sigma(t))."""
+        return self.log_alpha(t) - self.log_sigma(t)

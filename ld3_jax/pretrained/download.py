@@ -1,0 +1,121 @@
+"""Where the published weights lie, and a download that resumes and is verified."""
+
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from ld3_jax.networks import files
+
+_CHUNK = 1 << 20
+_TIMEOUT_S = 30.0
+
+
+class Source(NamedTuple):
+    """An address and the SHA-256 of what lies there, where it is publicly known."""
+
+    url: str
+    sha256: str | None = None
+
+
+_EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained"
+_LDM = "https://ommer-lab.com/files/latent-diffusion"
+_HUB = "https://huggingface.co"
+SOURCES = {
+    "edm-cifar10-32x32-uncond-vp.pkl": Source(f"{_EDM}/edm-cifar10-32x32-uncond-vp.pkl"),
+    "edm-cifar10-32x32-uncond-ve.pkl": Source(f"{_EDM}/edm-cifar10-32x32-uncond-ve.pkl"),
+    "edm-ffhq-64x64-uncond-vp.pkl": Source(f"{_EDM}/edm-ffhq-64x64-uncond-vp.pkl"),
+    "edm-afhqv2-64x64-uncond-vp.pkl": Source(f"{_EDM}/edm-afhqv2-64x64-uncond-vp.pkl"),
+    "edm-imagenet-64x64-cond-adm.pkl": Source(f"{_EDM}/edm-imagenet-64x64-cond-adm.pkl"),
+    "lsun_bedrooms.zip": Source(f"{_LDM}/lsun_bedrooms.zip"),
+    "cin256-v2.ckpt": Source(f"{_LDM}/nitro/cin/model.ckpt"),
+    "sd-v1-4.ckpt": Source(
+        f"{_HUB}/CompVis/stable-diffusion-v-1-4-original/resolve/main/sd-v1-4.ckpt",
+        "fe4efff1e174c627256e44ec2991ba279b3816e364b49f9be2abc0b3ff3f8556",
+    ),
+    "v1-5-pruned-emaonly.safetensors": Source(
+        f"{_HUB}/stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main/v1-5-pruned-emaonly.safetensors",
+        "6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa",
+    ),
+    "2_rectified_flow_from_sd_1_5.bin": Source(
+        f"{_HUB}/XCLiu/2_rectified_flow_from_sd_1_5/resolve/main/unet/diffusion_pytorch_model.bin"
+    ),
+    "instaflow_0_9B_from_sd_1_5.bin": Source(
+        f"{_HUB}/XCLiu/instaflow_0_9B_from_sd_1_5/resolve/main/unet/diffusion_pytorch_model.bin"
+    ),
+}
+
+
+def fetch(path: Path, on_progress: Callable[[str, int, int], None] = lambda label, done, total: None) -> Path:
+    """A file of weights: the one that is there, or else, if its name is in SOURCES, a download.
+
+    Args:
+        path: where the file is, or shall be.
+        on_progress: called with the file's name and the numbers of bytes that are here and that are expected.
+
+    Raises:
+        FileNotFoundError: if there is no such file, and its name is not in SOURCES.
+        ConnectionError, ValueError: see `download`.
+    """
+    if path.is_file():
+        return path
+    if path.name not in SOURCES:
+        raise FileNotFoundError(f"no file {path}; by these names files are downloaded: {', '.join(SOURCES)}")
+    download(*SOURCES[path.name], path, lambda done, total: on_progress(path.name, done, total))
+    return path
+
+
+def download(
+    url: str, sha256: str | None, path: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> None:
+    """Download a file; it goes on from what an earlier try left in `<path>.part`.
+
+    Args:
+        url: the address.
+        sha256: of the whole file, or None where it is not known; then the length alone is verified.
+        path: where the file shall lie; nothing lies there before it is whole and verified.
+        on_progress: called with the numbers of bytes that are here and that are expected.
+
+    Raises:
+        ConnectionError: if the address cannot be reached, refuses, or breaks off; the message says how to go on.
+        ValueError: if the file is not the one with that SHA-256; then it is deleted.
+    """
+    part = path.with_name(f"{path.name}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _receive(url, part, on_progress)
+    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        here = part.stat().st_size if part.is_file() else 0
+        raise ConnectionError(
+            f"cannot download {url} ({error}). The same command goes on from the {here:,} bytes in {part}; "
+            f"or get the file in another way and put it at {path}"
+        ) from error
+    if sha256 and (digest := files.sha256(part)) != sha256:
+        part.unlink()
+        raise ValueError(f"{url}: its SHA-256 is {digest} where {sha256} is expected; deleted")
+    part.replace(path)
+
+
+def _receive(url: str, part: Path, on_progress: Callable[[int, int], None]) -> None:
+    """Bring the partial file to its full length."""
+    here = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={here}-"} if here else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and error.headers["Content-Range"] == f"bytes */{here}":
+            return  # an earlier run was killed after the last byte
+        raise
+    with response:
+        resumed = response.status == 206
+        here = here if resumed else 0
+        total = here + int(response.headers["Content-Length"])
+        with part.open("ab" if resumed else "wb") as file:
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                here += len(chunk)
+                on_progress(here, total)
+    if here != total:
+        raise ConnectionError(f"broken off after {here:,} of {total:,} bytes")

@@ -1,0 +1,275 @@
+"""Pre-trained models by name: from settings to a noise prediction with all that belongs to it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from ld3_jax import denoisers
+from ld3_jax.disk import digest
+from ld3_jax.networks import edm, files, galaxy, gaussian, latent, lazy, text
+from ld3_jax.networks.latent import LatentDiffusion
+from ld3_jax.pretrained import download
+from ld3_jax.schedules import NoiseSchedule, VPLinear
+from ld3_jax.teacher import draw_noise
+
+OnProgress = Callable[[str, int, int], None]
+DrawCondition = Callable[[PRNGKeyArray, int], PyTree]
+Display = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_TEXT_CACHE = Path("runs/text")
+_OF_FILES = ("guidance", "first_stage", "prompts", "text_encoder", "num_prompts", "file", "random_weights", "dtype")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is loaded.
+
+    Attributes:
+        file: its weights, which are downloaded if an official file is missing; "" where a package ships them.
+        first_stage: weights of a latent model's first stage; "" where `file` holds them, too.
+        dtype: of the computation inside the network, "float32" or "bfloat16".
+        guidance: scale of classifier-free guidance; 1 is none.
+        prompts, text_encoder: a file of prompts, and the folder of the encoder that makes conditions of them.
+        num_prompts: how many of the prompts are used, from the first on; 0: all.
+        random_weights: random weights in a shrunken size, in place of the files.
+
+    Raises:
+        ValueError: if the dtype is unknown, the guidance is not positive, or num_prompts is negative.
+    """
+
+    file: str = ""
+    first_stage: str = ""
+    dtype: str = "float32"
+    guidance: float = 1.0
+    prompts: str = ""
+    text_encoder: str = ""
+    num_prompts: int = 0
+    random_weights: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"network.dtype must be one of {sorted(_DTYPES)}, got {self.dtype!r}")
+        if not self.guidance > 0:
+            raise ValueError(f"network.guidance must be greater than 0, got {self.guidance}")
+        if self.num_prompts < 0:
+            raise ValueError(f"network.num_prompts must not be negative, got {self.num_prompts}")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A noise prediction and what belongs to it.
+
+    Attributes:
+        name: of the model.
+        settings: how it was loaded.
+        model: model(x, t, cond) -> eps.
+        schedule: its noise schedule.
+        shape: of one state.
+        shown: how many samples a row of pictures takes.
+        display: display(samples, like) -> images in [0, 1]; None for points in the plane.
+        decode: from states at t_min to samples.
+        draw_condition: draw_condition(key, n) -> n conditions; None if the model takes none.
+    """
+
+    name: str
+    settings: Settings
+    model: Callable[..., PyTree]
+    schedule: NoiseSchedule
+    shape: tuple[int, ...]
+    shown: int = 8
+    display: Display | None = None
+    decode: Partial = field(default_factory=lambda: Partial(_unchanged))
+    draw_condition: DrawCondition | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def draw(self, key: PRNGKeyArray, count: int) -> tuple[Array, PyTree]:
+        """Initial states (count, *shape), scaled by the prior, and their conditions, or None."""
+        noise_key, cond_key = jax.random.split(key)
+        x_T = self.schedule.prior_scale * draw_noise(noise_key, count, self.shape)
+        return x_T, self.draw_condition(cond_key, count) if self.draw_condition else None
+
+    def identity(self) -> dict[str, Any]:
+        """What a file of learned times must say of its model; the digest is of weights and guidance."""
+        return {"name": self.name, **dataclasses.asdict(self.settings), "digest": digest(self.model)}
+
+
+def load(name: str, *, on_progress: OnProgress = lambda label, done, total: None, **settings: Any) -> Pretrained:
+    """Load a pre-trained model.
+
+    Args:
+        name: one of MODELS.
+        on_progress: called with what is under way (a download, the text), how much is done, and how much there is.
+        **settings: the fields of `Settings`.
+
+    Raises:
+        ValueError: if the name or a setting is unknown or does not belong to the model, or a file does not hold it.
+        FileNotFoundError, ConnectionError: if the weights are neither here nor can be downloaded.
+
+    Example: `load("hsc32")`, `load("cifar10", file="models/edm-cifar10-32x32-uncond-vp.pkl")`.
+    """
+    if name not in MODELS:
+        raise ValueError(f"network.name must be one of {sorted(MODELS)}, got {name!r}")
+    if unknown := set(settings) - {field.name for field in dataclasses.fields(Settings)}:
+        raise ValueError(f"{sorted(unknown)} are no settings of a model; see ld3_jax.pretrained.Settings")
+    return MODELS[name](name, Settings(**settings), on_progress)
+
+
+def _edm(name: str, settings: Settings, on_progress: OnProgress) -> Pretrained:
+    """Karras et al.'s models of small images."""
+    network = edm.NETWORKS[name]
+    _refuse(name, settings, "guidance", "first_stage", "prompts", "text_encoder", "num_prompts")
+    if settings.random_weights:
+        network = edm.shrink(network)
+        model, schedule, shape = edm.from_random(network, dtype=_DTYPES[settings.dtype])
+    else:
+        checkpoint = _read(settings.file, on_progress)
+        network = edm.preconditioned_as(network, checkpoint.config, settings.file)
+        model, schedule, shape = edm.from_state(network, checkpoint.state, settings.file, dtype=_DTYPES[settings.dtype])
+    classes = network.module.label_dim
+
+    def draw_condition(key: PRNGKeyArray, count: int) -> Array:
+        return jax.nn.one_hot(jax.random.randint(key, (count,), 0, classes), classes)
+
+    drawn = draw_condition if classes else None
+    return Pretrained(name, settings, model, schedule, shape, display=_rgb, draw_condition=drawn)
+
+
+def _latent(name: str, settings: Settings, on_progress: OnProgress) -> Pretrained:
+    """Latent diffusion: unconditional, of classes, of text."""
+    network = latent.NETWORKS[name]
+    _check_conditions(name, network, settings)
+    if settings.random_weights:
+        network = latent.shrink(network)
+        loaded = latent.from_random(network, dtype=_DTYPES[settings.dtype])
+    else:
+        state = _latent_state(network, settings, on_progress)
+        loaded = latent.from_state(network, state, settings.file, dtype=_DTYPES[settings.dtype])
+    draw_condition, uncond = _latent_conditions(network, loaded, settings, on_progress)
+    return Pretrained(
+        name,
+        settings,
+        loaded.model if settings.guidance == 1 else denoisers.guided(loaded.model, uncond, settings.guidance),
+        loaded.schedule,
+        loaded.shape,
+        shown=6,
+        display=_rgb,
+        decode=loaded.decode,
+        draw_condition=draw_condition,
+    )
+
+
+def _galaxy(name: str, settings: Settings, on_progress: OnProgress) -> Pretrained:
+    """Images of galaxies; the weights come with a package."""
+    _refuse(name, settings, *_OF_FILES)
+    return Pretrained(name, settings, *galaxy.load(name), display=_stretched)
+
+
+def _gaussian(name: str, settings: Settings, on_progress: OnProgress) -> Pretrained:
+    """An analytic mixture in the plane."""
+    _refuse(name, settings, *_OF_FILES)
+    schedule, mixture = VPLinear(), gaussian.ring()
+    model = gaussian.noise_model(mixture, schedule)
+    return Pretrained(name, settings, model, schedule, mixture.mean.shape[1:], shown=100)
+
+
+MODELS: dict[str, Callable[[str, Settings, OnProgress], Pretrained]] = {
+    **dict.fromkeys(edm.NETWORKS, _edm),
+    **dict.fromkeys(latent.NETWORKS, _latent),
+    **dict.fromkeys(galaxy.SURVEYS, _galaxy),
+    "ring": _gaussian,
+}
+
+
+def _refuse(name: str, settings: Settings, *names: str) -> None:
+    """Settings that a model does not have must be left at their defaults."""
+    for setting in names:
+        given, default = getattr(settings, setting), getattr(Settings(), setting)
+        if given != default:
+            raise ValueError(f"{name!r} has no {setting}: it must be {default!r}, got {given!r}")
+
+
+def _read(file: str, on_progress: OnProgress) -> files.Checkpoint:
+    if not file:
+        raise ValueError("network.file must name the file of the weights")
+    return files.read(download.fetch(Path(file), on_progress))
+
+
+def _latent_state(network: LatentDiffusion, settings: Settings, on_progress: OnProgress) -> Mapping[str, np.ndarray]:
+    """The arrays of both files under the original names, whichever layout they are in."""
+    state = _read(settings.file, on_progress).state
+    if any(name.startswith("down_blocks.") for name in state):
+        state = latent.from_diffusers_unet(state, network.unet)
+    if settings.first_stage:
+        first = _read(settings.first_stage, on_progress).state
+        if any(name.startswith("decoder.up_blocks.") for name in first):
+            first = latent.from_diffusers_autoencoder(first, network.autoencoder)
+        state = lazy.joined(
+            state, lazy.renamed(first, {name: name for name in first if name.startswith("first_stage_model.")})
+        )
+    return state
+
+
+def _check_conditions(name: str, network: LatentDiffusion, settings: Settings) -> None:
+    """Before gigabytes are read: a text model has its prompts, and no other has any."""
+    if network.context_shape is None:
+        _refuse(name, settings, "guidance")
+    if network.context_shape is None or network.classes:
+        _refuse(name, settings, "prompts", "text_encoder", "num_prompts")
+    elif not settings.random_weights and not (settings.prompts and settings.text_encoder):
+        raise ValueError(
+            f"{name} is conditioned on text: network.prompts must name a file of prompts and "
+            f"network.text_encoder the folder of their encoder, got {settings.prompts!r} and {settings.text_encoder!r}"
+        )
+
+
+def _latent_conditions(
+    network: LatentDiffusion, loaded: latent.Pretrained, settings: Settings, on_progress: OnProgress
+) -> tuple[DrawCondition | None, Array | None]:
+    """How conditions are drawn, and the one that stands for none."""
+    if loaded.embed is not None:
+        embed, classes = loaded.embed, network.classes - 1  # the last one stands for none
+        return (
+            lambda key, count: embed(jax.random.randint(key, (count,), 0, classes)),
+            embed(jnp.array([classes]))[0],
+        )
+    if network.context_shape is None:
+        return None, None
+    if settings.random_weights:
+        shape = network.context_shape
+        return lambda key, count: jax.random.normal(key, (count, *shape)), jnp.zeros(shape)
+    prompts = text.read_prompts(Path(settings.prompts))[: settings.num_prompts or None]
+    found = text.embed(
+        prompts, Path(settings.text_encoder), _TEXT_CACHE, lambda done, total: on_progress("text", done, total)
+    )
+    contexts = jnp.asarray(found.prompts)
+
+    def draw_condition(key: PRNGKeyArray, count: int) -> Array:
+        # Each prompt once before any comes twice.
+        rounds = [jax.random.permutation(k, len(contexts)) for k in jax.random.split(key, -(-count // len(contexts)))]
+        return contexts[jnp.concatenate(rounds)[:count]]
+
+    return draw_condition, jnp.asarray(found.empty)
+
+
+def _rgb(images: np.ndarray, like: np.ndarray) -> np.ndarray:
+    return (images + 1) / 2
+
+
+def _stretched(images: np.ndarray, like: np.ndarray) -> np.ndarray:
+    # The images are log(flux + 1) / 0.1, which is the stretch that galaxies are looked at in.
+    return images / float(np.quantile(like, 0.998))
+
+
+def _unchanged(states: PyTree) -> PyTree:
+    return states

@@ -1,0 +1,11 @@
+"""Solvers of the diffusion ODE. Each is a table of coefficients that depend on the times, and one scan runs them all.
+
+A family is a pure function (schedule, t, t_c, **choices) -> Table; its formula, its weights and its row of `SOLVERS`
+stand in one file.
+"""
+
+from ld3_jax.solvers.family import Family
+from ld3_jax.solvers.solver import SOLVERS, Solver, make_table, sample
+from ld3_jax.solvers.table import State, Table, explicit, solve
+
+__all__ = ["SOLVERS", "Family", "Solver", "State", "Table", "explicit", "make_table", "sample", "solve"]

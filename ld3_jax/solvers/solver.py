@@ -1,0 +1,175 @@
+"""A solver by name with its static choices: its table on a grid, and sampling with it."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float, PyTree
+
+from ld3_jax import denoisers
+from ld3_jax.denoisers import Model
+from ld3_jax.schedules import NoiseSchedule
+from ld3_jax.solvers import deis, dpmpp, euler, ipndm, two_stage, unipc
+from ld3_jax.solvers.family import Family
+from ld3_jax.solvers.table import Table, solve
+
+# Open to additions: a solver of your own is one function and one entry.
+SOLVERS: dict[str, Family] = {
+    **euler.FAMILIES,
+    **two_stage.FAMILIES,
+    **dpmpp.FAMILIES,
+    **unipc.FAMILIES,
+    **ipndm.FAMILIES,
+    **deis.FAMILIES,
+}
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Solver:
+    """A solver with its static choices, checked when it is built.
+
+    Attributes:
+        name: a name in SOLVERS.
+        nfe: network calls in all; None: as many as the grid asks for.
+        order: an order that the family has; None becomes its highest.
+        variant: for UniPC, "bh1" or "bh2"; other families have none and ignore it.
+        lower_order_final: whether the order falls to 1 over the last steps (dpmpp, unipc).
+
+    Raises:
+        ValueError: if a name or order is not one that exists, or nfe is too small for the order.
+    """
+
+    name: str = "dpmpp"
+    nfe: int | None = None
+    order: int | None = None
+    variant: str = "bh1"
+    lower_order_final: bool = True
+
+    def __post_init__(self) -> None:
+        if not _one_of(self.name, SOLVERS):
+            raise ValueError(f"solver must be one of {sorted(SOLVERS)}, got {self.name!r}")
+        family = SOLVERS[self.name]
+        order = family.orders[-1] if self.order is None else self.order
+        if not _one_of(order, family.orders):
+            raise ValueError(f"solver {self.name!r} has the orders {list(family.orders)}, got {order!r}")
+        if family.variants and not _one_of(self.variant, family.variants):
+            raise ValueError(f"solver {self.name!r} has the variants {list(family.variants)}, got {self.variant!r}")
+        if not _one_of(self.lower_order_final, (True, False)):
+            raise ValueError(f"lower_order_final must be True or False, got {self.lower_order_final!r}")
+        if self.nfe is not None and (type(self.nfe) is not int or self.nfe < order):
+            raise ValueError(
+                f"solver {self.name!r} of order {order} needs an integer nfe of at least {order}, got {self.nfe!r}"
+            )
+        object.__setattr__(self, "order", order)
+
+    def __str__(self) -> str:
+        return f"{self.name} of order {self.order}" + ("" if self.nfe is None else f", {self.nfe} calls")
+
+    @property
+    def prediction(self) -> str:
+        """What it takes predictions of: "noise" or "data"."""
+        return SOLVERS[self.name].prediction
+
+    @property
+    def n_steps(self) -> int:
+        """Intervals of the grid: nfe, or (nfe + 1) // 2 with two calls a step, where the last of an odd nfe has one.
+
+        Raises:
+            ValueError: if nfe is None.
+        """
+        if self.nfe is None:
+            raise ValueError(f"{self!r} has as many steps as its grid: give it nfe, its number of network calls")
+        return -(-self.nfe // SOLVERS[self.name].calls_per_step)
+
+    def for_steps(self, n: int) -> "Solver":
+        """The solver on a grid of n steps: itself, or with the nfe that the grid asks for.
+
+        Raises:
+            ValueError: if nfe is for another number of steps, or too small for the order.
+        """
+        if self.nfe is None:
+            return replace(self, nfe=n * SOLVERS[self.name].calls_per_step)
+        if self.n_steps != n:
+            raise ValueError(f"{self.name!r} with nfe {self.nfe} takes a grid of {self.n_steps} steps, got {n} steps")
+        return self
+
+
+def make_table(
+    schedule: NoiseSchedule,
+    t: Float[Array, "n_points"],
+    t_c: Float[Array, "n_points"] | None = None,
+    *,
+    solver: str | Solver = "dpmpp",
+) -> Table:
+    """The coefficients of a solver on a grid.
+
+    Args:
+        schedule: the noise schedule.
+        t: (n_steps + 1,) descending times from t_max to t_min.
+        t_c: (n_steps + 1,) times given to the network in place of t; heun alone uses the last. Default: t.
+        solver: a name in SOLVERS, or a `Solver`.
+
+    Returns:
+        A table of nfe rows, in the dtype of t.
+
+    Raises:
+        ValueError: if a shape or the solver's number of calls does not fit the grid.
+    """
+    t_c = t if t_c is None else t_c
+    if t.ndim != 1 or t.shape != t_c.shape:
+        raise ValueError(f"t and t_c must be vectors of one length, got shapes {t.shape} and {t_c.shape}")
+    solver = _as_solver(solver).for_steps(len(t) - 1)
+    return SOLVERS[solver.name].table(
+        schedule,
+        t,
+        t_c,
+        order=solver.order,
+        variant=solver.variant,
+        lower_order_final=solver.lower_order_final,
+        nfe=solver.nfe,
+    )
+
+
+def sample(
+    model: Model,
+    schedule: NoiseSchedule,
+    x_T: PyTree[Float[Array, "..."]],
+    t: Float[Array, "n_points"],
+    t_c: Float[Array, "n_points"] | None = None,
+    *,
+    solver: str | Solver = "dpmpp",
+    cond: PyTree = None,
+) -> PyTree[Float[Array, "..."]]:
+    """Integrate the diffusion ODE from x_T on the grid t. Pure: use it under jit, grad, vmap.
+
+    Args:
+        model: model(x, t, cond) -> noise prediction; see `ld3_jax.denoisers` for other kinds.
+        schedule: its noise schedule.
+        x_T: state at t_max, scaled by `schedule.prior_scale`; an array or a pytree of arrays.
+        t: (n_steps + 1,) descending times from t_max to t_min.
+        t_c: (n_steps + 1,) times given to the network; default t.
+        solver: a name in SOLVERS, or a `Solver`.
+        cond: passed to the model.
+
+    Returns:
+        x_0, shaped like x_T.
+
+    Raises:
+        ValueError: see `make_table`.
+
+    Reference: Tong et al., arXiv:2405.15506, for the decoupled times t_c.
+    """
+    solver = _as_solver(solver)
+    table = make_table(schedule, t, t_c, solver=solver)
+    return solve(denoisers.convert(model, schedule, solver.prediction), table, x_T, cond=cond)
+
+
+def _as_solver(solver: str | Solver) -> Solver:
+    return Solver(solver) if isinstance(solver, str) else solver
+
+
+def _one_of(value: Any, allowed: Collection) -> bool:
+    """Whether a value is among those allowed, of their very type: True is no 1, and a list no name."""
+    return any(type(value) is type(one) and value == one for one in allowed)

@@ -1,0 +1,80 @@
+"""The teacher's pairs on disk: a folder for everything that determines them, a file for each batch."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ld3_jax.denoisers import Model
+from ld3_jax.disk import digest, write_atomically
+from ld3_jax.schedules import NoiseSchedule
+from ld3_jax.solvers import Solver
+
+_VERSION = 2
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, AttributeError, TypeError, zipfile.BadZipFile)
+
+
+def folder(
+    cache: Path,
+    model: Model,
+    schedule: NoiseSchedule,
+    inputs: PyTree,
+    *,
+    solver: Solver,
+    t: Array,
+    size: int,
+    identity: str,
+) -> Path:
+    """The folder of the pairs that these arguments determine; what.json in it says what they are."""
+    what = {
+        "version": _VERSION,
+        "identity": identity,
+        "weights": digest(model),
+        "schedule": {"name": type(schedule).__name__, **dataclasses.asdict(schedule)},
+        "solver": dataclasses.asdict(solver),
+        "t": digest(t),
+        "inputs": digest(inputs),
+        "batch": size,
+        "dtype": str(jnp.result_type(float)),
+    }
+    text = json.dumps(what, indent=2, sort_keys=True)
+    found = Path(cache) / hashlib.sha256(text.encode()).hexdigest()[:16]
+    if not (found / "what.json").exists():
+        write_atomically(found / "what.json", text.encode())
+    return found
+
+
+def write(path: Path, samples: PyTree) -> None:
+    """Keep a batch of samples.
+
+    Raises:
+        OSError: if the disk does not take it.
+    """
+    buffer = io.BytesIO()
+    np.savez(buffer, *map(np.asarray, jax.tree.leaves(samples)))
+    write_atomically(path, buffer.getvalue())
+
+
+def read(path: Path, like: PyTree) -> PyTree | None:
+    """The samples in a file, shaped like `like`; None if there is none or it is damaged (zip checks each CRC)."""
+    if not path.exists():
+        return None
+    leaves, structure = jax.tree.flatten(like)
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            arrays = [file[f"arr_{i}"] for i in range(len(leaves))]
+        for array, leaf in zip(arrays, leaves, strict=True):
+            if array.shape != leaf.shape or array.dtype != leaf.dtype:
+                raise ValueError(f"array {array.dtype}{array.shape} where {leaf.dtype}{leaf.shape} belongs")
+    except _DAMAGED as error:
+        logging.getLogger(__name__).warning("damaged teacher cache file %s is made again (%s)", path, error)
+        return None
+    return jax.tree.unflatten(structure, map(jnp.asarray, arrays))

@@ -1,0 +1,149 @@
+"""Batches: equal ones that hold every sample, in order, spread over the devices of the mesh in context."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from ld3_jax import batches, grids, schedules, teacher
+from ld3_jax.learning import Discretization, Gaps, GradientDescent, begin, distances, make_student, make_task, steps
+from ld3_jax.learning.gradient_descent import gradient_step
+from ld3_jax.networks import gaussian
+from ld3_jax.solvers import Solver
+from ld3_jax.teacher import Teacher, make_pairs
+
+SCHEDULE = schedules.VPLinear()
+MODEL = gaussian.noise_model(gaussian.ring(), SCHEDULE)
+KEY = jax.random.key(3)
+STUDENT = make_student(MODEL, SCHEDULE, Solver("ddim", 3))
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 3, 8])
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 8, 25])
+def test_equal_batches_hold_all_samples_and_are_as_few_as_they_can_be(batch_size, multiple):
+    largest = max(batch_size - batch_size % multiple, multiple)
+    with jax.sharding.use_abstract_mesh(AbstractMesh((multiple,), ("data",), axis_types=(AxisType.Auto,))):
+        assert batches.device_count() == multiple
+        for count in range(1, 60):
+            n_batches, size = batches.equal_batches(count, batch_size)
+            assert (n_batches - 1) * size < count <= n_batches * size
+            assert size % multiple == 0
+            assert size <= largest
+            assert n_batches == -(-count // largest)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 9])
+def test_in_batches_keeps_the_order_of_a_pytree(batch_size):
+    tree = {"a": jnp.arange(7), "b": jnp.arange(42.0).reshape(7, 3, 2)}
+    sizes = []
+
+    def function(batch):
+        sizes.append(len(batch["a"]))
+        return jax.tree.map(lambda leaf: 2 * leaf, batch)
+
+    doubled = batches.in_batches(function, tree, batch_size)
+    chex.assert_trees_all_equal(doubled, jax.tree.map(lambda leaf: 2 * leaf, tree))
+    assert max(sizes) <= batch_size
+
+
+def test_without_a_mesh_nothing_moves():
+    tree = {"a": np.arange(7), "b": jnp.arange(3.0)}
+    for placed in (batches.replicate(tree), batches.divide(tree)):
+        assert all(placed[name] is tree[name] for name in tree)
+    assert batches.device_count() == 1
+
+
+def test_a_mesh_whose_axes_the_compiler_may_not_use_is_refused():
+    x_T = jax.random.normal(KEY, (4, 2))
+    pairs, t = teacher.Pairs(x_T, x_T), grids.grid("edm", SCHEDULE, 3)
+    uses = [
+        lambda: make_pairs(MODEL, SCHEDULE, x_T),
+        lambda: make_task(STUDENT, pairs, KEY, Gaps(), GradientDescent(batch_size=2)),
+        lambda: distances(STUDENT, Discretization(t, t), pairs),
+    ]
+    with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))):
+        for use in uses:
+            with pytest.raises(ValueError, match=r"must be of type AxisType\.Auto, .* got .*Explicit"):
+                use()
+
+
+@pytest.fixture(scope="module")
+def devices():
+    """What `on_eight_devices` printed, in a process that has eight."""
+    path = os.pathsep.join([str(Path(batches.__file__).parents[1]), str(Path(__file__).parent)])
+    code = "import chex; chex.set_n_cpu_devices(8); import test_batches; test_batches.on_eight_devices()"
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def on_eight_devices():
+    """Learn on one device and on eight, and print what differs."""
+    integrate, spread_over = teacher._integrate, []
+
+    def watched(*args):
+        spread_over.append(len(args[4][0].sharding.device_set) if not args[4][0].is_fully_replicated else 1)
+        return integrate(*args)
+
+    teacher._integrate = watched
+    alone = _learn()
+    with jax.set_mesh(batches.all_devices()):
+        together = _learn()
+        task, state, _ = together
+        text = gradient_step.lower(task, state).compile().as_text()
+        try:
+            make_task(STUDENT, task.train, KEY, Gaps(), GradientDescent(batch_size=6))
+            refusal = ""
+        except ValueError as error:
+            refusal = str(error)
+    report = {
+        "devices": jax.device_count(),
+        "pairs": _difference(alone[0].train, together[0].train),
+        "schedule": _difference(alone[1].best, together[1].best),
+        "distances": _difference(alone[2], together[2]),
+        "moved": _difference(alone[1].best, begin(alone[0], "logsnr").best),
+        "teacher": spread_over,
+        "all-reduce": text.count("all-reduce("),
+        "refusal": refusal,
+    }
+    print(json.dumps(report))
+
+
+def _learn():
+    x_T = teacher.draw_noise(KEY, 20, (2,))
+    pairs = make_pairs(MODEL, SCHEDULE, x_T, teacher=Teacher(Solver("ddim", 20), batch_size=16))
+    task = make_task(STUDENT, pairs, KEY, Gaps(), GradientDescent(steps=20, batch_size=8, held_out=10))
+    *_, (state, _) = steps(task, begin(task, "logsnr"))
+    found = task.discretization(state.best, STUDENT)
+    return task, state, distances(STUDENT, found, pairs, batch_size=16)
+
+
+def _difference(one, another):
+    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(another), strict=True)
+    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in leaves)
+
+
+def test_eight_devices_learn_the_same_times(devices):
+    assert devices["devices"] == 8
+    assert devices["pairs"] < 1e-5
+    assert devices["schedule"] < 1e-5
+    assert devices["distances"] < 1e-5
+    assert devices["moved"] > 0.01
+
+
+def test_batches_are_spread_over_the_devices(devices):
+    assert devices["teacher"] == [1, 1, 8, 8]
+    assert devices["all-reduce"] > 0
+
+
+def test_a_batch_that_does_not_divide_among_the_devices_is_refused(devices):
+    assert "divide by the 8 devices, got 6" in devices["refusal"]

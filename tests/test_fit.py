@@ -1,0 +1,298 @@
+"""Learning as a whole: what it reaches, what it repeats, what stops it, what it costs."""
+
+from dataclasses import replace
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from ld3_jax import grids, learning, schedules
+from ld3_jax.learning import (
+    Discretization,
+    Gaps,
+    GradientDescent,
+    LevenbergMarquardt,
+    Patience,
+    SoftSurrogate,
+    WithCoefficients,
+    optimizers,
+    student,
+)
+from ld3_jax.networks import gaussian
+from ld3_jax.solvers import Solver
+from ld3_jax.teacher import Pairs, Teacher, draw_noise, make_pairs
+
+SCHEDULE = schedules.VPLinear()
+MODEL = gaussian.noise_model(gaussian.ring(), SCHEDULE)
+KEY = jax.random.key(3)
+# Everything that can move moves, and two validations in a row without better times are soon the end.
+QUICK = GradientDescent(
+    steps=12,
+    batch_size=4,
+    validate_every=1,
+    patience=Patience(validations=1, decay=0.5, floors=(("logits", 0.5), ("shifts", 0.5)), visits=5),
+    surrogate=SoftSurrogate(gamma=0.5, move_validation=True),
+    held_out=8,
+)
+
+
+def make_student(solver="ddim", nfe=3):
+    return learning.make_student(MODEL, SCHEDULE, Solver(solver, nfe))
+
+
+def part(pairs, first, last):
+    return jax.tree.map(lambda leaf: leaf[first:last], pairs)
+
+
+def mean_loss(run_with, found, pairs):
+    return float(student.distances(run_with, found, pairs, batch_size=50).mean())
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    x_T = draw_noise(jax.random.key(0), 150, (2,))
+    return make_pairs(MODEL, SCHEDULE, x_T, teacher=Teacher(Solver("dpmpp", 50, order=2), batch_size=150))
+
+
+@pytest.fixture(scope="module")
+def split(pairs):
+    """A hundred pairs to learn from, the latter half of them to choose by, and fifty never seen before."""
+    return part(pairs, 0, 100), part(pairs, 100, 150)
+
+
+@pytest.fixture
+def quick(pairs):
+    """Short learning on eight pairs; it returns the last state, and step by step all states and figures."""
+
+    sixteen = part(pairs, 0, 16)
+
+    def run(key=KEY, told=None, *, pairs=sixteen, start="logsnr", state=None):
+        told = [] if told is None else told
+        task = learning.make_task(make_student(), pairs, key, Gaps(), QUICK)
+        state = learning.begin(task, start) if state is None else state
+        for step in learning.steps(task, state):
+            told.append(step)
+        return told[-1][0] if told else state, told
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("solver", "space", "factor"),
+    [("dpmpp", "lambda", 3), ("unipc", "lambda", 3), ("ipndm", "lambda", 3.5), ("ipndm", "t", 2.5)],
+)
+def test_learning_beats_every_hand_made_grid_on_unseen_noise(solver, space, factor, split):
+    run_with, (known, unseen) = make_student(solver, 5), split
+    learner = GradientDescent(steps=200, batch_size=50, valid_batch=50, held_out=50)
+    learned = learning.fit(run_with, known, KEY, parametrisation=Gaps(space), learner=learner)
+    first, unseen_first = (
+        learning.rank_grids(learning.make_task(run_with, some, KEY, Gaps(space), replace(learner, held_out=0)))[0]
+        for some in (part(known, 0, 50), unseen)
+    )
+    assert learned.distances(run_with, unseen, batch_size=50).mean() < unseen_first[1] / factor
+    valid = learned.losses["valid"]
+    assert valid["learned"] < valid["start"] / factor
+    start = mean_loss(run_with, learning.on_grid(first[0], SCHEDULE, run_with.solver), part(known, 50, 100))
+    np.testing.assert_allclose(valid["start"], start, rtol=1e-4)
+
+
+def test_the_papers_own_settings_improve_on_the_start(split):
+    run_with, (known, unseen) = make_student("heun", 5), split  # an odd number of calls
+    rules = {"logits": optimizers.rmsprop(5e-3, 175), "shifts": optimizers.sgd(0.1 / 3, 175)}
+    learner = GradientDescent(
+        optimizer=optimizers.by_group(rules),
+        steps=175,
+        batch_size=2,
+        frozen_steps=50,
+        validate_every=1,
+        patience=Patience(validations=5, floors=(("logits", 5e-5 / 5e-3), ("shifts", 1e-6 * 3 / 0.1))),
+        surrogate=SoftSurrogate(gamma=1e-3, move_validation=True),
+        held_out=50,
+        valid_batch=50,
+    )
+    learned = learning.fit(run_with, known, KEY, learner=learner, start="logsnr")
+    start = mean_loss(run_with, learning.on_grid("logsnr", SCHEDULE, run_with.solver), unseen)
+    assert mean_loss(run_with, learned.found, unseen) < start / 4
+    assert np.abs(learned.t_c - learned.t).max() > 1e-3
+
+
+def test_grids_are_ranked_by_their_mean_losses(pairs):
+    run_with, known = make_student(), part(pairs, 0, 16)
+    ranking = learning.rank_grids(learning.make_task(run_with, known, KEY, Gaps(), replace(QUICK, held_out=0)))
+    expected = {
+        name: mean_loss(run_with, learning.on_grid(name, SCHEDULE, run_with.solver), known) for name in grids.GRIDS
+    }
+    assert [name for name, _ in ranking] == sorted(expected, key=expected.get)
+    np.testing.assert_allclose([loss for _, loss in ranking], sorted(expected.values()), rtol=1e-3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("space", ["lambda", "t"])
+def test_starts_are_the_named_grids_then_perturbed_ones(count, space, pairs):
+    task = learning.make_task(make_student(), part(pairs, 0, 16), KEY, Gaps(space), QUICK)
+    found = [state.params for state in learning.starts(task, ["edm", "logsnr"], count, KEY)]
+    named = [learning.begin(task, name).params for name in ("edm", "logsnr")]
+    assert len(found) == count
+    chex.assert_trees_all_equal(found[:2], named[:count])
+    assert len({start["logits"].tobytes() for start in map(jax.device_get, found)}) == count
+    for start in found[2:]:
+        assert 0 < np.abs(start["logits"] - named[0]["logits"]).max() < 1.5
+        chex.assert_trees_all_equal(start["shifts"], named[0]["shifts"])
+
+
+def test_the_same_key_repeats_every_bit_and_another_does_not(quick):
+    states = [quick()[0], quick()[0], quick(jax.random.key(4))[0]]
+    chex.assert_trees_all_equal(states[0], states[1], strict=True)
+    assert not np.array_equal(states[0].params["logits"], states[2].params["logits"])
+
+
+def test_a_second_run_compiles_nothing(quick, caplog):
+    quick()
+    with jax.log_compiles():
+        quick(jax.random.key(5))
+        assert "Compiling" not in caplog.text
+        jax.jit(lambda x: x + 1)(0)
+    assert "Compiling" in caplog.text
+
+
+def test_every_step_is_told(quick):
+    _, told = quick()
+    assert [int(state.step) for state, _ in told] == list(range(1, len(told) + 1))
+    assert all(figures.loss.shape == () and np.isfinite(figures.loss) for _, figures in told)
+    assert all(isinstance(figure, np.ndarray | np.generic) for _, figures in told for figure in figures)
+    assert {float(figures.moved) for _, figures in told} != {0.0}
+
+
+@pytest.mark.parametrize("step", [1, 2, 5, -1])
+def test_going_on_from_any_step_ends_as_if_never_interrupted(step, quick):
+    state, told = quick()
+    resumed, told_again = quick(state=told[step - 1 if step > 0 else -1][0])
+    chex.assert_trees_all_equal(resumed, state, strict=True)
+    chex.assert_trees_all_equal(told_again, told[step:] if step > 0 else [], strict=True)
+
+
+def test_the_start_is_kept_and_learning_ends_where_nothing_beats_it(quick, pairs):
+    found = learning.on_grid("edm", SCHEDULE, Solver("ddim", 3))
+    known = part(pairs, 0, 16)
+    known = known._replace(x_0=known.x_0.at[8:].set(student.run(make_student(), found, known.x_T[8:])))
+    state, told = quick(start="edm", pairs=known)
+    task = learning.make_task(make_student(), known, KEY, Gaps(), QUICK)
+    chex.assert_trees_all_equal(state.best, learning.begin(task, "edm").params)
+    assert (len(told), state.step, state.learner.floor_visits, state.done) == (5, 5, 5, True)
+    again, told_again = quick(pairs=known, state=state)
+    chex.assert_trees_all_equal(again, state, strict=True)
+    assert told_again == []
+
+
+def test_a_loss_that_is_no_number_stops_learning_and_names_the_step(quick, pairs):
+    first = []
+    for sample in range(8):
+        # So far out, the mixture's shares are 0/0.
+        broken, told = part(pairs, 0, 16)._replace(x_T=pairs.x_T[:16].at[sample].set(1e30)), []
+        with pytest.raises(FloatingPointError, match="the loss is nan at step") as caught:
+            quick(pairs=broken, told=told)
+        first.append(int(str(caught.value).split()[-1]))
+        assert [int(state.step) for state, _ in told] == list(range(1, first[-1]))
+        assert all(np.isfinite(figures.loss) for _, figures in told)
+    assert sorted(first) == [1] * 4 + [2] * 4  # each sample is in one of a round's two batches
+
+
+@pytest.mark.parametrize(
+    ("learner", "message"),
+    [
+        (GradientDescent(batch_size=9, held_out=8), r"at most the 8 training pairs .* got 9"),
+        (LevenbergMarquardt(batch_size=17), r"at most the 16 training pairs .* got 17"),
+        (GradientDescent(held_out=16), "less than the 16 pairs and not negative, got 16"),
+        (GradientDescent(held_out=-1), "less than the 16 pairs and not negative, got -1"),
+    ],
+)
+def test_more_pairs_than_there_are_are_refused(learner, message, pairs):
+    with pytest.raises(ValueError, match=message):
+        learning.fit(make_student(), part(pairs, 0, 16), KEY, learner=learner)
+
+
+SHORT = GradientDescent(steps=4, batch_size=8, validate_every=2)
+
+
+def test_learning_goes_on_from_what_was_learned(pairs):
+    run_with, known = make_student(), part(pairs, 0, 16)
+    first = learning.fit(run_with, known, KEY, learner=SHORT, start="edm")
+    for parametrisation in (Gaps(), Gaps("t"), WithCoefficients()):
+        again = learning.fit(run_with, known, KEY, parametrisation=parametrisation, learner=SHORT, start=first.found)
+        np.testing.assert_allclose(again.losses["valid"]["start"], first.losses["valid"]["learned"], rtol=1e-3)
+    assert again.coefficients is not None
+    once_more = learning.fit(run_with, known, KEY, parametrisation=WithCoefficients(), learner=SHORT, start=again.found)
+    np.testing.assert_allclose(once_more.losses["valid"]["start"], again.losses["valid"]["learned"], rtol=1e-3)
+    with pytest.raises(ValueError, match="changed coefficients, which gaps and shifts cannot hold"):
+        learning.fit(run_with, known, KEY, learner=SHORT, start=again.found)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [("magic", "grid must be one of"), (Discretization(*2 * [grids.grid("edm", SCHEDULE, 5)]), "has 4 times")],
+    ids=["name", "times"],
+)
+def test_a_start_that_does_not_fit_is_refused(start, message, pairs):
+    with pytest.raises(ValueError, match=message):
+        learning.fit(make_student(), part(pairs, 0, 16), KEY, learner=SHORT, start=start)
+
+
+def _tree_model(variance, x, t, cond):
+    """Exact for Gaussian data."""
+    alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
+    return jax.tree.map(lambda leaf: sigma * leaf / (alpha**2 * variance + sigma**2), x)
+
+
+def _tree_loss(x, y):
+    each = jax.tree.map(lambda x, y: jnp.mean((x - y) ** 2, -1), x, y)
+    return each["position"] + each["angle"]
+
+
+def test_states_may_be_pytrees():
+    solver = Solver("ddim", 3)
+    run_with = learning.make_student(Partial(_tree_model, jnp.float32(0.04)), SCHEDULE, solver, _tree_loss)
+    x_T = {"position": jax.random.normal(KEY, (8, 3)), "angle": jax.random.normal(jax.random.key(4), (8, 2))}
+    x_0 = student.run(run_with, learning.on_grid("edm", SCHEDULE, solver), x_T)
+    learner = GradientDescent(steps=20, batch_size=4, validate_every=5, surrogate=SoftSurrogate(gamma=0.5))
+    task = learning.make_task(run_with, Pairs(x_T, x_0), KEY, Gaps(), learner)
+    *_, (state, _) = learning.steps(task, learning.begin(task, "logsnr"))
+    noise = state.learner.noise
+    assert state.best_loss < 0.5 * state.start_loss
+    assert jax.tree.map(jnp.shape, noise) == {"position": (8, 3), "angle": (8, 2)}
+    assert all(np.any(noise[name] != x_T[name]) for name in x_T)
+
+
+def array(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _perceptron(weights, x, t, cond):
+    hidden = x @ weights["in"] + t
+    for layer in weights["hidden"]:
+        hidden = jax.nn.gelu(hidden @ layer)
+    return hidden @ weights["out"]
+
+
+def test_memory_holds_the_states_and_no_activations():
+    width, batch, size = 512, 64, 8
+    layers = {"in": array(size, width), "hidden": [array(width, width)] * 4, "out": array(width, size)}
+    pairs = Pairs(array(batch, size), array(batch, size))
+
+    def used(nfe, remat):
+        run_with = learning.make_student(Partial(_perceptron, layers), SCHEDULE, Solver("ddim", nfe))
+
+        def loss(params, run_with, pairs):
+            found = Gaps().discretization(params, SCHEDULE, run_with.solver)
+            return student.sample_losses(run_with, found, pairs, remat=remat).mean()
+
+        params = {"logits": array(nfe), "shifts": array(nfe - 1)}
+        compiled = jax.jit(jax.grad(loss)).lower(params, run_with, pairs).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    short, long, without = used(5, remat=True), used(40, remat=True), used(20, remat=False)
+    stored = 35 * 3 * 4 * batch * size  # a state, its base, one prediction
+    assert long < 0.3 * without
+    assert long - short < 1.1 * stored

@@ -1,0 +1,182 @@
+"""What was learned: it samples, is judged, saves itself, and comes back from JSON bit for bit or not at all."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ld3_jax
+from ld3_jax import denoisers, grids, schedules, solvers
+from ld3_jax.learning import Coefficients, Curve, Discretization, Gaps, GradientDescent, Learned, WithCoefficients, load
+from ld3_jax.networks import gaussian
+from ld3_jax.solvers import Solver
+from ld3_jax.teacher import Teacher, draw_noise, make_pairs
+
+GOLDEN = Path(__file__).parent / "golden"
+SCHEDULE = schedules.VPLinear()
+MODEL = gaussian.noise_model(gaussian.ring(), SCHEDULE)
+T = grids.grid("logsnr", SCHEDULE, 4)
+
+
+def same(one, other):
+    """Whether two are equal, bit for bit."""
+    assert (one.solver, one.model, one.losses) == (other.solver, other.model, other.losses)
+    chex.assert_trees_all_equal((one.found, one.lam), (other.found, other.lam), strict=True)
+    chex.assert_trees_all_equal(one.curve, other.curve, strict=True)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "deep" / "schedule.json"
+
+
+@pytest.fixture
+def learned():
+    """Times whose numbers have no short decimal form."""
+    solver = Solver("unipc", 4, order=2, variant="bh2", lower_order_final=False)
+    losses = {"loss": "l2", "unseen": {"learned": {"mean": 0.1 + 0.2}}}
+    model = {"name": "ring", "digest": "0123456789abcdef"}
+    return Learned(solver, Discretization(T, T.at[1:-1].multiply(0.97)), np.asarray(SCHEDULE.lam(T)), model, losses)
+
+
+@pytest.fixture
+def with_coefficients(learned):
+    keys = jax.random.split(jax.random.key(0), 3)
+    change = Coefficients(*map(jax.random.normal, keys, [(4,), (4, 4), (4, 4)]))
+    return replace(learned, found=learned.found._replace(coefficients=change))
+
+
+@pytest.fixture
+def with_curve(learned):
+    curve, waves = Curve(nfes=(4, 6), degree=6), jnp.sin(jnp.arange(12.0)).reshape(2, 6)
+    params = curve.init(Discretization(*2 * [grids.grid("edm", SCHEDULE, 4)]), SCHEDULE, learned.solver)
+    params |= {"logits": 0.5 * waves, "shifts": 0.3 * waves[:, 1:]}
+    found = curve.discretization(params, SCHEDULE, learned.solver)
+    return replace(learned, found=found, lam=np.asarray(SCHEDULE.lam(found.t)), curve=(curve, params))
+
+
+@pytest.mark.parametrize("kind", ["learned", "with_coefficients", "with_curve"])
+def test_all_of_it_reads_back_bit_for_bit(kind, request, path):
+    one = request.getfixturevalue(kind)
+    one.save(path)
+    same(load(path), one)
+    assert json.loads(path.read_text())["version"] == (1 if kind == "learned" else 2)
+    assert not np.array_equal(one.t, one.t_c)
+
+
+def test_it_reads_back_bit_for_bit_in_double_precision(path, float64):
+    t = grids.grid("logsnr", SCHEDULE, 2)
+    change = Coefficients(jnp.full(2, 1 / 3), jnp.full((2, 2), 1 / 7))
+    one = Learned(Solver("ddim", 2), Discretization(t, t, change), np.asarray(SCHEDULE.lam(t)))
+    one.save(path)
+    same(load(path), one)
+    assert one.t.dtype == jnp.float64
+
+
+def test_it_is_plain_json(learned, path):
+    learned.save(path)
+    record = json.loads(path.read_text())
+    expected = {"solver": "unipc", "nfe": 4, "n_steps": 4, "order": 2, "variant": "bh2", "lower_order_final": False}
+    assert expected.items() <= record.items()
+    assert {"t", "t_c", "lam", "model", "losses"} <= record.keys()
+
+
+def test_a_curve_serves_other_numbers_of_calls(with_curve, path):
+    with_curve.save(path)
+    again, (curve, params) = load(path), with_curve.curve
+    other = again.for_calls(9, SCHEDULE)
+    assert other.solver == replace(again.solver, nfe=9)
+    chex.assert_trees_all_close(other.found, curve.discretization(params, SCHEDULE, other.solver), rtol=1e-6)
+    np.testing.assert_array_equal(other.lam, SCHEDULE.lam(other.t))
+    assert again.for_calls(4, SCHEDULE) is again
+    with pytest.raises(ValueError, match="solver 'unipc' of order 2 needs .*nfe of at least 2, got 1"):
+        again.for_calls(1, SCHEDULE)
+
+
+def test_another_number_of_calls_needs_a_curve(learned):
+    with pytest.raises(ValueError, match="for 4 network calls and has no curve to read 9 off"):
+        learned.for_calls(9, SCHEDULE)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return make_pairs(MODEL, SCHEDULE, draw_noise(jax.random.key(0), 12, (2,)), teacher=Teacher(Solver("ddim", 20)))
+
+
+@pytest.mark.parametrize(
+    "parametrisation", [Gaps(), WithCoefficients(), Curve(nfes=(3, 5), degree=4)], ids=lambda p: type(p).__name__
+)
+def test_what_fit_returns_needs_nothing_else(parametrisation, pairs, path):
+    student = ld3_jax.make_student(MODEL, SCHEDULE, Solver("ddim", 3))
+    learner = GradientDescent(steps=3, batch_size=12, validate_every=1)
+    one = ld3_jax.fit(student, pairs, jax.random.key(1), parametrisation=parametrisation, learner=learner, start="edm")
+    assert one.losses["valid"]["learned"] < one.losses["valid"]["start"]
+    one.save(path)
+    again = ld3_jax.load(path)
+    same(again, one)
+    assert (again.coefficients is None) == (type(parametrisation) is not WithCoefficients)
+    samples = jax.jit(again.sample)(MODEL, SCHEDULE, pairs.x_T)
+    predict = denoisers.convert(MODEL, SCHEDULE, "data")
+    chex.assert_trees_all_close(solvers.solve(predict, again.table(SCHEDULE), pairs.x_T), samples, rtol=1e-5)
+    each = again.distances(student, pairs, batch_size=5)
+    np.testing.assert_allclose(each, ((samples - pairs.x_0) ** 2).mean(-1), rtol=1e-3, atol=1e-7)
+    if type(parametrisation) is not Curve:
+        np.testing.assert_allclose(each.mean(), one.losses["valid"]["learned"], rtol=1e-4)
+
+
+def test_it_is_judged_with_its_own_solver(learned, pairs):
+    student = ld3_jax.make_student(MODEL, SCHEDULE, learned.solver)
+    own, other = (
+        learned.distances(student._replace(solver=solver), pairs) for solver in (learned.solver, Solver("ddim", 3))
+    )
+    chex.assert_trees_all_equal(own, other)
+
+
+@pytest.mark.parametrize("name", ["v1_heun", "v2_coefficients", "v2_corrector", "v2_curve"])
+def test_files_of_earlier_versions_sample_as_they_did(name, path, float64):
+    model = gaussian.noise_model(gaussian.ring(), SCHEDULE)
+    one = load(GOLDEN / f"schedule_{name}.json")
+    record = json.loads((GOLDEN / f"schedule_{name}.json").read_text())
+    runs = {f"schedule_{name}": one} | ({f"schedule_{name}/9": one.for_calls(9, SCHEDULE)} if one.curve else {})
+    with np.load(GOLDEN / "schedules.npz") as golden:
+        for key, run in runs.items():
+            samples = jax.jit(run.sample)(model, SCHEDULE, jnp.asarray(golden["x_T"]))
+            np.testing.assert_allclose(samples, golden[key], atol=1e-8)
+    one.save(path)
+    same(load(path), one)
+    assert json.loads(path.read_text()) == record
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"t": [1.0, 0.5, 0.3, 0.2, 0.05]}, "its times run from 1 to 0.05, those of the model from 1 to 0.001"),
+        ({"t": [7.0, 0.5, 0.3, 0.2, 0.001]}, "its times run from 7 to 0.001, those of the model from 1 to 0.001"),
+        ({"t_c": [1.0, 3.0, 0.3, 0.2, 0.001]}, "its network times run from 3 to 0.001"),
+        ({"t_c": [1.0, 0.5, 0.3, -0.2, 0.001]}, "its network times run from 1 to -0.2"),
+    ],
+)
+def test_times_beyond_the_models_range_are_refused(change, message, learned, pairs, path):
+    learned.save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    one = load(path)
+    student = ld3_jax.make_student(MODEL, SCHEDULE, learned.solver)
+    uses = [
+        lambda: one.table(SCHEDULE),
+        lambda: one.sample(MODEL, SCHEDULE, pairs.x_T),
+        lambda: jax.jit(one.sample)(MODEL, SCHEDULE, pairs.x_T),
+        lambda: one.distances(student, pairs),
+    ]
+    for use in uses:
+        with pytest.raises(ValueError, match=message):
+            use()
+
+
+def test_another_noise_schedule_is_refused(learned, pairs):
+    with pytest.raises(ValueError, match=r"run from 1 to 0\.001, those of the model from 80 to 0\.002"):
+        learned.sample(MODEL, schedules.VELinear(), pairs.x_T)

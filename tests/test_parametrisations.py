@@ -1,0 +1,145 @@
+"""What holds for every parametrisation: inverse, gradients, projection. A new one is a new row."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from ld3_jax import schedules
+from ld3_jax.learning import Curve, Gaps, WithCoefficients, on_grid
+from ld3_jax.learning.parametrisation import Parametrisation, directions
+from ld3_jax.schedules import NoiseSchedule
+from ld3_jax.solvers import Solver
+
+SCHEDULES = {
+    "ve_linear": schedules.VELinear(),
+    "ve_geometric": schedules.VEGeometric(),
+    "vp_linear": schedules.VPLinear(),
+    "vp_cosine": schedules.VPCosine(),
+    "vp_discrete": schedules.VPDiscrete(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))),
+    "rectified_flow": schedules.RectifiedFlow(),
+}
+N = 6
+
+
+class Row(NamedTuple):
+    parametrisation: Parametrisation
+    schedule: NoiseSchedule
+    solver: Solver = Solver("ddim", N)
+    warped: bool = True  # whether it can start at any times, not at hand-made grids alone
+
+    def numbers(self):
+        """Of times that are no hand-made grid where that is possible, and of coefficients that change."""
+        start = on_grid("logsnr", self.schedule, self.solver)
+        numbers = self.parametrisation.init(start, self.schedule, self.solver)
+        if self.warped:
+            numbers = _moved(numbers, 0.3)
+            numbers["shifts"] = 0.4 * numbers["shifts"] / jnp.abs(numbers["shifts"]).max()
+            bound = Gaps.shift_bound(
+                getattr(self.parametrisation, "times", self.parametrisation), numbers, self.schedule
+            )
+            numbers["shifts"] = 2 * bound * numbers["shifts"]
+        return numbers
+
+    def discretization(self, numbers):
+        return self.parametrisation.discretization(numbers, self.schedule, self.solver)
+
+
+def _moved(numbers, size):
+    flat, unravel = ravel_pytree(numbers)
+    return unravel(flat + size * jnp.cos(1.0 + jnp.arange(flat.size)))
+
+
+_VP = SCHEDULES["vp_linear"]
+ROWS = {
+    **{f"gaps_lambda_{name}": Row(Gaps("lambda"), schedule) for name, schedule in SCHEDULES.items()},
+    **{f"gaps_t_{name}": Row(Gaps("t"), schedule) for name, schedule in SCHEDULES.items()},
+    "gaps_frozen": Row(Gaps(frozen=("shifts",)), _VP),
+    "coefficients": Row(WithCoefficients(), _VP, Solver("ipndm", N)),
+    "coefficients_of_a_corrector": Row(WithCoefficients(Gaps("t"), history=2), _VP, Solver("unipc", N)),
+    "coefficients_consistent": Row(WithCoefficients(consistent=True), _VP, Solver("ipndm", N)),
+    "curve": Row(Curve(degree=5), _VP, Solver("ddim", 5), warped=False),
+}
+every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+
+
+@every_row
+def test_init_and_discretization_are_inverse(row, float64):
+    found = row.discretization(row.numbers())
+    numbers = row.parametrisation.init(found, row.schedule, row.solver)
+    again = row.discretization(numbers)
+    chex.assert_trees_all_close(again, found, rtol=1e-10, atol=1e-14)
+    chex.assert_trees_all_close(
+        row.parametrisation.init(again, row.schedule, row.solver), numbers, rtol=1e-7, atol=1e-9
+    )
+
+
+@every_row
+def test_times_descend_between_exact_ends(row, float64):
+    t, t_c, _ = row.discretization(row.numbers())
+    assert t.shape == t_c.shape == (row.solver.n_steps + 1,)
+    for times in (t, t_c):
+        assert np.all(np.diff(times) < 0)
+        np.testing.assert_array_equal(times[np.array([0, -1])], [row.schedule.t_max, row.schedule.t_min])
+
+
+@every_row
+def test_gradients_equal_finite_differences(row, float64):
+    start, unravel = ravel_pytree(_moved(row.numbers(), 0.05))
+    numbers = row.parametrisation.project(unravel(start), row.schedule)
+    numbers["shifts"] = 0.8 * numbers["shifts"]  # away from their bounds
+    flat, unravel = ravel_pytree(numbers)
+
+    def total(flat):
+        found, _ = ravel_pytree(row.discretization(unravel(flat)))
+        return jnp.vdot(jnp.cos(jnp.arange(found.size)), found)
+
+    @jax.jit
+    def gradient_and_differences(flat):
+        steps = 1e-5 * jnp.eye(flat.size)
+        up, down = (jax.lax.map(total, flat[None] + sign * steps) for sign in (1, -1))
+        return jax.grad(total)(flat), (up - down) / 2e-5
+
+    gradient, differences = map(unravel, gradient_and_differences(flat))
+    learned = row.parametrisation.learned(numbers)
+    for name, group in gradient.items():
+        largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(group))
+        chex.assert_trees_all_close(group, differences[name], rtol=1e-6, atol=1e-6 * largest)
+        if name in ("logits", "shifts") and np.all(learned[name]):
+            assert np.abs(group).min() > 0
+
+
+@every_row
+def test_project_is_idempotent_and_changes_no_times_of_gaps(row, float64):
+    far = _moved(row.numbers(), 1e3)
+    far["logits"] = far["logits"] / 1e3
+    once = row.parametrisation.project(far, row.schedule)
+    assert not np.array_equal(once["shifts"], far["shifts"])
+    chex.assert_trees_all_equal(row.parametrisation.project(once, row.schedule), once)
+    if row.warped:  # a curve clips the sum of its two rows, as well as each
+        chex.assert_trees_all_equal(row.discretization(once), row.discretization(far))
+
+
+@every_row
+def test_it_is_a_static_value_with_masks_and_rates_by_group(row, float64):
+    assert isinstance(row.parametrisation, Parametrisation)
+    assert not jax.tree.leaves(row.parametrisation)
+    assert len({row.parametrisation, type(row.parametrisation)(**vars(row.parametrisation))}) == 1
+    numbers = row.numbers()
+    learned = row.parametrisation.learned(numbers)
+    chex.assert_trees_all_equal_shapes(learned, numbers)
+    moving = {name for name, group in learned.items() if any(np.any(leaf) for leaf in jax.tree.leaves(group))}
+    assert set(row.parametrisation.rates(row.solver)) == moving
+
+
+@every_row
+def test_directions_span_the_numbers_that_are_learned(row, float64):
+    numbers = row.numbers()
+    flat, _ = ravel_pytree(jax.tree.map(jnp.asarray, row.parametrisation.learned(numbers)))
+    along, back = directions(row.parametrisation, numbers)
+    assert along.shape == back.shape == (along.shape[0], flat.size)
+    np.testing.assert_array_equal(back.any(0), np.asarray(flat))

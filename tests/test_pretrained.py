@@ -1,0 +1,256 @@
+"""Pre-trained models by name: from files to a model, conditions, identity, and what is refused."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from ld3_jax import disk, pretrained
+from ld3_jax.networks import edm, files, latent, text, weights
+from ld3_jax.networks.files import Checkpoint
+from ld3_jax.networks.unet import UNet
+from ld3_jax.pretrained import Settings
+from ld3_jax.teacher import draw_noise
+
+PREFIXES = {"unet": "model.diffusion_model.", "autoencoder": "first_stage_model."}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shapes_are_traced_once():
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (edm, latent):
+            patch.setattr(module, "shapes", functools.cache(module.shapes))
+        yield
+
+
+def official(params, prefix):
+    """Parameters under the names and in the layouts of a published file."""
+    state = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        *modules, last = (entry.key for entry in path)
+        leaf = np.ascontiguousarray(np.moveaxis(leaf, (-2, -1), (1, 0))) if last == "kernel" else leaf
+        name = last if last in ("bias", "map_noise.freqs") else "weight"
+        state[prefix + ".".join([*modules, name])] = leaf
+    return state
+
+
+def write(path: Path, state) -> str:
+    safetensors.numpy.save_file(state, path)
+    return str(path)
+
+
+def same(ours, theirs):
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True))
+
+
+def test_a_pixel_model_comes_from_its_file(tmp_path, monkeypatch):
+    small = edm.shrink(edm.NETWORKS["cifar10"])
+    monkeypatch.setitem(edm.NETWORKS, "cifar10", small)
+    file = write(tmp_path / "net.safetensors", official(weights.random(edm.shapes(small)), "model."))
+    model = pretrained.load("cifar10", file=file)
+    assert same(model.model, pretrained.load("cifar10", random_weights=True).model)
+    assert model.shape == small.shape
+    assert model.draw_condition is None
+    assert str(model) == model.name == "cifar10"
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [({"class_name": "EDMPrecond", "sigma_data": 0.8}, "edm"), ({"class_name": "VPPrecond"}, "vp"), ({}, "ve")],
+)
+def test_a_pixel_models_preconditioning_is_its_files(config, kind, tmp_path, monkeypatch):
+    """Without a class in the file it is the architecture's."""
+    small = edm.shrink(edm.NETWORKS["cifar10"])
+    monkeypatch.setitem(edm.NETWORKS, "cifar10", small if config else dataclasses.replace(small, preconditioning=kind))
+    state = official(weights.random(edm.shapes(small)), "model.")
+    files.write(tmp_path / "net.safetensors", Checkpoint("edm", state, config), {})
+    net = dataclasses.replace(small, preconditioning=kind, sigma_data=config.get("sigma_data", 0.5))
+    # In the network's place is what shows its inputs.
+    monkeypatch.setattr(edm.SongUNet, "apply", lambda module, params, x, noise, cond: noise * x)
+    model, expected = pretrained.load("cifar10", file=str(tmp_path / "net.safetensors")).model, edm.from_random(net)[0]
+    assert same(model, expected)
+    x, sigma = jnp.ones((1, *small.shape)), jnp.asarray(3.0)
+    np.testing.assert_array_equal(model(x, sigma), expected(x, sigma))
+    assert np.abs(model(x, sigma) - edm.from_random(small)[0](x, sigma)).max() > 1e-3
+
+
+def test_a_pixel_model_of_another_preconditioning_is_refused(tmp_path):
+    files.write(tmp_path / "a.safetensors", Checkpoint("edm", {"w": np.ones(1)}, {"class_name": "iDDPMPrecond"}), {})
+    with pytest.raises(ValueError, match=r"a\.safetensors: preconditioning must be one of .*, the file's is iDDPMPrec"):
+        pretrained.load("cifar10", file=str(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one file", "first stage apart"])
+def test_a_latent_model_comes_from_its_files(apart, tmp_path, monkeypatch):
+    small = latent.shrink(latent.NETWORKS["lsun_bedroom"])
+    monkeypatch.setitem(latent.NETWORKS, "lsun_bedroom", small)
+    params = weights.random(latent.shapes(small))
+    unet, first = (official(params[part], PREFIXES[part]) for part in PREFIXES)
+    if apart:
+        # The file of the first stage holds another U-Net, which must not be taken.
+        first |= {name: 0 * array for name, array in unet.items()}
+        paths = {
+            "file": write(tmp_path / "u.safetensors", unet),
+            "first_stage": write(tmp_path / "f.safetensors", first),
+        }
+    else:
+        paths = {"file": write(tmp_path / "all.safetensors", unet | first)}
+    model = pretrained.load("lsun_bedroom", **paths)
+    random = pretrained.load("lsun_bedroom", random_weights=True)
+    assert same(model.model, random.model)
+    assert same(model.decode, random.decode)
+
+
+class ContextTeller(UNet):
+    """In a U-Net's place, where only the context counts that it is given."""
+
+    @nn.compact
+    def __call__(self, x, t, context=None):
+        return nn.Dense(x.shape[-1])(x) + jnp.tanh(context.sum((1, 2)))[:, None, None, None]
+
+
+def test_classes_are_drawn_and_guidance_has_two_different_halves(monkeypatch):
+    network = latent.NETWORKS["imagenet256"]
+    monkeypatch.setitem(
+        latent.NETWORKS, "imagenet256", dataclasses.replace(network, unet=ContextTeller(3, 64, (1,), (), context_dim=8))
+    )
+    plain = pretrained.load("imagenet256", random_weights=True)
+    guided = pretrained.load("imagenet256", guidance=2.0, random_weights=True)
+    cond = guided.draw_condition(jax.random.key(0), 2)
+    assert jnp.abs(cond[0] - cond[1]).max() > 0.1
+    x, t = jax.random.normal(jax.random.key(1), (2, *plain.shape)), jnp.asarray(0.7)
+    none = latent.from_random(latent.shrink(latent.NETWORKS["imagenet256"])).embed(jnp.array([1000, 1000]))
+    call = jax.jit(lambda model, cond: model(x, t, cond))
+    conditional, unconditional = call(plain.model, cond), call(plain.model, none)
+    assert jnp.abs(conditional - unconditional).max() > 1e-3
+    np.testing.assert_allclose(call(guided.model, cond), 2 * conditional - unconditional, atol=1e-4)
+    assert plain.identity()["digest"] != guided.identity()["digest"]
+
+
+def test_labels_of_a_pixel_model_are_one_hot():
+    model = pretrained.load("imagenet64", random_weights=True)
+    labels = model.draw_condition(jax.random.key(0), 50)
+    assert labels.shape == (50, 1000)
+    assert jnp.all(labels.sum(-1) == 1)
+    assert len(np.unique(labels.argmax(-1))) > 40
+
+
+@pytest.fixture
+def prompted(tmp_path, monkeypatch):
+    """A shrunken Stable Diffusion with three prompts; the numbers in prompt i's embedding are i. What was embedded."""
+    asked = []
+
+    def embed(prompts, encoder, cache, on_batch):
+        asked.append(list(prompts))
+        on_batch(1, 1)
+        numbers = np.arange(float(len(prompts)), dtype=np.float32).reshape(-1, 1, 1)
+        return text.Embeddings(numbers * np.ones(network.context_shape, np.float32), np.zeros(network.context_shape))
+
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\na ship\n")
+    network = latent.shrink(latent.NETWORKS["stable_diffusion"])
+    monkeypatch.setattr(text, "embed", embed)
+    monkeypatch.setitem(latent.NETWORKS, "stable_diffusion", network)
+    state = {
+        name: array
+        for part, params in weights.random(latent.shapes(network)).items()
+        for name, array in official(params, PREFIXES[part]).items()
+    }
+    file = write(tmp_path / "sd.safetensors", state)
+    settings = {"file": file, "prompts": str(tmp_path / "prompts.txt"), "text_encoder": str(tmp_path)}
+    return functools.partial(pretrained.load, "stable_diffusion", **settings), asked
+
+
+def test_each_prompt_is_drawn_once_before_any_comes_twice(prompted):
+    load, _ = prompted
+    calls = []
+    model = load(on_progress=lambda *call: calls.append(call))
+    drawn = model.draw_condition(jax.random.key(0), 6)[:, 0, 0]
+    assert sorted(drawn[:3].tolist()) == sorted(drawn[3:].tolist()) == [0.0, 1.0, 2.0]
+    assert calls == [("text", 1, 1)]
+
+
+def test_only_the_first_so_many_prompts_are_embedded(prompted):
+    load, asked = prompted
+    drawn = load(num_prompts=2).draw_condition(jax.random.key(0), 4)[:, 0, 0]
+    assert sorted(drawn.tolist()) == [0.0, 0.0, 1.0, 1.0]
+    load(num_prompts=0)
+    load(num_prompts=5)
+    assert asked == [["a cat", "a dog"], *[["a cat", "a dog", "a ship"]] * 2]
+
+
+def test_drawn_states_have_the_priors_scale_and_do_not_depend_on_their_number():
+    model, key = pretrained.load("imagenet64", random_weights=True), jax.random.key(3)
+    x_T, cond = model.draw(key, 3)
+    noise_key, cond_key = jax.random.split(key)
+    np.testing.assert_array_equal(x_T, 80.0 * draw_noise(noise_key, 3, model.shape))
+    np.testing.assert_array_equal(cond, model.draw_condition(cond_key, 3))
+    np.testing.assert_allclose(model.draw(key, 2)[0], x_T[:2], rtol=1e-6)
+    assert pretrained.load("ring").draw(key, 2)[1] is None
+
+
+def test_display_is_of_pictures_only():
+    images = np.array([-1.0, 0.0, 1.0])
+    np.testing.assert_array_equal(pretrained.load("cifar10", random_weights=True).display(images, images), [0, 0.5, 1])
+    galaxies = np.linspace(0.0, 2.0, 1001)
+    np.testing.assert_allclose(pretrained.load("hsc32").display(galaxies, galaxies)[[0, 998]], [0, 1], atol=1e-12)
+    assert pretrained.load("ring").display is None
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "digest"),
+    [
+        ("ring", {}, "e4c270e9d9ea38cb"),
+        ("hsc32", {}, "f403a8b73cc2a395"),
+        ("cifar10", {"random_weights": True}, "2e80e667ef92835b"),
+        ("imagenet256", {"random_weights": True, "guidance": 2.0}, "e479d0b875d0bf21"),
+        ("instaflow", {"random_weights": True}, "ba03efaa1aab21e4"),
+    ],
+)
+def test_a_models_identity_is_that_in_the_files_of_earlier_versions(name, settings, digest):
+    model = pretrained.load(name, **settings)
+    identity = model.identity()
+    assert (identity["name"], identity["digest"]) == (name, digest)
+    assert digest == disk.digest(model.model)
+    assert identity == json.loads(json.dumps(identity))
+    assert {**dataclasses.asdict(Settings(**settings)), "name": name, "digest": digest} == identity
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("cifar100", {"random_weights": True}, r"network\.name must be one of .*'cifar10'.* got 'cifar100'"),
+        ("hsc33", {}, r"network\.name must be one of .*'hsc32'.* got 'hsc33'"),
+        ("cifar10", {"guidance": 2.0}, r"'cifar10' has no guidance: it must be 1\.0, got 2\.0"),
+        ("ring", {"guidance": 2.0}, "'ring' has no guidance"),
+        ("lsun_bedroom", {"guidance": 2.0, "random_weights": True}, "'lsun_bedroom' has no guidance"),
+        ("hsc32", {"file": "x.pkl"}, "'hsc32' has no file"),
+        ("hsc32", {"dtype": "bfloat16"}, "'hsc32' has no dtype"),
+        ("cifar10", {"num_prompts": 3}, "'cifar10' has no num_prompts"),
+        ("imagenet256", {"prompts": "p.txt", "random_weights": True}, "'imagenet256' has no prompts"),
+        ("cifar10", {}, r"network\.file must name the file of the weights"),
+        ("cifar10", {"dtype": "float64"}, r"network\.dtype must be one of .*'float32'.* got 'float64'"),
+        ("imagenet256", {"guidance": 0.0}, r"network\.guidance must be greater than 0, got 0\.0"),
+        ("stable_diffusion", {"num_prompts": -1}, r"network\.num_prompts must not be negative, got -1"),
+        ("ring", {"weights": "x"}, r"\['weights'\] are no settings of a model"),
+    ],
+)
+def test_what_a_model_does_not_have_is_refused(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        pretrained.load(name, **settings)
+
+
+def test_a_missing_file_of_no_known_name_is_an_error_that_lists_the_known_ones(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"edm-cifar10-32x32-uncond-vp\.pkl"):
+        pretrained.load("cifar10", file=str(tmp_path / "mine.pkl"))
+
+
+def test_text_needs_prompts_and_an_encoder():
+    with pytest.raises(ValueError, match=r"network\.prompts must name a file of prompts"):
+        pretrained.load("stable_diffusion", file="not-read.ckpt")
