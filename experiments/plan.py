@@ -88,7 +88,14 @@ def _check(config: config_dict.ConfigDict) -> None:
             raise ValueError(f"{key} must be one of {sorted(allowed)}, got {value!r}")
     if not learn.what or not set(learn.what) <= set(WHAT):
         raise ValueError(f"learn.what must be some of {list(WHAT)}, got {list(learn.what)}")
-    for key, least in (("data.train", 1), ("data.valid", 0), ("data.test", 1), ("learn.starts", 1), ("learn.gamma", 0)):
+    for key, least in (
+        ("data.train", 1),
+        ("data.valid", 0),
+        ("data.test", 1),
+        ("learn.starts", 1),
+        ("learn.steps", 1),
+        ("learn.gamma", 0),
+    ):
         section, name = key.split(".")
         if not config[section][name] >= least:
             raise ValueError(f"{key} must be at least {least}, got {config[section][name]}")
@@ -123,12 +130,12 @@ def _learner(config: config_dict.ConfigDict, parametrisation: Parametrisation, s
         given = learn[f"{group}_rate"]
         rules[group] = RULES[learn[f"{group}_rule"]](default if given is None else given / n, learn.steps)
     floors = (("logits", learn.logits_floor), ("shifts", learn.shifts_floor), ("coefficients", learn.logits_floor))
-    patience = learning.Patience(learn.patience, learn.decay, floors, learn.floor_visits)
+    patience = learning.Patience(learn.patience, learn.decay, floors, learn.floor_visits) if learn.patience else None
     surrogate = learning.SoftSurrogate(learn.gamma, learn.noise_rate, learn.move_validation) if learn.gamma else None
     return learning.GradientDescent(
         learning.by_group(rules),
         frozen_steps=learn.frozen_steps,
-        patience=patience if learn.patience else None,
+        patience=patience,
         surrogate=surrogate,
         remat=learn.remat,
         **common,

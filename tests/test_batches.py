@@ -98,7 +98,7 @@ def on_eight_devices():
     alone = _learn()
     with jax.set_mesh(batches.all_devices()):
         together = _learn()
-        task, state, _ = together
+        task, state = together
         text = gradient_step.lower(task, state).compile().as_text()
         try:
             make_task(STUDENT, task.train, KEY, Gaps(), GradientDescent(batch_size=6))
@@ -109,7 +109,6 @@ def on_eight_devices():
         "devices": jax.device_count(),
         "pairs": _difference(alone[0].train, together[0].train),
         "schedule": _difference(alone[1].best, together[1].best),
-        "distances": _difference(alone[2], together[2]),
         "moved": _difference(alone[1].best, begin(alone[0], "logsnr").best),
         "teacher": spread_over,
         "all-reduce": text.count("all-reduce("),
@@ -123,8 +122,7 @@ def _learn():
     pairs = make_pairs(MODEL, SCHEDULE, x_T, teacher=Teacher(Solver("ddim", 20), batch_size=16))
     task = make_task(STUDENT, pairs, KEY, Gaps(), GradientDescent(steps=20, batch_size=8, held_out=10))
     *_, (state, _) = steps(task, begin(task, "logsnr"))
-    found = task.discretization(state.best, STUDENT)
-    return task, state, distances(STUDENT, found, pairs, batch_size=16)
+    return task, state
 
 
 def _difference(one, another):
@@ -136,7 +134,6 @@ def test_eight_devices_learn_the_same_times(devices):
     assert devices["devices"] == 8
     assert devices["pairs"] < 1e-5
     assert devices["schedule"] < 1e-5
-    assert devices["distances"] < 1e-5
     assert devices["moved"] > 0.01
 
 

@@ -197,7 +197,10 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
         (["--config.solver.nfe=0"], "solver 'dpmpp' of order 3 needs an integer nfe of at least 3, got 0"),
         (["--config=configs/nothing.py"], "no configuration file configs/nothing.py"),
         (["--config.solver.nfe=2.5"], "nfe"),
-        (["--config.learn.curve=True", "--config.learn.nfes=(2,6)"], "of order 3 needs an integer nfe of at least 3, got 2"),
+        (
+            ["--config.learn.curve=True", "--config.learn.nfes=(2,6)"],
+            "of order 3 needs an integer nfe of at least 3, got 2",
+        ),
         (["--config.learn.curve=True", "--config.learn.learner=lm"], "a curve needs the learner 'optax'"),
         (["surplus"], "arguments that no flag takes: ['surplus']"),
     ],

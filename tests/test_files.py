@@ -293,11 +293,12 @@ def test_a_large_file_is_never_in_memory_as_a_whole(name, tmp_path):
         weight_map = dict.fromkeys(state, "model.safetensors")
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     shapes = {f"layer{i}": {"kernel": jax.ShapeDtypeStruct((512, 512), jnp.float32)} for i in range(20)}
+    weights.fill(shapes, state, name)  # compiles what it needs
     tracemalloc.start()
     params = weights.fill(shapes, files.read(tmp_path / name).state, name)
     peak = tracemalloc.get_traced_memory()[1]  # without what is on the device
     tracemalloc.stop()
-    assert params["layer7"]["kernel"][3, 4] == 7
+    assert np.asarray(params["layer7"]["kernel"])[3, 4] == 7
     assert peak < 6e6
 
 

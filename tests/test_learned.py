@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 import ld3_jax
 from ld3_jax import denoisers, grids, schedules, solvers
 from ld3_jax.learning import Coefficients, Curve, Discretization, Gaps, GradientDescent, Learned, WithCoefficients, load
+from ld3_jax.learning.parametrisation import discretize
 from ld3_jax.networks import gaussian
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Teacher, draw_noise, make_pairs
@@ -56,7 +58,7 @@ def with_curve(learned):
     curve, waves = Curve(nfes=(4, 6), degree=6), jnp.sin(jnp.arange(12.0)).reshape(2, 6)
     params = curve.init(Discretization(*2 * [grids.grid("edm", SCHEDULE, 4)]), SCHEDULE, learned.solver)
     params |= {"logits": 0.5 * waves, "shifts": 0.3 * waves[:, 1:]}
-    found = curve.discretization(params, SCHEDULE, learned.solver)
+    found = discretize(curve, params, SCHEDULE, learned.solver)
     return replace(learned, found=found, lam=np.asarray(SCHEDULE.lam(found.t)), curve=(curve, params))
 
 
@@ -91,7 +93,7 @@ def test_a_curve_serves_other_numbers_of_calls(with_curve, path):
     again, (curve, params) = load(path), with_curve.curve
     other = again.for_calls(9, SCHEDULE)
     assert other.solver == replace(again.solver, nfe=9)
-    chex.assert_trees_all_close(other.found, curve.discretization(params, SCHEDULE, other.solver), rtol=1e-6)
+    chex.assert_trees_all_close(other.found, discretize(curve, params, SCHEDULE, other.solver), rtol=1e-6)
     np.testing.assert_array_equal(other.lam, SCHEDULE.lam(other.t))
     assert again.for_calls(4, SCHEDULE) is again
     with pytest.raises(ValueError, match="solver 'unipc' of order 2 needs .*nfe of at least 2, got 1"):
@@ -103,16 +105,23 @@ def test_another_number_of_calls_needs_a_curve(learned):
         learned.for_calls(9, SCHEDULE)
 
 
+def _network(weight, x, t, cond):
+    return weight * jnp.tanh(3 * x) / (1 + t)
+
+
+SMALL = Partial(_network, jnp.float32(0.7))
+
+
 @pytest.fixture(scope="module")
 def pairs():
-    return make_pairs(MODEL, SCHEDULE, draw_noise(jax.random.key(0), 12, (2,)), teacher=Teacher(Solver("ddim", 20)))
+    return make_pairs(SMALL, SCHEDULE, draw_noise(jax.random.key(0), 12, (2,)), teacher=Teacher(Solver("ddim", 20)))
 
 
 @pytest.mark.parametrize(
-    "parametrisation", [Gaps(), WithCoefficients(), Curve(nfes=(3, 5), degree=4)], ids=lambda p: type(p).__name__
+    "parametrisation", [Gaps(), WithCoefficients(), Curve(nfes=(3,), degree=4)], ids=lambda p: type(p).__name__
 )
 def test_what_fit_returns_needs_nothing_else(parametrisation, pairs, path):
-    student = ld3_jax.make_student(MODEL, SCHEDULE, Solver("ddim", 3))
+    student = ld3_jax.make_student(SMALL, SCHEDULE, Solver("ddim", 3))
     learner = GradientDescent(steps=3, batch_size=12, validate_every=1)
     one = ld3_jax.fit(student, pairs, jax.random.key(1), parametrisation=parametrisation, learner=learner, start="edm")
     assert one.losses["valid"]["learned"] < one.losses["valid"]["start"]
@@ -120,17 +129,16 @@ def test_what_fit_returns_needs_nothing_else(parametrisation, pairs, path):
     again = ld3_jax.load(path)
     same(again, one)
     assert (again.coefficients is None) == (type(parametrisation) is not WithCoefficients)
-    samples = jax.jit(again.sample)(MODEL, SCHEDULE, pairs.x_T)
-    predict = denoisers.convert(MODEL, SCHEDULE, "data")
+    samples = jax.jit(again.sample)(SMALL, SCHEDULE, pairs.x_T)
+    predict = denoisers.convert(SMALL, SCHEDULE, "data")
     chex.assert_trees_all_close(solvers.solve(predict, again.table(SCHEDULE), pairs.x_T), samples, rtol=1e-5)
     each = again.distances(student, pairs, batch_size=5)
     np.testing.assert_allclose(each, ((samples - pairs.x_0) ** 2).mean(-1), rtol=1e-3, atol=1e-7)
-    if type(parametrisation) is not Curve:
-        np.testing.assert_allclose(each.mean(), one.losses["valid"]["learned"], rtol=1e-4)
+    np.testing.assert_allclose(each.mean(), one.losses["valid"]["learned"], rtol=1e-4)
 
 
 def test_it_is_judged_with_its_own_solver(learned, pairs):
-    student = ld3_jax.make_student(MODEL, SCHEDULE, learned.solver)
+    student = ld3_jax.make_student(SMALL, SCHEDULE, learned.solver)
     own, other = (
         learned.distances(student._replace(solver=solver), pairs) for solver in (learned.solver, Solver("ddim", 3))
     )

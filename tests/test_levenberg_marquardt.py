@@ -16,7 +16,7 @@ from ld3_jax import grids, learning, losses, schedules, solvers
 from ld3_jax.learning import Gaps, GradientDescent, LevenbergMarquardt, WithCoefficients
 from ld3_jax.learning.levenberg_marquardt import Quadratic, _quadratic_model, damped_step, descend
 from ld3_jax.learning.parametrisation import directions
-from ld3_jax.learning.student import run, sample_losses
+from ld3_jax.learning.student import run_in_batches, sample_losses
 from ld3_jax.networks import gaussian
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs
@@ -118,7 +118,8 @@ def test_the_model_has_the_gradient_and_for_small_residuals_the_curvature_of_the
     student = learning.make_student(MODEL, SCHEDULE, Solver("dpmpp", 3, order=2), loss)
     pairs = jax.tree.map(lambda leaf: leaf[:4].astype(jnp.float64), pairs)
     task = learning.make_task(student, pairs, KEY, WithCoefficients(), replace(LM, batch_size=4))
-    params = learning.begin(task, "logsnr").params
+    start = learning.on_grid("logsnr", SCHEDULE, student.solver)
+    params = WithCoefficients().init(start, SCHEDULE, student.solver)
     flat, unravel = ravel_pytree(params)
 
     def mean_loss(flat, pairs):
@@ -138,7 +139,7 @@ def test_the_model_has_the_gradient_and_for_small_residuals_the_curvature_of_the
     np.testing.assert_allclose(model.loss, values[0], rtol=1e-9)
     np.testing.assert_allclose(2 * model.gradient, slopes[0], rtol=1e-6, atol=1e-9)
     if loss is losses.l2:  # where the residuals vanish, nothing is left out of the Hessian
-        own = pairs._replace(x_0=run(student, task.discretization(params, student), pairs.x_T))
+        own = pairs._replace(x_0=run_in_batches(student, task.discretization(params, student), pairs.x_T))
         _, slopes = gradients(own, steps)
         hessian = (slopes[1 : len(flat) + 1] - slopes[len(flat) + 1 :]) / 2e-4
         np.testing.assert_allclose(2 * quadratic(own).matrix, hessian, atol=1e-6 * np.abs(hessian).max())

@@ -17,7 +17,7 @@ from ld3_jax.disk import numbers, write_atomically
 from ld3_jax.learning import curve
 from ld3_jax.learning.curve import Curve
 from ld3_jax.learning.discretization import Coefficients, Discretization
-from ld3_jax.learning.parametrisation import Params
+from ld3_jax.learning.parametrisation import Params, discretize
 from ld3_jax.learning.student import Student, distances
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, Table, solve
@@ -120,7 +120,7 @@ class Learned:
                 "with --config.learn.curve=True"
             )
         solver, (parametrisation, params) = replace(self.solver, nfe=nfe), self.curve
-        return self._with(solver, parametrisation.discretization(params, schedule, solver), schedule)
+        return self._with(solver, discretize(parametrisation, params, schedule, solver), schedule)
 
     def _with(self, solver: Solver, found: Discretization, schedule: NoiseSchedule) -> "Learned":
         return replace(self, solver=solver, found=found, lam=np.asarray(schedule.lam(found.t)))

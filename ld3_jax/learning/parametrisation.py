@@ -48,6 +48,14 @@ class Parametrisation(Protocol):
         ...
 
 
+@jax.jit
+def discretize(
+    parametrisation: Parametrisation, params: Params, schedule: NoiseSchedule, solver: Solver
+) -> Discretization:
+    """What the numbers stand for, as one program."""
+    return parametrisation.discretization(params, schedule, solver)
+
+
 class Directions(NamedTuple):
     """The directions that a Jacobian is taken along, and what it is along all numbers: (its q columns) @ back."""
 

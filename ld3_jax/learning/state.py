@@ -10,10 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ld3_jax.learning.discretization import Discretization
-from ld3_jax.learning.parametrisation import Parametrisation, Params
+from ld3_jax.learning.parametrisation import Parametrisation, Params, discretize
 from ld3_jax.learning.student import Student, distances
-from ld3_jax.schedules import NoiseSchedule
-from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs
 
 
@@ -73,14 +71,7 @@ class Task(NamedTuple):
 
     def discretization(self, params: Params, student: Student) -> Discretization:
         """What the numbers stand for, for one of the students."""
-        return _discretization(self.parametrisation, params, student.schedule, student.solver)
-
-
-@jax.jit
-def _discretization(
-    parametrisation: Parametrisation, params: Params, schedule: NoiseSchedule, solver: Solver
-) -> Discretization:
-    return parametrisation.discretization(params, schedule, solver)
+        return discretize(self.parametrisation, params, student.schedule, student.solver)
 
 
 class TrainState(NamedTuple):

@@ -323,9 +323,7 @@ _DIFFUSERS_ATTENTION = {
 }
 
 
-def _rename(
-    state: Mapping[str, np.ndarray], prefix: str, blocks: Mapping[str, str], layers: Mapping[str, str]
-) -> Lazy:
+def _rename(state: Mapping[str, np.ndarray], prefix: str, blocks: Mapping[str, str], layers: Mapping[str, str]) -> Lazy:
     """Exchange the beginning of each name, which is its block, and then the beginning of what follows."""
 
     def name_of(name: str) -> str:
