@@ -3,7 +3,7 @@
 python -m experiments.train --config=configs/coefficients.py --workdir=runs/coefficients
 
 Measured on 2 CPU cores: learning takes about a minute, compilation included. Squared error against the teacher on 200
-unseen noises, mean (median) and median of three seeds: 0.00153 (0.00094); times and shifts alone, configs/hsc32.py:
+held-out noises, mean (median) and median of three seeds: 0.00153 (0.00094); times and shifts alone, configs/hsc32.py:
 0.00413 (0.00226).
 """
 

@@ -4,7 +4,7 @@ python -m experiments.train --config=configs/galaxy_coefficients.py --workdir=ru
     --config.solver.nfe=5 --config.learn.init=runs/quasar5/schedule.json
 
 Measured on 2 CPU cores: learning takes about a minute, compilation included. Squared error against the teacher on 100
-unseen noises, mean (median): 0.01025 (0.00384); times and shifts alone, configs/galaxy.py: 0.01130 (0.00433).
+held-out noises, mean (median): 0.01025 (0.00384); times and shifts alone, configs/galaxy.py: 0.01130 (0.00433).
 """
 
 from ml_collections import config_dict

@@ -17,15 +17,13 @@ Another one than those of `ld3_jax.schedules` is one class statement:
 """
 
 import abc
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-@dataclass(frozen=True)
 class NoiseSchedule(abc.ABC):
     """alpha and sigma as functions of time. Subclass it, as a frozen dataclass, for a noise schedule of your own.
 
@@ -41,9 +39,12 @@ class NoiseSchedule(abc.ABC):
         TypeError: if a subclass lacks a formula or is no dataclass.
     """
 
-    t_min: ClassVar[float]
-    t_max: ClassVar[float]
-    prior_scale: ClassVar[float] = 1.0
+    if TYPE_CHECKING:  # at run time they would come first in the order of a subclass's fields
+        t_min: ClassVar[float]
+        t_max: ClassVar[float]
+        prior_scale: ClassVar[float]
+
+    prior_scale = 1.0
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -21,6 +21,7 @@ CASES = (
     + [("unipc", order, variant) for order in (1, 2, 3) for variant in ("bh1", "bh2")]
     + [(solver, order, "-") for solver in ("ipndm", "deis") for order in (1, 2, 3, 4)]
 )
+WITH_LOWER_ORDER_FINAL = ("dpmpp", "unipc")
 
 
 class Schedule(NamedTuple):
@@ -39,13 +40,13 @@ def _variance_preserving(alpha):
 
 
 SCHEDULES = {
-    "ve_edm": Schedule(lambda t: 1 + 0 * t, lambda t: t),
-    "ve_geometric": Schedule(lambda t: 1 + 0 * t, lambda t: 0.01 * 5000**t),
-    "vp_linear": _variance_preserving(lambda t: np.exp(-0.25 * t**2 * 19.9 - 0.5 * t * 0.1)),
-    "vp_cosine": _variance_preserving(
+    "VELinear": Schedule(lambda t: 1 + 0 * t, lambda t: t),
+    "VEGeometric": Schedule(lambda t: 1 + 0 * t, lambda t: 0.01 * 5000**t),
+    "VPLinear": _variance_preserving(lambda t: np.exp(-0.25 * t**2 * 19.9 - 0.5 * t * 0.1)),
+    "VPCosine": _variance_preserving(
         lambda t: np.cos((t + 0.008) / 1.008 * np.pi / 2) / np.cos(0.008 / 1.008 * np.pi / 2)
     ),
-    "rectified_flow": Schedule(lambda t: 1 - t, lambda t: t),
+    "RectifiedFlow": Schedule(lambda t: 1 - t, lambda t: t),
 }
 
 

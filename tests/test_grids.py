@@ -1,4 +1,4 @@
-"""Hand-made time grids against their closed forms."""
+"""Hand-made time grids: their closed forms, ends and order."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,18 +7,20 @@ import pytest
 from ld3_jax import grids, schedules
 
 SCHEDULES = {
-    "ve_linear": schedules.VELinear(),
-    "ve_geometric": schedules.VEGeometric(),
-    "vp_linear": schedules.VPLinear(),
-    "vp_cosine": schedules.VPCosine(),
-    "vp_discrete": schedules.VPDiscrete(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))),
-    "rectified_flow": schedules.RectifiedFlow(),
+    "VELinear": schedules.VELinear(),
+    "VEGeometric": schedules.VEGeometric(),
+    "VPLinear": schedules.VPLinear(),
+    "VPCosine": schedules.VPCosine(),
+    "VPDiscrete": schedules.VPDiscrete(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))),
+    "RectifiedFlow": schedules.RectifiedFlow(),
 }
 N = 6
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+every_grid = pytest.mark.parametrize("name", sorted(grids.GRIDS))
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-@pytest.mark.parametrize("name", sorted(grids.GRIDS))
+@every_schedule
+@every_grid
 @pytest.mark.parametrize("n", [1, N])
 def test_grids_descend_between_exact_ends(name, schedule, n):
     t = grids.grid(name, schedule, n)
@@ -36,11 +38,11 @@ def test_grids_descend_between_exact_ends(name, schedule, n):
         ("edm", np.linspace(80 ** (1 / 7), 0.002 ** (1 / 7), N + 1) ** 7),
     ],
 )
-def test_grids_have_their_closed_form_where_sigma_is_t(name, closed_form, float64):
-    np.testing.assert_allclose(grids.grid(name, SCHEDULES["ve_linear"], N), closed_form, rtol=1e-12)
+def test_grids_on_ve_linear_have_their_closed_form(name, closed_form, float64):
+    np.testing.assert_allclose(grids.grid(name, SCHEDULES["VELinear"], N), closed_form, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["vp_linear", "rectified_flow"])
+@pytest.mark.parametrize("name", ["VPLinear", "RectifiedFlow"])
 def test_logsnr_is_even_in_lam_and_edm_in_its_seventh_root(name, float64):
     schedule = SCHEDULES[name]
     logsnr, edm = (schedule.lam(grids.grid(grid, schedule, N)) for grid in ("logsnr", "edm"))
@@ -48,12 +50,21 @@ def test_logsnr_is_even_in_lam_and_edm_in_its_seventh_root(name, float64):
     np.testing.assert_allclose(np.diff(np.exp(-edm / 7), 2), 0, atol=1e-10)
 
 
+@every_schedule
+@every_grid
+def test_a_grid_can_be_read_off_anywhere(name, schedule):
+    # The grid's own points, and one between each two of them.
+    t = grids.GRIDS[name](schedule, jnp.linspace(0.0, 1.0, 2 * N + 1))
+    assert np.all(np.diff(t) < 0)
+    np.testing.assert_array_equal(t[2:-2:2], grids.grid(name, schedule, N)[1:-1])
+
+
 def test_an_unknown_grid_is_refused():
     with pytest.raises(ValueError, match=r"'edm'.*'uniform'.*got 'karras'"):
-        grids.grid("karras", SCHEDULES["ve_linear"], N)
+        grids.grid("karras", SCHEDULES["VELinear"], N)
 
 
 @pytest.mark.parametrize("n", [0, -3])
 def test_a_grid_without_steps_is_refused(n):
     with pytest.raises(ValueError, match=f"at least 1 step, got {n}"):
-        grids.grid("uniform", SCHEDULES["ve_linear"], n)
+        grids.grid("uniform", SCHEDULES["VELinear"], n)

@@ -18,7 +18,7 @@ SMALL = UNet(out_channels=4, model_channels=32, channel_mult=(1, 2), attention_r
 
 
 WITH_CONTEXT = SMALL.clone(num_heads=4, context_dim=24)
-ONE_LEVEL = WITH_CONTEXT.clone(channel_mult=(2,), attention_resolutions=(1,))
+ONE_LEVEL = WITH_CONTEXT.clone(channel_mult=(2,), attention_resolutions=())  # a transformer in the middle
 
 
 @partial(jax.jit, static_argnums=0)
@@ -31,6 +31,12 @@ def inputs(unet):
     rng = np.random.default_rng(0)
     x, t = rng.standard_normal((2, 8, 8, unet.out_channels), np.float32), np.float32([801.0, 13.5])
     return (x, t) if unet.context_dim is None else (x, t, rng.standard_normal((2, 5, unet.context_dim), np.float32))
+
+
+@pytest.fixture(scope="module")
+def one_level():
+    given = tuple(map(jnp.asarray, inputs(ONE_LEVEL)))
+    return weights.random(weights.abstract(ONE_LEVEL, *given)), *given
 
 
 def published(network):
@@ -92,17 +98,15 @@ def test_parity_with_diffusers_without_context(new_attention_order):
     assert_parity(unet, network)
 
 
-def test_a_scalar_time_is_the_time_of_every_latent():
-    x, t, context = map(jnp.asarray, inputs(ONE_LEVEL))
-    params = weights.random(weights.abstract(ONE_LEVEL, x, t, context))
+def test_a_scalar_time_is_the_time_of_every_latent(one_level):
+    params, x, _, context = one_level
     one, each = (output(ONE_LEVEL, params, x, t, context) for t in (jnp.float32(30.5), jnp.full(2, 30.5)))
     np.testing.assert_allclose(one, each, rtol=1e-4, atol=1e-5)
     assert jnp.abs(output(ONE_LEVEL, params, x, jnp.float32(500), context) - one).max() > 1e-2
 
 
-def test_bfloat16_inside_is_near_float32():
-    given = tuple(map(jnp.asarray, inputs(ONE_LEVEL)))
-    params = weights.random(weights.abstract(ONE_LEVEL, *given))
+def test_bfloat16_inside_is_near_float32(one_level):
+    params, *given = one_level
     exact, rounded = (output(ONE_LEVEL.clone(dtype=dtype), params, *given) for dtype in (jnp.float32, jnp.bfloat16))
     assert rounded.dtype == jnp.float32
     assert 1e-4 < jnp.abs(rounded - exact).max() / jnp.abs(exact).max() < 5e-2

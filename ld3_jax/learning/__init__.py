@@ -5,10 +5,11 @@ from ld3_jax.learning.curve import Curve
 from ld3_jax.learning.discretization import Coefficients, Discretization, on_grid
 from ld3_jax.learning.fit import begin, describe, fit, make_task, rank_grids, starts, steps
 from ld3_jax.learning.gaps import Gaps
-from ld3_jax.learning.gradient_descent import GradientDescent, Patience, SoftSurrogate
+from ld3_jax.learning.gradient_descent import GradientDescent, SoftSurrogate
 from ld3_jax.learning.learned import Learned, load
 from ld3_jax.learning.levenberg_marquardt import LevenbergMarquardt
 from ld3_jax.learning.optimizers import by_group
+from ld3_jax.learning.patience import Patience
 from ld3_jax.learning.state import StepMetrics, Task, TrainState
 from ld3_jax.learning.student import Student, distances, make_student
 

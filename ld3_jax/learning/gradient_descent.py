@@ -14,10 +14,12 @@ from jaxtyping import Array, Float, Int, PyTree
 from ld3_jax.batches import in_batches, spread
 from ld3_jax.learning import optimizers
 from ld3_jax.learning.parametrisation import Mask, Params
+from ld3_jax.learning.patience import Patience, lower_rates
 from ld3_jax.learning.state import (
     StepMetrics,
     Task,
     TrainState,
+    at_least_one,
     batch_indices,
     finite_or_inf,
     keep_best,
@@ -28,29 +30,6 @@ from ld3_jax.learning.state import (
 )
 from ld3_jax.learning.student import sample_losses
 from ld3_jax.teacher import Pairs
-
-
-@dataclass(frozen=True)
-class Patience:
-    """Return to the best numbers and lower the rates when validations bring nothing better.
-
-    Attributes:
-        validations: so many in a row without a new best one.
-        decay: factor on the rates.
-        floors: the least factor of each group's rate, as (group, factor).
-        visits: stop after so many returns with all rates at their floors.
-
-    Raises:
-        ValueError: if validations or visits is less than 1.
-    """
-
-    validations: int = 5
-    decay: float = 0.8
-    floors: tuple[tuple[str, float], ...] = (("logits", 0.01), ("shifts", 1e-5), ("coefficients", 0.01))
-    visits: int = 5
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "validations", "visits")
 
 
 @dataclass(frozen=True)
@@ -202,7 +181,7 @@ def judge(task: Task, state: TrainState, loss: Float[Array, ""]) -> TrainState:
     new = keep_best(state, loss)
     new = new._replace(learner=state.learner._replace(worse=worse))
     if task.learner.patience:
-        new = _lower_rates(new, task.learner.patience, task.learner.frozen_steps)
+        new = lower_rates(new, task.learner.patience, task.learner.frozen_steps)
     return unless_done(state, new)
 
 
@@ -213,13 +192,6 @@ def end_round(task: Task, state: TrainState) -> TrainState:
     """
     moved = _move_validation_noise(task, state)
     return _measured_anew(state, moved, validation_loss(task, state.best, _validation_pairs(task, moved)))
-
-
-def at_least_one(choices: object, *names: str) -> None:
-    """Refuse numbers less than 1."""
-    for name in names:
-        if getattr(choices, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(choices, name)}")
 
 
 def _only(learned: Mask, changes: Params) -> Params:
@@ -297,20 +269,3 @@ def _move_noise(
     accepted = sample_losses(student, found, pairs._replace(x_T=candidate)) < each
     keep = jax.vmap(lambda accepted, new, old: jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old))
     return keep(accepted, candidate, noise), accepted
-
-
-def _lower_rates(state: TrainState, patience: Patience, frozen_steps: int) -> TrainState:
-    """Out of patience: back to the best with lower rates; shifts that are still frozen keep theirs."""
-    memory, floors = state.learner, dict(patience.floors)
-    out = memory.worse >= patience.validations
-    factors, at_floor = {}, out
-    for name, old in memory.factors.items():
-        floor = floors.get(name, 0.01)
-        lower = out & (state.step > frozen_steps) if name == "shifts" else out
-        factors[name] = jnp.where(lower, jnp.maximum(old * patience.decay, floor), old)
-        at_floor &= factors[name] <= floor
-    memory = memory._replace(
-        factors=factors, worse=jnp.where(out, 0, memory.worse), floor_visits=memory.floor_visits + at_floor
-    )
-    params = jax.tree.map(lambda best, now: jnp.where(out, best, now), state.best, state.params)
-    return state._replace(params=params, learner=memory, done=memory.floor_visits >= patience.visits)

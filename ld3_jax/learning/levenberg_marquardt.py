@@ -20,12 +20,12 @@ from jaxtyping import Array, Float
 
 from ld3_jax import losses
 from ld3_jax.batches import in_batches
-from ld3_jax.learning.gradient_descent import at_least_one
 from ld3_jax.learning.parametrisation import Params, directions
 from ld3_jax.learning.state import (
     StepMetrics,
     Task,
     TrainState,
+    at_least_one,
     batch_indices,
     keep_best,
     unless_done,

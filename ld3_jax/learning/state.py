@@ -144,3 +144,10 @@ def unless_done(state: TrainState, new: TrainState) -> TrainState:
 def finite_or_inf(loss: Array) -> Array:
     """The loss, or infinity in place of NaN, which nothing would ever be better than."""
     return jnp.where(jnp.isfinite(loss), loss, jnp.inf)
+
+
+def at_least_one(choices: object, *names: str) -> None:
+    """Refuse numbers less than 1."""
+    for name in names:
+        if getattr(choices, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(choices, name)}")

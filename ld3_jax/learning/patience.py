@@ -1,0 +1,51 @@
+"""LD3's patience: back to the best numbers, at lower rates, when validations bring nothing better.
+
+Reference: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv:2405.15506.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from ld3_jax.learning.state import TrainState, at_least_one
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Return to the best numbers and lower the rates when validations bring nothing better.
+
+    Attributes:
+        validations: so many in a row without a new best one.
+        decay: factor on the rates.
+        floors: the least factor of each group's rate, as (group, factor).
+        visits: stop after so many returns with all rates at their floors.
+
+    Raises:
+        ValueError: if validations or visits is less than 1.
+    """
+
+    validations: int = 5
+    decay: float = 0.8
+    floors: tuple[tuple[str, float], ...] = (("logits", 0.01), ("shifts", 1e-5), ("coefficients", 0.01))
+    visits: int = 5
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "validations", "visits")
+
+
+def lower_rates(state: TrainState, patience: Patience, frozen_steps: int) -> TrainState:
+    """Out of patience: back to the best with lower rates; shifts that are still frozen keep theirs."""
+    memory, floors = state.learner, dict(patience.floors)
+    out = memory.worse >= patience.validations
+    factors, at_floor = {}, out
+    for name, old in memory.factors.items():
+        floor = floors.get(name, 0.01)
+        lower = out & (state.step > frozen_steps) if name == "shifts" else out
+        factors[name] = jnp.where(lower, jnp.maximum(old * patience.decay, floor), old)
+        at_floor &= factors[name] <= floor
+    memory = memory._replace(
+        factors=factors, worse=jnp.where(out, 0, memory.worse), floor_visits=memory.floor_visits + at_floor
+    )
+    params = jax.tree.map(lambda best, now: jnp.where(out, best, now), state.best, state.params)
+    return state._replace(params=params, learner=memory, done=memory.floor_visits >= patience.visits)
