@@ -32,7 +32,7 @@ def main() -> None:
     if unknown := set(_TABLES.value) - set(measurements.TABLES):
         raise ValueError(f"--tables takes some of {sorted(measurements.TABLES)}, got {sorted(unknown)}")
     out = Path(_OUT.value)
-    record = read(out) | {"device": jax.devices()[0].device_kind, "python": platform.python_version()}
+    record = measurements.read(out) | {"device": jax.devices()[0].device_kind, "python": platform.python_version()}
     record |= {"packages": {name: version(name) for name in _PACKAGES}}
     rows = record.setdefault("rows", {})
     print(", ".join([record["device"], *(f"{name} {number}" for name, number in record["packages"].items())]))
@@ -47,24 +47,6 @@ def main() -> None:
             shown = (f"{column} {_figure(value)}" for column, value in rows[key].items())
             print(f"  {name:<24}" + "   ".join(shown), flush=True)
     write_atomically(out.with_suffix(".md"), markdown(record).encode())
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The rows measured so far.
-
-    Raises:
-        ValueError: if the file is damaged or no benchmark.
-    """
-    if not path.exists():
-        return {}
-    try:
-        record = json.loads(path.read_text())
-        sound = all(isinstance(row, dict) for row in record.get("rows", {}).values())
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: not a benchmark, perhaps cut short ({error})") from error
-    if not sound:
-        raise ValueError(f"{path}: not a benchmark, its rows must be objects")
-    return record
 
 
 def markdown(record: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ flags.mark_flags_as_required(["in"])
 
 
 def main() -> None:
-    source = fetch(Path(_IN.value))
+    source = _fetch(Path(_IN.value))
     out = Path(_OUT.value) if _OUT.value else source.with_suffix(".safetensors")
     if out.resolve() == source.resolve():
         raise ValueError(f"{source} is safetensors; give another --out to write it anew")
@@ -36,8 +36,7 @@ def main() -> None:
     print(f"{out}: {len(checkpoint.state)} arrays, {numbers:,} numbers, {out.stat().st_size / 1e6:.1f} MB")
 
 
-def fetch(path: Path) -> Path:
-    """`download.fetch` with a progress bar."""
+def _fetch(path: Path) -> Path:
     if path.is_file() or path.name not in download.SOURCES:
         return download.fetch(path)
     with common.progress(f"{path.name} %", 100) as update:

@@ -3,9 +3,11 @@
 Means and medians are over the squared errors of 200 held-out noises, then medians over three seeds of the pairs.
 """
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -140,6 +142,24 @@ def network_table(quick: bool) -> list[tuple[str, Measure]]:
 
 
 TABLES = {"what": what_table, "curve": curve_table, "learners": learners_table, "network": network_table}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The rows measured so far.
+
+    Raises:
+        ValueError: if the file is damaged or no benchmark.
+    """
+    if not path.exists():
+        return {}
+    try:
+        record = json.loads(path.read_text())
+        sound = all(isinstance(row, dict) for row in record.get("rows", {}).values())
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: not a benchmark, perhaps cut short ({error})") from error
+    if not sound:
+        raise ValueError(f"{path}: not a benchmark, its rows must be objects")
+    return record
 
 
 def configured(config: config_dict.ConfigDict, solver: str, nfe: int, seed: int) -> config_dict.ConfigDict:

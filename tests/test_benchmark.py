@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from configs import coefficients, gaussian
-from experiments import benchmark, measurements
+from experiments import measurements
 
 
 def test_the_quick_benchmark_measures_saves_and_does_not_measure_again(tmp_path):
@@ -49,5 +49,5 @@ def test_a_damaged_file_is_named_and_left_alone(content, tmp_path):
     path = tmp_path / "benchmark.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"benchmark\.json: not a benchmark"):
-        benchmark.read(path)
+        measurements.read(path)
     assert path.read_text() == content

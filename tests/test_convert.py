@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import io
 import itertools
 import subprocess
 import sys
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import convert
 from ld3_jax.networks import files
 from ld3_jax.pretrained import download
 
@@ -24,7 +24,7 @@ def server():
     """A server that understands ranges, writes down what it was asked for, and breaks off when told to."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        asked, cuts, ranges = [], [], True
+        content, asked, cuts, ranges = CONTENT, [], [], True
 
         def do_GET(self):
             asked = self.headers["Range"]
@@ -33,15 +33,15 @@ def server():
             if self.path != "/weights":
                 self.send_error(404)
                 return
-            if start >= len(CONTENT):
+            if start >= len(self.content):
                 self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+                self.send_header("Content-Range", f"bytes */{len(self.content)}")
                 self.end_headers()
                 return
             self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(CONTENT) - start))
+            self.send_header("Content-Length", str(len(self.content) - start))
             self.end_headers()
-            self.wfile.write(CONTENT[start : self.cuts.pop(0) if self.cuts else None])
+            self.wfile.write(self.content[start : self.cuts.pop(0) if self.cuts else None])
 
         def log_message(self, *args):
             pass
@@ -106,12 +106,14 @@ def test_without_a_server_nothing_is_lost_and_the_error_says_what_to_do(server, 
         assert (tmp_path / "weights.part").read_bytes() == CONTENT[:1000]
 
 
-def test_an_official_file_is_downloaded_once(server, tmp_path, monkeypatch, capsys):
+def test_an_official_file_is_downloaded_once(server, tmp_path, monkeypatch):
     monkeypatch.setitem(download.SOURCES, "weights", download.Source(server.url, DIGEST))
+    calls = []
     for _ in range(2):
-        assert convert.fetch(tmp_path / "weights").read_bytes() == CONTENT
+        fetched = download.fetch(tmp_path / "weights", lambda *call: calls.append(call))
+        assert fetched.read_bytes() == CONTENT
     assert len(server.asked) == 1
-    assert "weights % 100/100" in capsys.readouterr().err
+    assert calls[-1] == ("weights", len(CONTENT), len(CONTENT))
     calls = []
     download.fetch(tmp_path / "again" / "weights", lambda *call: calls.append(call))
     assert calls[-1] == ("weights", len(CONTENT), len(CONTENT))
@@ -119,17 +121,29 @@ def test_an_official_file_is_downloaded_once(server, tmp_path, monkeypatch, caps
         download.fetch(tmp_path / "other")
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "experiments.convert", *arguments]
+# The main, with one more official file where a URL is given.
+MAIN = """
+import runpy, sys
+from ld3_jax.pretrained import download
+if url := sys.argv.pop(1):
+    download.SOURCES["model.ckpt"] = download.Source(url)
+runpy.run_module("experiments.convert", run_name="__main__")
+"""
+
+
+def run(*arguments, url=""):
+    command = [sys.executable, "-c", MAIN, url, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
-def test_a_checkpoint_is_converted_and_the_original_named(tmp_path):
+def test_an_official_checkpoint_is_downloaded_and_converted_and_the_original_named(server, tmp_path):
     source, out = tmp_path / "model.ckpt", tmp_path / "model.safetensors"
-    torch.save({"state_dict": {"w": torch.arange(6.0).reshape(2, 3)}}, source)
-    result = run(f"--in={source}", "--from=torch")
+    torch.save({"state_dict": {"w": torch.arange(6.0).reshape(2, 3)}}, content := io.BytesIO())
+    server.content = content.getvalue()
+    result = run(f"--in={source}", "--from=torch", url=server.url)
     assert result.returncode == 0, result.stderr
     assert f"{out}: 1 arrays, 6 numbers" in result.stdout
+    assert "model.ckpt % 100/100" in result.stderr
     np.testing.assert_array_equal(files.read(out).state["w"], np.arange(6.0).reshape(2, 3))
     assert files.sha256(source).encode() in out.read_bytes()
     assert run(f"--in={source}", "--from=edm").stderr.endswith("model.ckpt is of kind 'torch', not 'edm'\n")
