@@ -21,12 +21,12 @@ GRIDS = {
 every_case = pytest.mark.parametrize(("solver", "order", "variant"), reference.CASES)
 every_grid = pytest.mark.parametrize(("schedule", "t"), GRIDS.values(), ids=GRIDS)
 
-_solve, _make_table = jax.jit(solvers.solve), jax.jit(solvers.make_table)
+_solve = jax.jit(solvers.solve)
 
 
 def make_table(schedule, t, solver, order, variant="-", **options):
     variant = {} if variant == "-" else {"variant": variant}
-    return _make_table(schedule, jnp.asarray(t), solver=Solver(solver, order=order, **variant, **options))
+    return solvers.make_table(schedule, jnp.asarray(t), solver=Solver(solver, order=order, **variant, **options))
 
 
 def orders(table):
@@ -133,7 +133,7 @@ def test_the_network_is_given_t_c(float64):
     t_c = t * 0.99
 
     def given(solver):
-        return _make_table(schedule, jnp.asarray(t), jnp.asarray(t_c), solver=Solver(solver)).t
+        return solvers.make_table(schedule, jnp.asarray(t), jnp.asarray(t_c), solver=Solver(solver)).t
 
     for solver in ["euler", "ddim", "dpmpp", "unipc", "ipndm", "deis"]:
         np.testing.assert_array_equal(given(solver), t_c[:-1])
