@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ class Pretrained:
     shape: tuple[int, ...]
     shown: int = 8
     display: Display | None = None
-    decode: Partial = field(default_factory=lambda: Partial(_unchanged))
+    decode: Partial = dataclasses.field(default_factory=lambda: Partial(_unchanged))
     draw_condition: DrawCondition | None = None
 
     def __str__(self) -> str:
@@ -120,8 +120,13 @@ def load(name: str, *, on_progress: OnProgress = lambda label, done, total: None
     """
     if name not in MODELS:
         raise ValueError(f"network.name must be one of {sorted(MODELS)}, got {name!r}")
-    if unknown := set(settings) - {field.name for field in dataclasses.fields(Settings)}:
+    usual = dataclasses.asdict(Settings())
+    if unknown := settings.keys() - usual.keys():
         raise ValueError(f"{sorted(unknown)} are no settings of a model; see ld3_jax.pretrained.Settings")
+    for setting, given in settings.items():
+        kind = type(usual[setting])
+        if type(given) not in ((float, int) if kind is float else (kind,)):
+            raise ValueError(f"network.{setting} must be of type {kind.__name__}, got {given!r}")
     return MODELS[name](name, Settings(**settings), on_progress)
 
 
