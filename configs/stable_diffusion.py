@@ -8,8 +8,8 @@ https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main/
 Needs a file of prompts, one a line or MS-COCO's captions, and the text encoder, a copy of
 https://huggingface.co/openai/clip-vit-large-patch14; transformers and torch embed the prompts once:
   --config.network.prompts=captions_val2014.json --config.network.text_encoder=models/clip-vit-large-patch14
-Solver, number of teacher calls and rates are those of the published code (script_stable_diff.sh); the uniform grid is ours,
-in place of its GITS grid. With the published weights it has not been run here;
+Solver, number of teacher calls and rates are those of the published code (script_stable_diff.sh); the uniform grid
+is ours, in place of its GITS grid. With the published weights it has not been run here;
 --config.network.random_weights=True tries the run out without them.
 """
 

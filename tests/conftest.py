@@ -4,6 +4,7 @@ import ctypes
 import gc
 import os
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The tests compile much and compute little: cheap compilation, and no program twice by the processes of a run.
@@ -21,15 +22,30 @@ from jaxtyping import install_import_hook
 install_import_hook("ld3_jax", "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+_STATM = Path("/proc/self/statm")
+_LARGE = 1.2e9  # bytes
+
 
 @pytest.fixture(autouse=True, scope="module")
 def memory_goes_back():
-    """A module's compiled programs, which no other needs, are let go, and freed memory is returned to the system."""
+    """A module's compiled programs, which no other needs, are let go."""
     yield
+    _let_go()
+
+
+@pytest.fixture(autouse=True)
+def memory_stays_bounded():
+    """Within a module they are let go where the process has grown large."""
+    yield
+    if _STATM.exists() and int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > _LARGE:
+        _let_go()
+
+
+def _let_go():
     jax.clear_caches()
     gc.collect()
     if os.name == "posix" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
+        libc.malloc_trim(0)  # freed memory is returned to the system
 
 
 @pytest.fixture
