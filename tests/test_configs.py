@@ -24,13 +24,13 @@ def shrink(config: config_dict.ConfigDict, folder: Path) -> config_dict.ConfigDi
     config.teacher.nfe, config.teacher.cache = 6, str(folder / "teacher")
     config.network.random_weights = bool(config.network.file)  # of a size that runs anywhere
     # One shape of pairs throughout, and the soft surrogate in paper.py alone, for less to compile.
-    config.data.train, config.data.valid, config.data.test = 4, 0, 4
+    config.data.train, config.data.valid, config.data.test = 2, 0, 2
     if config.network.file:
         config.learn.gamma, config.learn.move_validation = 0.0, False
     config.learn.nfes = (4, 5)
     if config.learn.init.endswith(".json"):
         config.learn.init = "best"  # in place of what another run has learned
-    config.learn.batch_size, config.learn.steps, config.learn.validate_every = 2, 3, 2
+    config.learn.batch_size, config.learn.steps, config.learn.validate_every = 2, 2, 2
     return config
 
 

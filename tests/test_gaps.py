@@ -4,21 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from noise_schedules import SCHEDULES
 
-from ld3_jax import schedules
 from ld3_jax.grids import GRIDS, grid
 from ld3_jax.learning import Coefficients, Discretization, Gaps, on_grid
 from ld3_jax.learning.gaps import SPACES
 from ld3_jax.solvers import Solver
 
-SCHEDULES = {
-    "ve_linear": schedules.VELinear(),
-    "ve_geometric": schedules.VEGeometric(),
-    "vp_linear": schedules.VPLinear(),
-    "vp_cosine": schedules.VPCosine(),
-    "vp_discrete": schedules.VPDiscrete(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))),
-    "rectified_flow": schedules.RectifiedFlow(),
-}
 N = 6
 SOLVER = Solver("ddim", N)
 ENDS = np.array([0, -1])
@@ -78,14 +70,14 @@ def test_shifts_are_bounded_by_the_smallest_gap_and_keep_the_order(schedule, spa
 
 @every_space
 def test_equal_logits_still_allow_shifts(space):
-    schedule, numbers = SCHEDULES["vp_linear"], {"logits": jnp.zeros(N), "shifts": jnp.full(N - 1, 0.01)}
+    schedule, numbers = SCHEDULES["VPLinear"], {"logits": jnp.zeros(N), "shifts": jnp.full(N - 1, 0.01)}
     on, on_c = points(Gaps(space).discretization(numbers, schedule, SOLVER), schedule, space)
     np.testing.assert_allclose((on_c - on)[1:-1], 0.01, rtol=1e-3)
 
 
 def test_the_bound_carries_no_gradient(float64):
     # Where the bound holds a shift, t_c follows t as if the bound were a constant.
-    gaps, schedule, numbers = Gaps("t"), SCHEDULES["vp_linear"], random_numbers(size=1e3)
+    gaps, schedule, numbers = Gaps("t"), SCHEDULES["VPLinear"], random_numbers(size=1e3)
     of_t, of_t_c, _ = jax.jacobian(lambda numbers: gaps.discretization(numbers, schedule, SOLVER))(numbers)
     assert np.abs(of_t["logits"]).max() > 0.01
     np.testing.assert_allclose(of_t_c["logits"], of_t["logits"], rtol=1e-12)
@@ -134,11 +126,11 @@ def test_a_bad_choice_is_refused_by_name(choice, message):
 )
 def test_a_start_of_another_length_is_refused(start):
     with pytest.raises(ValueError, match=rf"has {N + 1} times, got shapes \({len(start.t)},\), \({N},\)"):
-        Gaps().init(start, SCHEDULES["vp_linear"], SOLVER)
+        Gaps().init(start, SCHEDULES["VPLinear"], SOLVER)
 
 
 def test_a_start_with_coefficients_is_refused():
-    schedule, changes = SCHEDULES["vp_linear"], Coefficients(jnp.zeros(N), jnp.zeros((N, 1)))
+    schedule, changes = SCHEDULES["VPLinear"], Coefficients(jnp.zeros(N), jnp.zeros((N, 1)))
     start = on_grid("edm", schedule, SOLVER)._replace(coefficients=changes)
     with pytest.raises(ValueError, match="changed coefficients"):
         Gaps().init(start, schedule, SOLVER)

@@ -3,17 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from noise_schedules import SCHEDULES
 
-from ld3_jax import grids, schedules
+from ld3_jax import grids
 
-SCHEDULES = {
-    "VELinear": schedules.VELinear(),
-    "VEGeometric": schedules.VEGeometric(),
-    "VPLinear": schedules.VPLinear(),
-    "VPCosine": schedules.VPCosine(),
-    "VPDiscrete": schedules.VPDiscrete(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))),
-    "RectifiedFlow": schedules.RectifiedFlow(),
-}
 N = 6
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 every_grid = pytest.mark.parametrize("name", sorted(grids.GRIDS))

@@ -49,7 +49,7 @@ def refused(path, record):
 def test_what_is_damaged_here_was_sound(path):
     for more in ({}, {"version": 2, "coefficients": {"base": [0.0] * 4, **ROWS}}, {"version": 2, "curve": CURVE}):
         path.write_text(json.dumps(RECORD | more))
-        load(path)
+        assert load(path).solver.nfe == 4
 
 
 @pytest.mark.parametrize(

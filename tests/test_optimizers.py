@@ -73,9 +73,11 @@ def test_a_zero_gradient_moves_nothing(rule):
     chex.assert_trees_all_equal(updates_of(by_group(rules), NUMBERS), NUMBERS)
 
 
-def test_equal_arguments_return_the_same_object():
+def test_equal_arguments_make_equal_optimizers():
     def make(rate):
         return by_group({"logits": optimizers.adam(0.05, 10), "shifts": optimizers.sgd(rate, 10)})
 
-    assert make(0.01) is make(0.01)
-    assert make(0.01) is not make(0.02)
+    assert make(0.01) == make(0.01)
+    assert hash(make(0.01)) == hash(make(0.01))
+    assert make(0.01) != make(0.02)
+    assert by_group({"logits": optimizers.adam(0.05, 10)}) != by_group({"logits": optimizers.sgd(0.05, 10)})

@@ -8,21 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from noise_schedules import SCHEDULES
 
-from ld3_jax import schedules
 from ld3_jax.learning import Curve, Gaps, WithCoefficients, on_grid
 from ld3_jax.learning.parametrisation import Parametrisation, directions
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 
-SCHEDULES = {
-    "ve_linear": schedules.VELinear(),
-    "ve_geometric": schedules.VEGeometric(),
-    "vp_linear": schedules.VPLinear(),
-    "vp_cosine": schedules.VPCosine(),
-    "vp_discrete": schedules.VPDiscrete(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))),
-    "rectified_flow": schedules.RectifiedFlow(),
-}
 N = 6
 
 
@@ -54,7 +46,7 @@ def _moved(numbers, size):
     return unravel(flat + size * jnp.cos(1.0 + jnp.arange(flat.size)))
 
 
-_VP = SCHEDULES["vp_linear"]
+_VP = SCHEDULES["VPLinear"]
 ROWS = {
     **{f"gaps_lambda_{name}": Row(Gaps("lambda"), schedule) for name, schedule in SCHEDULES.items()},
     **{f"gaps_t_{name}": Row(Gaps("t"), schedule) for name, schedule in SCHEDULES.items()},

@@ -66,10 +66,14 @@ class WithCoefficients:
 
     def learned(self, params: Params) -> Mask:
         """The times' numbers, and those changes that have an effect."""
-        own = all_of({"coefficients": params["coefficients"]}, self.frozen)
-        if not self.frozen:
-            own = {"coefficients": effective(params["coefficients"])}
-        return self.times.learned({name: params[name] for name in params if name != "coefficients"}) | own
+        times, change = dict(params), params["coefficients"]
+        del times["coefficients"]
+        if self.frozen:
+            return self.times.learned(times) | all_of({"coefficients": change}, self.frozen)
+        own = effective(change)
+        if self.consistent:  # which keeps the base as it is
+            own = own._replace(base=~own.base)
+        return self.times.learned(times) | {"coefficients": own}
 
     def solvers(self, solver: Solver) -> tuple[Solver, ...]:
         """The solver itself."""

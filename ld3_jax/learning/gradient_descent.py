@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ld3_jax.batches import in_batches, spread
 from ld3_jax.learning import optimizers
+from ld3_jax.learning.optimizers import Optimizer
 from ld3_jax.learning.parametrisation import Mask, Params
 from ld3_jax.learning.patience import Patience, lower_rates
 from ld3_jax.learning.state import (
@@ -64,8 +65,8 @@ class GradientDescent:
     The defaults reach a low error on held-out noise soon; they are not the paper's choices.
 
     Attributes:
-        optimizer: a transformation of the numbers, which are a dict of groups; see `optimizers.by_group`. None: Adam at
-            the rates of the parametrisation.
+        optimizer: any Optax transformation of the numbers, which are a dict of groups; see `optimizers.by_group`. None:
+            Adam at the rates of the parametrisation.
         steps: how many steps.
         batch_size: training pairs a step.
         validate_every: steps between validations.
@@ -80,7 +81,7 @@ class GradientDescent:
         ValueError: if a number is out of its range.
     """
 
-    optimizer: optax.GradientTransformation | None = None
+    optimizer: Optimizer | None = None
     steps: int = 60
     batch_size: int = 10
     validate_every: int = 10
@@ -198,7 +199,7 @@ def _only(learned: Mask, changes: Params) -> Params:
     return jax.tree.map(lambda on, change: jnp.where(on, change, 0.0), learned, changes)
 
 
-def _optimizer(task: Task) -> optax.GradientTransformation:
+def _optimizer(task: Task) -> Optimizer:
     learner = task.learner
     if learner.optimizer is not None:
         return learner.optimizer

@@ -116,13 +116,11 @@ class Learned:
             return self
         if self.curve is None:
             raise ValueError(
-                f"it was learned for {self.solver.nfe} network calls and has no curve to read {nfe} off; learn a curve "
-                "with --config.learn.curve=True"
+                f"it was learned for {self.solver.nfe} network calls and has no curve to read {nfe} off; learn a Curve "
+                "(in a configuration: learn.curve=True)"
             )
         solver, (parametrisation, params) = replace(self.solver, nfe=nfe), self.curve
-        return self._with(solver, discretize(parametrisation, params, schedule, solver), schedule)
-
-    def _with(self, solver: Solver, found: Discretization, schedule: NoiseSchedule) -> "Learned":
+        found = discretize(parametrisation, params, schedule, solver)
         return replace(self, solver=solver, found=found, lam=np.asarray(schedule.lam(found.t)))
 
     def check_range(self, schedule: NoiseSchedule) -> None:
