@@ -1,8 +1,10 @@
 """What the mains share: flags and errors, progress."""
 
 import difflib
+import os
 import runpy
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -30,18 +32,30 @@ def run(main: Callable[[], None]) -> None:
         if not jax.config.jax_compilation_cache_dir:
             jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/ld3_jax/compiled").expanduser()))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        absl_logging.set_verbosity(absl_logging.ERROR)
+        _hush()
         try:
             with jax.set_mesh(batches.all_devices()) if len(jax.local_devices()) > 1 else nullcontext():
                 main()
         except (ValueError, OSError, FloatingPointError, ImportError) as error:
             if _DEBUG.value:
                 raise
-            sys.exit(f"error: {error}")
+            print(f"error: {error}", file=sys.stderr)
+            if isinstance(error, OSError):  # Orbax's threads may wait for ever for what a full disk did not take
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(1)
+            sys.exit(1)
         except KeyboardInterrupt:
             sys.exit("\ninterrupted; the same command goes on from here")
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def _hush() -> None:
+    """Leave errors to the main thread, which ends in one line: Orbax's threads report each of theirs, too."""
+    absl_logging.set_verbosity(absl_logging.ERROR if _DEBUG.value else absl_logging.FATAL)
+    if not _DEBUG.value:
+        threading.excepthook = sys.unraisablehook = lambda _: None
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

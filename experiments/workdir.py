@@ -53,6 +53,7 @@ def learn(folder: Path, task: Task, favourites: Sequence[str | Discretization], 
         label = f"start {i + 1} of {count}" if count > 1 else "learning"
         task = task._replace(key=keys[i])
         with (
+            _named(folder),
             checkpoint.manager(folder / "checkpoints" / str(i)) as checkpoints,
             common.progress(label, task.learner.steps) as update,
         ):
@@ -104,8 +105,8 @@ def recording(
                     ("moved", figures.moved),
                 )
             }
-            log.write(json.dumps(line) + "\n")
             last = state
+            log.write(json.dumps(line) + "\n")
             checkpoint.save(checkpoints, line["step"], state)
             update(line["step"], loss=line["loss"], best=line["best_loss"])
 
@@ -137,3 +138,12 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if came:
             signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def _named(workdir: Path) -> Iterator[None]:
+    """An error of the disk names the workdir."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write to {workdir}: {error.strerror or error}") from error

@@ -32,9 +32,16 @@ def save(checkpoints: ocp.CheckpointManager, step: int, state: PyTree, *, wait: 
         step: the state's step; if it is saved already, nothing happens.
         state: the state.
         wait: wait for an earlier save that is still under way; without, this state is passed over.
+
+    Raises:
+        OSError: if the disk has not taken an earlier state; the checkpoints before it are whole.
     """
-    if step != checkpoints.latest_step() and (wait or not checkpoints.is_saving_in_progress()):
+    if step == checkpoints.latest_step() or not (wait or not checkpoints.is_saving_in_progress()):
+        return
+    try:
         checkpoints.save(step, args=ocp.args.StandardSave(state))
+    except ValueError as error:  # of TensorStore, with hundreds of characters
+        raise OSError(f"checkpoint not written ({str(error).split(':')[0]})") from error
 
 
 def restore(checkpoints: ocp.CheckpointManager, fresh: PyTree) -> PyTree:
