@@ -11,7 +11,7 @@ teacher on 200 held-out noises, mean, best hand-made grid -> read off the curve 
 
 from ml_collections import config_dict
 
-from configs import hsc32
+from configs import hsc32, times
 
 
 def get_config() -> config_dict.ConfigDict:
@@ -20,7 +20,6 @@ def get_config() -> config_dict.ConfigDict:
 
 
 def with_curve(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
-    """Change a configuration so that a curve is learned, at rates of its own."""
-    c.learn.curve, c.learn.steps = True, 120
-    c.learn.logits_rate = c.learn.shifts_rate = None
-    return c
+    """Change a configuration so that a curve is learned."""
+    c.learn.curve = True
+    return times.with_times_alone(c)

@@ -42,19 +42,18 @@ def get_config() -> config_dict.ConfigDict:
     c.data.test = 100  # for the comparison at the end: never seen while learning
 
     c.learn = config_dict.ConfigDict()
-    c.learn.loss = "l2"  # l1 l2 rmse lpips; the comparison at the end is in squared error, too
-    c.learn.init = "best"  # a grid's name; best: the best grid on the training pairs; or a schedule.json to go on from
-    c.learn.starts = 1  # how many starts to try; the best on the validation pairs wins
-    c.learn.what = ("times", "shifts")  # what is learned: times shifts coefficients
+    c.learn.loss = "both"  # l1 l2 rmse lpips, or both: l2 and rmse; the comparison at the end is in squared error, too
+    c.learn.init = "race"  # between the hand-made grids; or a grid's name; or a schedule.json to go on from
+    c.learn.what = ("times", "shifts", "coefficients")  # what is learned
     c.learn.consistent = False  # whether constants must still integrate exactly when coefficients are learned
     c.learn.history = config_dict.placeholder(int)  # predictions that coefficients look back at; None: all
-    c.learn.learner = "optax"  # optax, or lm: Levenberg-Marquardt, which needs no rates
+    c.learn.learner = "gn"  # gn: Gauss-Newton, lm: Levenberg-Marquardt, both without rates; or optax: gradient descent
     c.learn.curve = False  # learn one curve of times for several numbers of calls, to read any number off
     c.learn.nfes = (4, 6, 8, 10)  # those that a curve is learned for
     c.learn.degree = 32  # of a curve's polynomial
-    c.learn.tangents = 128  # of lm: parameters times samples to integrate at a time
+    c.learn.tangents = 40  # of gn and lm: directions times samples in a network call; more on an accelerator
     c.learn.space = "lambda"  # where gaps and shifts are measured: lambda (half-log-SNR) or t
-    c.learn.steps = 60
+    c.learn.steps = 40
     c.learn.batch_size = 10
     c.learn.logits_rule = "adam"  # adam rmsprop sgd
     c.learn.logits_rate = config_dict.placeholder(float)  # divided by n, unless of a curve; None: 0.12, of a curve 0.08

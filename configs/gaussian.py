@@ -16,6 +16,5 @@ def get_config() -> config_dict.ConfigDict:
     c = default.get_config()
     c.network.name = "ring"
     c.data.test = 200
-    c.learn.steps = 200
-    c.learn.batch_size = 50
+    c.learn.steps, c.learn.batch_size = 150, 50  # a sample has two numbers, so it takes more of them
     return c

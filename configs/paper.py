@@ -39,6 +39,7 @@ def with_paper_settings(
         rounds: passes over the pairs.
     """
     learn = c.learn
+    learn.learner, learn.what = "optax", ("times", "shifts")
     c.data.train = c.data.valid = pairs
     learn.space = space
     learn.init, learn.shifts_rate, floor = _SPACES[space]

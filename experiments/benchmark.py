@@ -46,12 +46,15 @@ def main() -> None:
                 jax.clear_caches()  # no row shares a program with another
             shown = (f"{column} {_figure(value)}" for column, value in rows[key].items())
             print(f"  {name:<24}" + "   ".join(shown), flush=True)
+    for line in measurements.summary(rows):
+        print(f"\n{line}", flush=True)
     write_atomically(out.with_suffix(".md"), markdown(record).encode())
 
 
 def markdown(record: dict[str, Any]) -> str:
     """The rows as Markdown tables, those with the same columns together."""
     lines = [f"Measured on {record['device']} with jax {record['packages']['jax']}.", ""]
+    lines += [f"- {line}" for line in measurements.summary(record["rows"])]
     columns: tuple[str, ...] = ()
     for key, row in record["rows"].items():
         if tuple(row) != columns:
@@ -61,9 +64,11 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _figure(value: float | Sequence[float]) -> str:
-    """A number, or mean (median)."""
-    return f"{value:.4g}" if np.isscalar(value) else f"{value[0]:.5f} ({value[1]:.5f})"
+def _figure(value: float | str | Sequence[float]) -> str:
+    """A word, a number, or mean (median) and the share in another basin."""
+    if isinstance(value, str):
+        return value
+    return f"{value:.4g}" if np.isscalar(value) else f"{value[0]:.5f} ({value[1]:.5f}) {value[2]:.1%}"
 
 
 if __name__ == "__main__":

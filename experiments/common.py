@@ -21,6 +21,9 @@ from ld3_jax import batches
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 _LINE_EVERY_S = 5.0
+_COMPILING = [
+    f"/jax/core/compile/{part}_duration" for part in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
+]
 
 
 def run(main: Callable[[], None]) -> None:
@@ -89,6 +92,27 @@ def differences(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Where two configurations differ, a line each."""
     a, b = (flat(config_dict.ConfigDict(c)) for c in (config, other))
     return [f"{key}: {a.get(key)!r}, here {b.get(key)!r}" for key in sorted(a | b) if a.get(key) != b.get(key)]
+
+
+class Stopwatch:
+    """Seconds that each part of a run took, those of compiling apart from it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._compiling = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        begun, compiled = time.monotonic(), self._compiling
+        yield
+        compiling = self._compiling - compiled
+        self.seconds[part] = time.monotonic() - begun - compiling
+        self.seconds["compiling"] = self.seconds.get("compiling", 0.0) + compiling
+
+    def _listen(self, event: str, seconds: float, **_: Any) -> None:
+        if event in _COMPILING:
+            self._compiling += seconds
 
 
 @contextmanager

@@ -19,15 +19,18 @@ _LPIPS_CACHE = Path("~/.cache/ld3_jax").expanduser()
 
 
 class Comparison(NamedTuple):
-    """Errors by measure and name, and each name's first samples."""
+    """Errors by measure and name, the share of samples in another basin by name, and each name's first samples."""
 
     errors: dict[str, Errors]
+    astray: dict[str, float]
     samples: dict[str, np.ndarray]
 
 
-def loss_function(name: str) -> Partial:
-    """The loss of that name, of losses.LOSSES or "lpips", with its weights."""
-    return losses.lpips(cache=_LPIPS_CACHE) if name == "lpips" else Partial(losses.LOSSES[name])
+def loss_function(name: str) -> Partial | None:
+    """The loss of that name: of losses.LOSSES, "lpips" with its weights, or None for "both", which takes the pairs."""
+    if name == "lpips":
+        return losses.lpips(cache=_LPIPS_CACHE)
+    return None if name == "both" else Partial(losses.LOSSES[name])
 
 
 def compare(
@@ -52,7 +55,7 @@ def compare(
         shown: how many samples of each to return.
     """
     measures = {SQUARED_ERROR: Partial(losses.l2)} | ({LPIPS: loss_function(loss)} if loss == "lpips" else {})
-    compared = Comparison({measure: {} for measure in measures}, {})
+    compared = Comparison({measure: {} for measure in measures}, {}, {})
     grids = {name: on_grid(name, student.schedule, student.solver) for name in GRIDS}
     for name, times in {**found, **grids}.items():
         samples = run_in_batches(student, times, test.x_T, test.cond, batch_size=batch_size)
@@ -60,8 +63,9 @@ def compare(
         for measure, function in measures.items():
             each = losses_in_batches(function, samples, test.x_0, batch_size=batch_size)
             compared.errors[measure][name] = np.asarray(each)
+        compared.astray[name] = in_another_basin(compared.errors[SQUARED_ERROR][name], test.x_0)
     for measure, errors in compared.errors.items():
-        _print_table(errors, f"{title}, {student.solver}\n{measure}")
+        _print_table(errors, compared.astray, f"{title}, {student.solver}\n{measure}")
     return compared
 
 
@@ -70,16 +74,24 @@ def best_hand_made(errors: Errors) -> str:
     return min(GRIDS, key=lambda name: float(errors[name].mean()))
 
 
-def summary(errors: Errors) -> dict[str, dict[str, float]]:
-    """Mean and median of the errors."""
-    return {name: {"mean": float(values.mean()), "median": float(np.median(values))} for name, values in errors.items()}
+def summary(errors: Errors, astray: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Mean and median of the errors, and the share of samples in another basin."""
+    return {
+        name: {"mean": float(values.mean()), "median": float(np.median(values)), "another basin": astray[name]}
+        for name, values in errors.items()
+    }
 
 
-def _print_table(errors: Errors, what: str) -> None:
+def in_another_basin(errors: np.ndarray, targets: np.ndarray) -> float:
+    """The share of samples whose squared error exceeds `losses.other_basin`."""
+    return float((errors > np.asarray(losses.other_basin(targets))).mean())
+
+
+def _print_table(errors: Errors, astray: Mapping[str, float], what: str) -> None:
     """The comparison, best first."""
     print(f"\n{what} against the teacher on {len(errors['learned'])} held-out noises:\n")
-    print(f"  {'grid':<10}{'mean':>11}{'median':>11}{'mean vs learned':>18}")
+    print(f"  {'grid':<10}{'mean':>11}{'median':>11}{'another basin':>16}{'mean vs learned':>18}")
     for name, values in sorted(errors.items(), key=lambda item: float(item[1].mean())):
         ratio = values.mean() / errors["learned"].mean()
-        print(f"  {name:<10}{values.mean():>11.5f}{np.median(values):>11.5f}{ratio:>17.2f}x")
+        print(f"  {name:<10}{values.mean():>11.5f}{np.median(values):>11.5f}{astray[name]:>16.1%}{ratio:>17.2f}x")
     print(flush=True)

@@ -1,12 +1,13 @@
 """What the benchmark measures. A table is a function of `quick` to the names of its rows and how to measure each.
 
-Means and medians are over the squared errors of 200 held-out noises, then medians over three seeds of the pairs.
+Means and medians are over the squared errors of 200 held-out noises.
 """
 
 import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,17 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from configs import coefficients, curve, galaxy, hsc32, lsst60
+from configs import curve, default, paper, times
 from experiments import comparison, models
+from experiments.common import Stopwatch
 from experiments.plan import Plan
 from ld3_jax import learning
 from ld3_jax.grids import GRIDS
-from ld3_jax.learning import Discretization, GradientDescent, Learned, LevenbergMarquardt, Student, on_grid
+from ld3_jax.learning import Discretization, Ended, GradientDescent, Learned, Student, on_grid
 from ld3_jax.networks import edm, weights
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, draw_noise
 
-_CONFIGS = {"hsc32": hsc32, "quasar72": galaxy, "lsst60": lsst60}
+_MANY, _FEW = (4, 5, 6, 8, 10), (5, 8)  # numbers of calls
+_SURVEYS = {name: _MANY for name in ("hsc32", "ztf32", "lsst60", "quasar72")}
+_SURVEYS |= {name: _FEW for name in ("hsc64", "ztf64", "roman120")}
 _SOLVERS = ("dpmpp", "unipc", "ipndm")
 
 Row = dict[str, Any]
@@ -39,77 +43,76 @@ class Case(NamedTuple):
     known: Pairs
     held_out: Pairs
     plan: Plan
+    seed: int
 
 
-def what_table(quick: bool) -> list[tuple[str, Measure]]:
-    """Squared error, mean (median): best hand-made grid, times and shifts learned, and the coefficients with them.
+def results_table(quick: bool) -> list[tuple[str, Measure]]:
+    """The default configuration on every survey: the hand-made grids with n and with 2n calls, times, everything."""
+    cells = [
+        (survey, solver, nfe, seed)
+        for nfe, seeds in ((5, (0,)), (8, (0,)), (4, (0,)), (6, (0,)), (10, (0,)), (5, (1, 2)))
+        for seed in seeds
+        for survey in _SURVEYS
+        for solver in _SOLVERS
+        if nfe in _SURVEYS[survey]
+    ]
 
-    On hsc32 everything is learned together as in configs/coefficients.py, elsewhere the coefficients after the times.
-    """
-    seeds = (0,) if quick else (0, 1, 2)
-    surveys, solver_names, nfes = (("hsc32",), ("dpmpp",), (5,)) if quick else (_CONFIGS, _SOLVERS, (4, 5, 6, 8, 10))
-
-    def measure(survey: str, solver: str, nfe: int) -> Row:
-        rows = []
-        for seed in seeds:
-            config = configured(_CONFIGS[survey].get_config(), solver, nfe, seed)
-            case = prepared(config)
-            times = fitted(case)
-            if survey == "hsc32":
-                everything = fitted(prepared(coefficients.with_coefficients(config)))
-            else:
-                everything = fitted(case._replace(plan=Plan.of(coefficients.after_times(config))), times.found)
-            rows.append(
-                {
-                    "best hand-made": best_hand_made(case),
-                    "times, shifts": errors(case, times.found),
-                    "and coefficients": errors(case, everything.found),
-                }
-            )
-        return {name: np.median([row[name] for row in rows], 0).tolist() for name in rows[0]}
+    def measure(survey: str, solver: str, nfe: int, seed: int) -> Row:
+        config = configured(survey, solver, nfe, seed)
+        case = prepared(config)
+        row, watch = (
+            {"hand-made": best_hand_made(case), "hand-made, 2n calls": best_hand_made(case, 2 * nfe)},
+            Stopwatch(),
+        )
+        for name, plan in {"times": Plan.of(times.with_times_alone(config)), "everything": case.plan}.items():
+            with watch(name):
+                learned, ended = fitted(case._replace(plan=plan))
+            row[name] = errors(case, learned.found)
+            row |= {f"{name}: start": ended.start, f"{name}: s": watch.seconds[name]}
+        return row
 
     return [
-        (f"{survey} {solver} {nfe}", lambda case=(survey, solver, nfe): measure(*case))
-        for survey in surveys
-        for solver in solver_names
-        for nfe in nfes
+        (f"{survey} {solver} {nfe} seed {seed}", partial(measure, survey, solver, nfe, seed))
+        for survey, solver, nfe, seed in cells[: 1 if quick else None]
     ]
 
 
 def curve_table(quick: bool) -> list[tuple[str, Measure]]:
-    """One curve on hsc32, learned at 4, 6, 8 and 10 calls, beside times learned for one number of calls each."""
-    solver_names, nfes = (("dpmpp",), (5,)) if quick else (_SOLVERS, (4, 5, 6, 7, 8, 9, 10, 12))
+    """One curve, learned at 4, 6, 8 and 10 calls, beside times learned for one number of calls each."""
+    nfes = (5,) if quick else (4, 5, 6, 7, 8, 9, 10, 12)
 
-    def measure(solver: str) -> Row:
-        case = prepared(configured(curve.get_config(), solver, 6, 0))
-        learned, row = fitted(case), {}
+    def measure(survey: str) -> Row:
+        config = configured(survey, "dpmpp", 6, 0)
+        (learned, _), row = fitted(prepared(curve.with_curve(config))), {}
         for nfe in nfes:
-            own = prepared(configured(hsc32.get_config(), solver, nfe, 0))
-            row[f"{nfe} best hand-made"], row[f"{nfe} own"] = best_hand_made(own), errors(own, fitted(own).found)
+            own = prepared(times.with_times_alone(configured(survey, "dpmpp", nfe, 0)))
+            row[f"{nfe} hand-made"] = best_hand_made(own)
+            row[f"{nfe} own"] = errors(own, fitted(own)[0].found)
             row[f"{nfe} curve"] = errors(own, learned.for_calls(nfe, own.student.schedule).found)
         return row
 
-    return [(solver, lambda solver=solver: measure(solver)) for solver in solver_names]
+    return [(survey, partial(measure, survey)) for survey in (("hsc32",) if quick else ("hsc32", "ztf32", "quasar72"))]
 
 
 def learners_table(quick: bool) -> list[tuple[str, Measure]]:
-    """Adam beside Levenberg-Marquardt with 3 steps of 25 pairs: hsc32, times and shifts; both compiled, in turn."""
+    """Learners from the same start on hsc32, DPM-Solver++ 3M with 5 calls: run time of each, compiled, and error."""
+    case = partial(configured, "hsc32", "dpmpp", 5, 0)
 
-    def measure(nfe: int) -> Row:
-        adam = prepared(configured(hsc32.get_config(), "dpmpp", nfe, 0))
-        learner = LevenbergMarquardt(steps=3, batch_size=25, validate_every=3)
-        cases = {"adam": adam, "lm": adam._replace(plan=replace(adam.plan, learner=learner))}
-        seconds: dict[str, list[float]] = {name: [] for name in cases}
-        found = {name: fitted(case).found for name, case in cases.items()}
-        for _ in range(1 if quick else 3):
-            for name, case in cases.items():
-                begun = time.monotonic()
-                fitted(case)
-                seconds[name].append(time.monotonic() - begun)
-        row: Row = {name: errors(case, found[name]) for name, case in cases.items()}
-        return row | {"lm s / adam s": float(np.median(np.divide(seconds["lm"], seconds["adam"])))}
+    def of_plan(**settings: Any) -> Row:
+        config = case()
+        config.learn.init = "quadratic"
+        config.learn.update(settings)
+        return measured_twice(prepared(config))
 
-    return [(f"hsc32 dpmpp {nfe}", lambda nfe=nfe: measure(nfe)) for nfe in ((5,) if quick else (5, 10))]
+    rows = {
+        "times, Gauss-Newton": partial(of_plan, what=("times", "shifts")),
+        "times, Adam": partial(of_plan, what=("times", "shifts"), learner="optax", steps=60),
+        "everything, Gauss-Newton": of_plan,
+        "everything, Adam": partial(of_plan, learner="optax", steps=60),
+        "everything, Levenberg-Marquardt": partial(of_plan, learner="lm", steps=6, batch_size=100),
+        "the paper's settings": lambda: measured_twice(prepared(paper.with_paper_settings(case()))),
+    }
+    return list(rows.items())[: 1 if quick else None]
 
 
 def network_table(quick: bool) -> list[tuple[str, Measure]]:
@@ -141,7 +144,24 @@ def network_table(quick: bool) -> list[tuple[str, Measure]]:
     return [(dtype.__name__, lambda dtype=dtype: measure(dtype)) for dtype in dtypes]
 
 
-TABLES = {"what": what_table, "curve": curve_table, "learners": learners_table, "network": network_table}
+TABLES = {"results": results_table, "curve": curve_table, "learners": learners_table, "network": network_table}
+
+
+def summary(rows: dict[str, Row]) -> list[str]:
+    """What the rows of `results_table` say together, a line each."""
+    cells = [row for key, row in rows.items() if key.startswith("results: ")]
+    lines = []
+    for name in ("times", "everything") if cells else ():
+        learned, hand_made = (np.array([row[column][:2] for row in cells]) for column in (name, "hand-made"))
+        mean, median = np.exp(np.log(learned / hand_made).mean(0))
+        above = (learned > hand_made).sum(0)
+        twice = np.array([row["hand-made, 2n calls"][0] for row in cells])
+        lines.append(
+            f"{name}, {len(cells)} cells: geometric mean of learned / best hand-made {mean:.3f} (medians {median:.3f}); "
+            f"above the best hand-made in {above[0]} means and {above[1]} medians; "
+            f"n calls at most the best hand-made with 2n in {(learned[:, 0] <= twice).sum()}"
+        )
+    return lines
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -162,9 +182,11 @@ def read(path: Path) -> dict[str, Any]:
     return record
 
 
-def configured(config: config_dict.ConfigDict, solver: str, nfe: int, seed: int) -> config_dict.ConfigDict:
-    """A configuration with another solver and seed, and 200 held-out noises."""
-    config.solver.name, config.solver.nfe, config.seed, config.data.test = solver, nfe, seed, 200
+def configured(survey: str, solver: str, nfe: int, seed: int) -> config_dict.ConfigDict:
+    """The default configuration with a network, a solver and a seed, and 200 held-out noises."""
+    config = default.get_config()
+    config.network.name, config.solver.name, config.solver.nfe = survey, solver, nfe
+    config.seed, config.data.test = seed, 200
     return config
 
 
@@ -179,33 +201,39 @@ def prepared(config: config_dict.ConfigDict) -> Case:
         models.teacher_pairs(label, model, plan.teacher, key, count)
         for key, (label, count) in zip(keys, counts.items(), strict=True)
     ]
-    return Case(student, *pairs, plan)
+    return Case(student, *pairs, plan, config.seed)
 
 
-def fitted(case: Case, start: str | Discretization = "best") -> Learned:
-    """What is learned from the start."""
-    plan = case.plan
-    return learning.fit(
-        case.student,
-        case.known,
-        jax.random.key(1),
-        parametrisation=plan.parametrisation,
-        learner=plan.learner,
-        start=start,
-    )
+def fitted(case: Case) -> tuple[Learned, Ended]:
+    """What is learned, and how learning ended."""
+    plan, key = case.plan, jax.random.fold_in(jax.random.key(case.seed), 1)
+    task = learning.make_task(case.student, case.known, key, plan.parametrisation, plan.learner)
+    ended = learning.learn(task, plan.start(case.student.schedule))
+    return learning.describe(task, ended.state), ended
 
 
-def best_hand_made(case: Case) -> list[float]:
-    """Mean and median error of the best hand-made grid."""
-    student = case.student
+def measured_twice(case: Case) -> Row:
+    """The error, and the run time of a second time, in which nothing is compiled."""
+    for _ in range(2):
+        begun = time.monotonic()
+        learned, ended = fitted(case)
+        seconds = time.monotonic() - begun
+    return {"error": errors(case, learned.found), "s": seconds, "network calls": ended.network_calls}
+
+
+def best_hand_made(case: Case, nfe: int | None = None) -> list[float]:
+    """The errors of the hand-made grid with the least mean."""
+    solver = case.student.solver
+    student = case.student._replace(solver=replace(solver, nfe=nfe or solver.nfe))
+    case = case._replace(student=student)
     return min(errors(case, on_grid(name, student.schedule, student.solver)) for name in GRIDS)
 
 
 def errors(case: Case, found: Discretization) -> list[float]:
-    """Mean and median squared error on the held-out noises."""
+    """Mean and median squared error on the held-out noises, and the share that ends in another basin."""
     student = case.student._replace(loss=comparison.loss_function("l2"))
     each = np.asarray(learning.distances(student, found, case.held_out))
-    return [float(each.mean()), float(np.median(each))]
+    return [float(each.mean()), float(np.median(each)), comparison.in_another_basin(each, case.held_out.x_0)]
 
 
 def _flops(model: Callable, x: jax.Array) -> float:

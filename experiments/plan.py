@@ -15,7 +15,7 @@ from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Teacher
 
 WHAT = {"times": "logits", "shifts": "shifts", "coefficients": "coefficients"}
-LEARNERS = ("optax", "lm")
+LEARNERS = ("gn", "lm", "optax")
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ class Plan:
         parametrisation: what is learned.
         learner: how.
         loss: the name of the loss.
-        init: the start: a grid's name, "best", or what was learned before.
-        starts: how many starts are tried.
+        init: the start: a grid's name, "race", or what was learned before.
     """
 
     solver: Solver
@@ -38,7 +37,6 @@ class Plan:
     learner: Learner
     loss: str
     init: str | Learned
-    starts: int
 
     @classmethod
     def of(cls, config: config_dict.ConfigDict) -> "Plan":
@@ -60,25 +58,29 @@ class Plan:
         grid, size, cache = config.teacher.grid, config.teacher.batch_size, Path(config.teacher.cache)
         teacher = Teacher(_solver(config.teacher), grid, size, cache, config.network.name)
         learner = _learner(config, parametrisation, solver)
-        return cls(solver, teacher, parametrisation, learner, learn.loss, init, learn.starts)
+        return cls(solver, teacher, parametrisation, learner, learn.loss, init)
 
-    def favourites(self, schedule: NoiseSchedule) -> list[str | Discretization]:
-        """Where to start, unless the best grid is yet to be found."""
+    def start(self, schedule: NoiseSchedule) -> str | Discretization:
+        """Where to start, as `learning.learn` takes it."""
         if not isinstance(self.init, Learned):
-            return [] if self.init == "best" else [self.init]
+            return self.init
         try:
             self.init.check_range(schedule)
         except ValueError as error:
             raise ValueError(f"learn.init: {error}") from error
-        return [self.init.found]
+        return self.init.found
 
 
 def _check(config: config_dict.ConfigDict) -> None:
     learn = config.learn
     for key, value, allowed in (
         ("learn.learner", learn.learner, LEARNERS),
-        ("learn.loss", learn.loss, [*losses.LOSSES, "lpips"] if learn.learner != "lm" else losses.OF_SQUARES),
-        ("learn.init", "best" if learn.init.endswith(".json") else learn.init, [*grids.GRIDS, "best"]),
+        (
+            "learn.loss",
+            learn.loss,
+            [*losses.LOSSES, "both", "lpips"] if learn.learner == "optax" else losses.OF_SQUARES,
+        ),
+        ("learn.init", "race" if learn.init.endswith(".json") else learn.init, [*grids.GRIDS, "race"]),
         ("teacher.grid", config.teacher.grid, grids.GRIDS),
         ("learn.logits_rule", learn.logits_rule, RULES),
         ("learn.shifts_rule", learn.shifts_rule, RULES),
@@ -92,7 +94,6 @@ def _check(config: config_dict.ConfigDict) -> None:
         ("data.train", 1),
         ("data.valid", 0),
         ("data.test", 1),
-        ("learn.starts", 1),
         ("learn.steps", 1),
         ("learn.gamma", 0),
     ):
@@ -101,10 +102,10 @@ def _check(config: config_dict.ConfigDict) -> None:
             raise ValueError(f"{key} must be at least {least}, got {config[section][name]}")
     if learn.batch_size > config.data.train:
         raise ValueError(f"learn.batch_size {learn.batch_size} exceeds data.train {config.data.train}")
-    if learn.curve and (learn.learner == "lm" or learn.gamma or "coefficients" in learn.what):
-        raise ValueError("a curve needs the learner 'optax', gamma 0, and no coefficients")
-    if learn.learner == "lm" and learn.gamma:
-        raise ValueError("the soft surrogate needs the learner 'optax': learn.gamma must be 0 with 'lm'")
+    if learn.curve and (learn.gamma or "coefficients" in learn.what):
+        raise ValueError("a curve needs learn.gamma 0, and no coefficients in learn.what")
+    if learn.learner != "optax" and learn.gamma:
+        raise ValueError(f"the soft surrogate needs the learner 'optax': learn.gamma must be 0 with {learn.learner!r}")
 
 
 def _parametrisation(learn: config_dict.ConfigDict, coefficients: bool) -> Parametrisation:
@@ -123,8 +124,9 @@ def _learner(config: config_dict.ConfigDict, parametrisation: Parametrisation, s
     learn = config.learn
     common = {name: learn[name] for name in ("steps", "batch_size", "validate_every", "valid_batch")}
     common["held_out"] = config.data.valid
-    if learn.learner == "lm":
-        return learning.LevenbergMarquardt(tangents=learn.tangents, **common)
+    if learn.learner != "optax":
+        second_order = {"gn": learning.GaussNewton, "lm": learning.LevenbergMarquardt}[learn.learner]
+        return second_order(tangents=learn.tangents, **common)
     rules, n = {}, 1 if learn.curve else solver.n_steps
     for group, default in parametrisation.rates(solver).items():
         given = learn[f"{group}_rate"]

@@ -4,7 +4,6 @@ python -m experiments.train --config=configs/galaxy.py --workdir=runs/quasar5 --
 """
 
 import dataclasses
-import time
 from pathlib import Path
 
 import jax
@@ -32,24 +31,21 @@ def run(config: config_dict.ConfigDict, folder: Path) -> None:
     student = learning.make_student(
         model.model, model.schedule, plan.solver, comparison.loss_function(plan.loss), model.decode
     )
-    favourites = plan.favourites(model.schedule)
+    start = plan.start(model.schedule)
     workdir.claim(folder, config)
     keys = jax.random.split(jax.random.key(config.seed), 2)
-    known = models.teacher_pairs("teacher", model, plan.teacher, keys[0], config.data.train + config.data.valid)
-    test = models.teacher_pairs("teacher, held-out noise", model, plan.teacher, keys[1], config.data.test)
-
-    started = time.monotonic()
+    watch = common.Stopwatch()
+    with watch("teacher"):
+        known = models.teacher_pairs("teacher", model, plan.teacher, keys[0], config.data.train + config.data.valid)
+        test = models.teacher_pairs("teacher, held-out noise", model, plan.teacher, keys[1], config.data.test)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     task = learning.make_task(student, known, key, plan.parametrisation, plan.learner)
-    task, state = workdir.learn(folder, task, favourites, plan.starts)
-    learned = dataclasses.replace(learning.describe(task, state), model=model.identity())
-    print(
-        f"learned in {time.monotonic() - started:.1f} s, compilation included; validation loss "
-        f"{float(state.start_loss):.5f} at the start, {float(state.best_loss):.5f} learned",
-        flush=True,
-    )
+    with watch("learning"):
+        ended = workdir.learn(folder, task, start)
+    workdir.report(folder, ended, watch.seconds)
+    learned = dataclasses.replace(learning.describe(task, ended.state), model=model.identity())
 
-    found = {"learned": learned.found} | ({"start": favourites[0]} if isinstance(plan.init, Learned) else {})
+    found = {"learned": learned.found} | ({"start": start} if isinstance(plan.init, Learned) else {})
     arguments = {"loss": plan.loss, "title": str(model), "batch_size": plan.learner.valid_batch}
     compared = comparison.compare(student, found, test, shown=model.shown, **arguments)
     for other in task.students():  # of a curve
@@ -57,13 +53,13 @@ def run(config: config_dict.ConfigDict, folder: Path) -> None:
             read_off = learned.for_calls(other.solver.nfe, model.schedule)
             comparison.compare(other, {"learned": read_off.found}, test, **arguments)
     figures = {"loss": plan.loss, **learned.losses} | {
-        "unseen" + (" LPIPS" if measure == comparison.LPIPS else ""): comparison.summary(errors)
+        "unseen" + (" LPIPS" if measure == comparison.LPIPS else ""): comparison.summary(errors, compared.astray)
         for measure, errors in compared.errors.items()
     }
     learned = dataclasses.replace(learned, losses=figures)
     learned.save(folder / "schedule.json")
-    pictures.draw(folder, model, learned, test, compared, float(state.start_loss))
-    for name in ("schedule.json", "schedule.png", "loss.png", "samples.png", "metrics.jsonl"):
+    pictures.draw(folder, model, learned, test, compared, float(ended.state.start_loss))
+    for name in ("schedule.json", "schedule.png", "loss.png", "samples.png", "metrics.jsonl", "report.json"):
         print(f"wrote {folder / name}")
 
 

@@ -2,19 +2,18 @@
 
 import json
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
-import jax
 import orbax.checkpoint as ocp
 from ml_collections import config_dict
 
 from experiments import common
 from ld3_jax import checkpoint, learning
 from ld3_jax.disk import write_atomically
-from ld3_jax.learning import Discretization, StepMetrics, Task, TrainState
+from ld3_jax.learning import Discretization, Ended, StepMetrics, Task, TrainState
 
 
 def claim(workdir: Path, config: config_dict.ConfigDict) -> None:
@@ -31,43 +30,60 @@ def claim(workdir: Path, config: config_dict.ConfigDict) -> None:
     write_atomically(path, (json.dumps(mine, indent=2, sort_keys=True) + "\n").encode())
 
 
-def learn(folder: Path, task: Task, favourites: Sequence[str | Discretization], count: int) -> tuple[Task, TrainState]:
-    """Learn from every start, going on where an earlier run stopped.
+def learn(folder: Path, task: Task, start: str | Discretization) -> Ended:
+    """`learning.learn` that goes on where an earlier run stopped, with a progress bar, a record and checkpoints."""
 
-    Args:
-        folder: the workdir.
-        task: what is learned.
-        favourites: where to start, the first one first; empty: at the best hand-made grids on the training pairs.
-        count: how many starts.
-
-    Returns:
-        The task and the last state of the start with the best validation loss.
-    """
-    if not favourites:
-        ranking = learning.rank_grids(task)
-        print("hand-made grids on the training pairs: " + ", ".join(f"{name} {loss:.5f}" for name, loss in ranking))
-        favourites = [name for name, _ in ranking]
-    key, *keys = jax.random.split(task.key, count + 1)
-    ends = []
-    for i, fresh in enumerate(learning.starts(task, favourites, count, key)):
-        label = f"start {i + 1} of {count}" if count > 1 else "learning"
-        task = task._replace(key=keys[i])
+    def advance(name: str, state: TrainState, until: int) -> TrainState:
+        begun = int(state.step)
+        label = "learning" if until == task.learner.steps else f"race: {name}"
         with (
             _named(folder),
-            checkpoint.manager(folder / "checkpoints" / str(i)) as checkpoints,
-            common.progress(label, task.learner.steps) as update,
+            checkpoint.manager(folder / "checkpoints" / f"{until}-{name.replace(' ', '-')}") as checkpoints,
+            common.progress(label, until - begun) as update,
         ):
-            state = checkpoint.restore(checkpoints, fresh)
-            with recording(folder, i, int(state.step), checkpoints, update) as record:
-                for now in learning.steps(task, state):
+            state = checkpoint.restore(checkpoints, state)
+            leg = _Leg(name, int(state.step), until)
+            with recording(folder, leg, checkpoints, lambda step, **shown: update(step - begun, **shown)) as record:
+                for now in learning.steps(task, state, until):
                     record(*now)
                     state = now[0]
-        ends.append((task, state))
-    return min(ends, key=lambda end: float(end[1].best_loss))
+        return state
+
+    return learning.learn(task, start, advance)
 
 
-def _open_log(path: Path, start: int, step: int) -> TextIO:
-    """metrics.jsonl, open to go on after `step` of a start; later lines tell of lost steps."""
+def report(folder: Path, ended: Ended, seconds: Mapping[str, float]) -> None:
+    """Print which start won and by how much, and what learning cost; and write it to report.json."""
+    for heat in ended.heats:
+        print(f"race, step {heat.step}: " + ", ".join(f"{name} {loss:.5f}" for name, loss in heat.losses.items()))
+    before, after = float(ended.state.start_loss), float(ended.state.best_loss)
+    print(f"started from {ended.start}; loss on the pairs {before:.5f} at the start, {after:.5f} learned")
+    print(
+        ", ".join(f"{part} {time:.1f} s" for part, time in seconds.items())
+        + f"; {ended.network_calls:,} network calls to learn",
+        flush=True,
+    )
+    record = {
+        "start": ended.start,
+        "starts": {start.name: start.loss for start in ended.ranked},
+        "race": [heat._asdict() for heat in ended.heats],
+        "loss": {"start": before, "learned": after},
+        "network_calls": ended.network_calls,
+        "seconds": dict(seconds),
+    }
+    write_atomically(folder / "report.json", (json.dumps(record, indent=2) + "\n").encode())
+
+
+class _Leg(NamedTuple):
+    """The steps that a start takes at a stretch."""
+
+    start: str
+    done: int
+    until: int
+
+
+def _open_log(path: Path, leg: _Leg) -> TextIO:
+    """metrics.jsonl, open to go on with a leg; later lines of the leg tell of lost steps."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     kept = []
     for line in lines:
@@ -75,7 +91,7 @@ def _open_log(path: Path, start: int, step: int) -> TextIO:
             record = json.loads(line)
         except json.JSONDecodeError:
             break  # the line that a killed process was writing
-        if (record["start"], record["step"]) <= (start, step):
+        if record["start"] != leg.start or not leg.done < record["step"] <= leg.until:
             kept.append(line)
     write_atomically(path, "".join(kept).encode())
     return path.open("a", buffering=1)
@@ -83,19 +99,19 @@ def _open_log(path: Path, start: int, step: int) -> TextIO:
 
 @contextmanager
 def recording(
-    workdir: Path, start: int, step: int, checkpoints: ocp.CheckpointManager, update: Callable[..., None]
+    workdir: Path, leg: _Leg, checkpoints: ocp.CheckpointManager, update: Callable[..., None]
 ) -> Iterator[Callable[[TrainState, StepMetrics], None]]:
     """Give each step a line in metrics.jsonl, a checkpoint, and the progress bar; however it ends, keep the last one.
 
     Steps that are over before the checkpoint of an earlier one is written get none of their own.
     """
     last: TrainState | None = None
-    with _open_log(workdir / "metrics.jsonl", start, step) as log:
+    with _open_log(workdir / "metrics.jsonl", leg) as log:
 
         @_uninterrupted()
         def record(state: TrainState, figures: StepMetrics) -> None:
             nonlocal last
-            line = {"start": start, "step": int(state.step)} | {
+            line = {"start": leg.start, "step": int(state.step)} | {
                 name: float(value)
                 for name, value in (
                     ("loss", figures.loss),
@@ -113,9 +129,7 @@ def recording(
         try:
             yield record
         except FloatingPointError as error:
-            raise FloatingPointError(
-                f"{error}; last good checkpoint: {workdir / 'checkpoints' / str(start)}"
-            ) from error
+            raise FloatingPointError(f"{error}; last good checkpoint: {checkpoints.directory}") from error
         finally:
             if last is not None:
                 with _uninterrupted():

@@ -23,6 +23,7 @@ from ld3_jax.grids import grid
 from ld3_jax.learning import (
     Curve,
     Gaps,
+    GaussNewton,
     GradientDescent,
     Learned,
     LevenbergMarquardt,
@@ -46,6 +47,7 @@ __all__ = [
     "SOLVERS",
     "Curve",
     "Gaps",
+    "GaussNewton",
     "GradientDescent",
     "Learned",
     "LevenbergMarquardt",

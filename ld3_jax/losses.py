@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 _EPS = 1e-12
 
@@ -32,6 +33,33 @@ def rmse(x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]) -> Fl
     return jnp.sqrt(l2(x, y) + _EPS)
 
 
+def both(targets: PyTree[Float[Array, "n ..."]], loss: Callable = l2) -> Partial:
+    """sqrt(s) + s / sqrt(b), where s is another loss and b = `other_basin(targets, loss)`.
+
+    The mean of s is decided by the few samples that end in another basin than the teacher's, the mean of sqrt(s) by the
+    many that do not. Here each part counts: up to s = b the root is the larger one.
+
+    Args:
+        targets: the teacher's samples, decoded.
+        loss: s.
+    """
+    return Partial(_both, other_basin(targets, loss), Partial(loss))
+
+
+def other_basin(targets: PyTree[Float[Array, "n ..."]], loss: Callable = l2) -> Float[Array, ""]:
+    """The loss from which on a sample counts as ended in another basin than the teacher's.
+
+    It is a quarter of the median loss between targets from different noise; infinite if there is one target only.
+
+    Args:
+        targets: n of the teacher's samples, decoded.
+        loss: loss(x, y) -> (batch,) losses.
+    """
+    if len(jax.tree.leaves(targets)[0]) < 2:
+        return jnp.asarray(jnp.inf)
+    return jnp.median(loss(targets, jax.tree.map(lambda leaf: jnp.roll(leaf, 1, 0), targets))) / 4 + _EPS
+
+
 def lpips(net: str = "vgg", cache: Path | None = None) -> Partial:
     """LPIPS as a loss of images; see `networks.lpips.load`."""
     from ld3_jax.networks import lpips  # with Flax, which nothing else here needs
@@ -50,10 +78,10 @@ def least_squares(loss: Callable) -> LeastSquares:
     """What a learner of second order needs of a loss.
 
     For `l2` and `rmse`, r = (x - y) / sqrt(d); for `lpips` and any other bound method of an object that has
-    `residuals`, what that gives.
+    `residuals`, what that gives; for `both` those of the loss in it.
 
     Args:
-        loss: `l2`, `rmse` or an LPIPS, as it is or in a `Partial`.
+        loss: `l2`, `rmse`, an LPIPS, as it is or in a `Partial`, or `both`.
 
     Raises:
         ValueError: if it is another loss.
@@ -61,9 +89,21 @@ def least_squares(loss: Callable) -> LeastSquares:
     function = getattr(loss, "func", loss)
     if hasattr(getattr(function, "__self__", None), "residuals"):
         return LeastSquares(partial(loss, method="residuals"), lambda s: s)
+    if function is _both:
+        scale, inner = loss.args
+        residuals, phi = least_squares(inner)
+        return LeastSquares(residuals, lambda s: _root_and_square(phi(s), scale))
     if function in (l2, rmse):
         return LeastSquares(_differences, lambda s: jnp.sqrt(s + _EPS) if function is rmse else s)
     raise ValueError(f"Levenberg-Marquardt needs a loss that is a function of squares, one of {OF_SQUARES}, got {loss}")
+
+
+def _both(scale: Array, loss: Callable, x: Array, y: Array) -> Array:
+    return _root_and_square(loss(x, y), scale)
+
+
+def _root_and_square(s: Array, scale: Array) -> Array:
+    return jnp.sqrt(s + _EPS) + s / jnp.sqrt(scale)
 
 
 def _differences(x: Array, y: Array) -> list[Array]:
@@ -72,4 +112,4 @@ def _differences(x: Array, y: Array) -> list[Array]:
 
 
 LOSSES = {"l1": l1, "l2": l2, "rmse": rmse}
-OF_SQUARES = ("l2", "lpips", "rmse")
+OF_SQUARES = ("both", "l2", "lpips", "rmse")

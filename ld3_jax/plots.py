@@ -39,19 +39,26 @@ def grids(path: Path, learned: Mapping[str, np.ndarray], hand_made: Mapping[str,
 
 
 def losses(path: Path, steps: Sequence[dict], baseline: tuple[str, float], title: str) -> None:
-    """Training and validation loss over the steps, on a log axis.
+    """Training and validation loss over the steps, on a log axis; of other starts than the one that ran longest, less.
 
     Args:
         path: where to write a PNG.
-        steps: lines of metrics.jsonl, with "step", "loss", "valid_loss".
+        steps: lines of metrics.jsonl, with "start", "step", "loss", "valid_loss".
         baseline: a name and a validation loss to draw as a level: the start.
         title: of the picture.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    x = [line["step"] for line in steps]
-    axes.semilogy(x, [line["loss"] for line in steps], color="#b0b0b0", linewidth=1, label="training batch")
-    axes.semilogy(x, [line["valid_loss"] for line in steps], color=_LEARNED, linewidth=2, label="validation")
+    winner = max(steps, key=lambda line: line["step"])["start"]
+    others = sorted({line["start"] for line in steps} - {winner})
+    for i, name in enumerate([*others, winner]):
+        own = sorted((line for line in steps if line["start"] == name), key=lambda line: line["step"])
+        x, losses = [line["step"] for line in own], [line["loss"] for line in own]
+        if name != winner:
+            color = _HAND_MADE[(1 + i) % len(_HAND_MADE)]
+            axes.semilogy(x, losses, color=color, linewidth=1, label=f"training batch, from {name}")
+    axes.semilogy(x, losses, color="#b0b0b0", linewidth=1, label=f"training batch, from {winner}")
+    axes.semilogy(x, [line["valid_loss"] for line in own], color=_LEARNED, linewidth=2, label="validation")
     axes.axhline(baseline[1], color=_HAND_MADE[0], linestyle="--", label=baseline[0])
     axes.set(xlabel="step", ylabel="loss", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from configs import coefficients, gaussian
+from configs import gaussian
 from experiments import measurements
 
 
@@ -29,19 +29,21 @@ def test_a_table_that_does_not_exist_is_refused(tmp_path):
     command = [sys.executable, "-m", "experiments.benchmark", f"--out={tmp_path / 'b.json'}", "--tables=speed"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert result.returncode == 1
-    assert "--tables takes some of ['curve', 'learners', 'network', 'what'], got ['speed']" in result.stderr
+    assert "--tables takes some of ['curve', 'learners', 'network', 'results'], got ['speed']" in result.stderr
 
 
-def test_learning_goes_on_from_what_was_learned_before(tmp_path):
+def test_a_case_is_learned_and_judged(tmp_path):
     config = gaussian.get_config()
     config.teacher.nfe, config.teacher.cache = 10, str(tmp_path)
     config.data.train, config.data.valid, config.data.test = 20, 0, 20
-    config.learn.steps, config.learn.batch_size = 10, 10
+    config.learn.steps, config.learn.batch_size = 8, 20
     case = measurements.prepared(config)
-    times = measurements.fitted(case)
-    more = measurements.fitted(measurements.prepared(coefficients.after_times(config)), times.found)
-    assert more.losses["valid"]["start"] == pytest.approx(times.losses["valid"]["learned"], rel=1e-3)
-    assert more.losses["valid"]["learned"] < more.losses["valid"]["start"]
+    mean, median, astray = measurements.errors(case, measurements.fitted(case)[0].found)
+    hand_made = measurements.best_hand_made(case)
+    assert mean < hand_made[0]
+    assert median < hand_made[1]
+    assert astray <= hand_made[2] <= 1
+    assert measurements.best_hand_made(case, 10)[0] < hand_made[0]
 
 
 @pytest.mark.parametrize("content", ['{"rows": {"what: hs', "[]", '{"rows": [1]}', '{"rows": {"a": 1}}', "\0\1"])
@@ -51,3 +53,26 @@ def test_a_damaged_file_is_named_and_left_alone(content, tmp_path):
     with pytest.raises(ValueError, match=r"benchmark\.json: not a benchmark"):
         measurements.read(path)
     assert path.read_text() == content
+
+
+def test_the_summary_counts_cells_and_takes_geometric_means():
+    def row(times, everything):
+        return {
+            "hand-made": [0.4, 0.2, 0.1],
+            "hand-made, 2n calls": [0.1, 0.1, 0.0],
+            "times": times,
+            "everything": everything,
+        }
+
+    rows = {
+        "results: a": row([0.2, 0.3, 0.0], [0.1, 0.02, 0.0]),
+        "results: b": row([0.8, 0.1, 0.0], [0.025, 0.02, 0.0]),
+    }
+    times, everything = measurements.summary(rows | {"curve: c": {}})
+    assert "times, 2 cells" in times
+    assert "1.000 (medians 0.866)" in times
+    assert "in 1 means and 1 medians" in times
+    assert times.endswith("in 0")
+    assert "0.125 (medians 0.100)" in everything
+    assert everything.endswith("in 2")
+    assert measurements.summary({}) == []

@@ -28,8 +28,6 @@ def shrink(config: config_dict.ConfigDict, folder: Path) -> config_dict.ConfigDi
     if config.network.file:
         config.learn.gamma, config.learn.move_validation = 0.0, False
     config.learn.nfes = (4, 5)
-    if config.learn.init.endswith(".json"):
-        config.learn.init = "best"  # in place of what another run has learned
     config.learn.batch_size, config.learn.steps, config.learn.validate_every = 2, 2, 2
     return config
 

@@ -14,7 +14,6 @@ from ld3_jax.learning import (
     Curve,
     Discretization,
     GradientDescent,
-    LevenbergMarquardt,
     SoftSurrogate,
     state,
 )
@@ -122,9 +121,9 @@ def test_the_gradient_equals_finite_differences(float64):
 def learned(pairs):
     """A curve learned with 3 and 6 calls, and the numbers that it started from."""
     task = learning.make_task(make_student(5), jax.tree.map(lambda leaf: leaf[:60], pairs), KEY, CURVE, LEARNER)
-    start = learning.begin(task, learning.rank_grids(task)[0][0])
-    *_, (last, _) = learning.steps(task, start)
-    return start.params, last, learning.describe(task, last)
+    start = learning.rank(task)[0]
+    ended = learning.learn(task, start.found)
+    return learning.begin(task, start.found).params, ended.state, learning.describe(task, ended.state)
 
 
 def test_one_curve_beats_the_hand_made_grids_where_it_was_learned_and_between(pairs, learned):
@@ -132,9 +131,10 @@ def test_one_curve_beats_the_hand_made_grids_where_it_was_learned_and_between(pa
     unseen = jax.tree.map(lambda leaf: leaf[60:], pairs)
     assert last.best_loss < 0.7 * last.start_loss
     for nfe in (3, 4, 6):
-        task = learning.make_task(make_student(nfe), unseen, KEY, learning.Gaps(), LEARNER)
-        distances = found.for_calls(nfe, SCHEDULE).distances(make_student(nfe), unseen, batch_size=60)
-        assert distances.mean() < learning.rank_grids(task)[0][1]
+        run_with = make_student(nfe)
+        hand_made = [learning.on_grid(name, SCHEDULE, run_with.solver) for name in grids.GRIDS]
+        errors = [learning.distances(run_with, grid, unseen, batch_size=60).mean() for grid in hand_made]
+        assert found.for_calls(nfe, SCHEDULE).distances(run_with, unseen, batch_size=60).mean() < min(errors)
 
 
 def test_the_grid_does_not_move_and_the_shifts_keep_their_bound(learned):
@@ -145,7 +145,9 @@ def test_the_grid_does_not_move_and_the_shifts_keep_their_bound(learned):
 
 
 def test_the_loss_of_a_curve_is_the_geometric_mean_over_the_numbers_of_calls(pairs):
-    rank = {nfes: dict(learning.rank_grids(task_of(nfes, pairs))) for nfes in ((3, 6), (3,), (6,))}
+    rank = {
+        nfes: {start.name: start.loss for start in learning.rank(task_of(nfes, pairs))} for nfes in ((3, 6), (3,), (6,))
+    }
     for name, loss in rank[3, 6].items():
         np.testing.assert_allclose(loss, np.sqrt(rank[3,][name] * rank[6,][name]), rtol=1e-5)
     assert float(state.together([jnp.asarray(0.3)])) == np.float32(0.3)
@@ -158,13 +160,12 @@ def task_of(nfes, pairs):
 @pytest.mark.parametrize(
     ("learner", "message"),
     [
-        (LevenbergMarquardt(batch_size=20), "Levenberg-Marquardt learns for the student's own number of network calls"),
         (
             replace(LEARNER, surrogate=SoftSurrogate()),
             "the soft surrogate learns for the student's own number of network calls",
         ),
     ],
-    ids=["levenberg-marquardt", "soft surrogate"],
+    ids=["soft surrogate"],
 )
 @pytest.mark.parametrize("nfes", [(3, 6), (4,)])
 def test_what_a_curve_cannot_be_learned_with_is_refused(learner, message, nfes, pairs):

@@ -123,7 +123,7 @@ def pairs():
     "parametrisation", [Gaps(), WithCoefficients(), Curve(nfes=(3,), degree=4)], ids=lambda p: type(p).__name__
 )
 def test_what_fit_returns_needs_nothing_else(parametrisation, pairs, path):
-    student = ld3_jax.make_student(SMALL, SCHEDULE, Solver("ddim", 3))
+    student = ld3_jax.make_student(SMALL, SCHEDULE, Solver("ddim", 3), ld3_jax.losses.l2)
     learner = GradientDescent(steps=10, batch_size=12, validate_every=1)
     one = ld3_jax.fit(student, pairs, jax.random.key(1), parametrisation=parametrisation, learner=learner, start="edm")
     assert one.losses["valid"]["learned"] < one.losses["valid"]["start"]

@@ -8,7 +8,18 @@ import pytest
 from jax.tree_util import Partial
 
 from ld3_jax import denoisers, grids, schedules, teacher
-from ld3_jax.learning import Gaps, GradientDescent, LevenbergMarquardt, SoftSurrogate, begin, make_student, make_task
+from ld3_jax.learning import (
+    Gaps,
+    GaussNewton,
+    GradientDescent,
+    LevenbergMarquardt,
+    SoftSurrogate,
+    WithCoefficients,
+    begin,
+    make_student,
+    make_task,
+)
+from ld3_jax.learning.gauss_newton import averaged_step
 from ld3_jax.learning.gradient_descent import gradient_step
 from ld3_jax.learning.levenberg_marquardt import damped_step
 from ld3_jax.networks import gaussian
@@ -17,6 +28,7 @@ from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs
 
 SCHEDULE = schedules.VPLinear()
+_GAPS = Gaps()
 KEY = jax.random.key(0)
 AROUND = ((1, 1), (1, 1))
 
@@ -43,15 +55,16 @@ def _teacher(model, x_T):
     return teacher._integrate, (model, SCHEDULE, Solver("unipc", 10), t, (x_T, None))
 
 
-def _task(model, x_T, learner):
+def _task(model, x_T, learner, parametrisation=_GAPS):
     student = make_student(model, SCHEDULE, Solver("dpmpp", 3))
-    task = make_task(student, Pairs(x_T, x_T), KEY, Gaps(), learner)
+    task = make_task(student, Pairs(x_T, x_T), KEY, parametrisation, learner)
     return task, begin(task, "logsnr")
 
 
 PROGRAMS = {
     "teacher": _teacher,
     "gradient": lambda *given: (gradient_step, _task(*given, GradientDescent(batch_size=2, surrogate=SoftSurrogate()))),
+    "averaged": lambda *given: (averaged_step, _task(*given, GaussNewton(batch_size=2), WithCoefficients())),
     "damped": lambda *given: (damped_step, _task(*given, LevenbergMarquardt(batch_size=2))),
 }
 

@@ -10,10 +10,11 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from noise_schedules import SCHEDULES
 
+from ld3_jax.grids import GRIDS
 from ld3_jax.learning import Curve, Gaps, WithCoefficients, on_grid
-from ld3_jax.learning.parametrisation import Parametrisation, directions
+from ld3_jax.learning.parametrisation import Parametrisation
 from ld3_jax.schedules import NoiseSchedule
-from ld3_jax.solvers import Solver
+from ld3_jax.solvers import Solver, expand
 
 N = 6
 
@@ -129,9 +130,12 @@ def test_it_is_a_static_value_with_masks_and_rates_by_group(row, float64):
 
 
 @every_row
-def test_directions_span_the_numbers_that_are_learned(row, float64):
-    numbers = row.numbers()
-    flat, _ = ravel_pytree(jax.tree.map(jnp.asarray, row.parametrisation.learned(numbers)))
-    along, back = directions(row.parametrisation, numbers)
-    assert along.shape == back.shape == (along.shape[0], flat.size)
-    np.testing.assert_array_equal(back.any(0), np.asarray(flat))
+def test_every_start_on_a_grid_can_be_learned_from(row, float64):
+    for grid in GRIDS:
+        starts = row.parametrisation.starts(grid, row.schedule, row.solver)
+        assert next(iter(starts)) == grid
+        for name, start in starts.items():
+            assert name.split()[0] == grid
+            found = row.discretization(row.parametrisation.init(start, row.schedule, row.solver))
+            states, again = (expand(one.table(row.schedule, row.solver)) for one in (start, found))
+            chex.assert_trees_all_close(again, states, rtol=1e-6, atol=1e-9)

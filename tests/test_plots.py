@@ -10,11 +10,13 @@ RNG = np.random.default_rng(0)
 LAM = np.linspace(-5.0, 5.0, 6)
 IMAGES = RNG.random((5, 8, 8, 3))
 POINTS = RNG.normal(size=(40, 2))
-LINES = [{"step": i, "loss": 1 / i, "valid_loss": 2 / i} for i in range(1, 9)]
+LINES = [{"start": "edm", "step": i, "loss": 1 / i, "valid_loss": 2 / i} for i in range(1, 9)]
+RACE = [*LINES, *({**line, "start": "logsnr"} for line in LINES[:3])]
 
 CALLS = {
     "grids": (plots.grids, {"learned": LAM, "for the network": LAM + 0.1}, {"logsnr": LAM, "edm": LAM**3}, "title"),
     "losses": (plots.losses, LINES, ("start", 1.5), "title"),
+    "losses of a race": (plots.losses, RACE, ("start", 1.5), "title"),
     "rows": (plots.image_rows, {"teacher": IMAGES, "learned": IMAGES[::-1]}, "title", {"learned": list("abcde")}),
     "one image a row": (plots.image_rows, {"teacher": IMAGES[:1], "learned": IMAGES[1:2]}, "title", {}),
     "one row": (plots.image_rows, {"teacher": IMAGES}, "title", {}),

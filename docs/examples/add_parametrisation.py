@@ -12,15 +12,16 @@ import ld3_jax
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Power:
-    """Times at lam_0 + (lam_n - lam_0) (i / n)^power; the number is log power."""
+class Power:  # times at lam_0 + (lam_n - lam_0) (i / n)^power; the number is log power
+    def starts(self, grid, schedule, solver):  # what learning may start from on a hand-made grid
+        return {grid: ld3_jax.learning.on_grid(grid, schedule, solver)}
 
     def init(self, start, schedule, solver):  # the numbers that stand for the start: the grid "logsnr" has power 1
         return {"log_power": jax.numpy.zeros(1)}
 
     def discretization(self, params, schedule, solver):
         u = jax.numpy.linspace(0.0, 1.0, solver.n_steps + 1) ** jax.numpy.exp(params["log_power"])
-        t = ld3_jax.grids.logsnr(schedule, u)  # from t_max at u = 0 to t_min at u = 1
+        t = ld3_jax.grids.logsnr(schedule, u)
         return ld3_jax.learning.Discretization(t, t)
 
     def project(self, params, schedule):  # the nearest numbers that are allowed
@@ -37,11 +38,10 @@ class Power:
 
 
 def main() -> ld3_jax.Learned:
-    """Learn it for a ring of Gaussians."""
     ring = ld3_jax.pretrained.load("ring")
-    pairs = ld3_jax.make_pairs(ring.model, ring.schedule, *ring.draw(jax.random.key(0), 200))
+    key, pairs = jax.random.key(1), ld3_jax.make_pairs(ring.model, ring.schedule, *ring.draw(jax.random.key(0), 200))
     student = ld3_jax.make_student(ring.model, ring.schedule, ld3_jax.Solver("dpmpp", nfe=6))
-    learned = ld3_jax.fit(student, pairs, jax.random.key(1), parametrisation=Power(), start="logsnr")
+    learned = ld3_jax.fit(student, pairs, key, parametrisation=Power(), start="logsnr")
     print("squared error {start:.5f} at the start, {learned:.5f} learned".format(**learned.losses["valid"]))
     return learned
 

@@ -3,13 +3,15 @@
 from ld3_jax.learning.coefficients import WithCoefficients
 from ld3_jax.learning.curve import Curve
 from ld3_jax.learning.discretization import Coefficients, Discretization, on_grid
-from ld3_jax.learning.fit import begin, describe, fit, make_task, rank_grids, starts, steps
+from ld3_jax.learning.fit import Ended, begin, describe, fit, learn, make_task, steps
 from ld3_jax.learning.gaps import Gaps
+from ld3_jax.learning.gauss_newton import GaussNewton
 from ld3_jax.learning.gradient_descent import GradientDescent, SoftSurrogate
 from ld3_jax.learning.learned import Learned, load
 from ld3_jax.learning.levenberg_marquardt import LevenbergMarquardt
 from ld3_jax.learning.optimizers import by_group
 from ld3_jax.learning.patience import Patience
+from ld3_jax.learning.race import Heat, Start, rank
 from ld3_jax.learning.state import StepMetrics, Task, TrainState
 from ld3_jax.learning.student import Student, distances, make_student
 
@@ -17,12 +19,16 @@ __all__ = [
     "Coefficients",
     "Curve",
     "Discretization",
+    "Ended",
     "Gaps",
+    "GaussNewton",
     "GradientDescent",
+    "Heat",
     "Learned",
     "LevenbergMarquardt",
     "Patience",
     "SoftSurrogate",
+    "Start",
     "StepMetrics",
     "Student",
     "Task",
@@ -33,11 +39,11 @@ __all__ = [
     "describe",
     "distances",
     "fit",
+    "learn",
     "load",
     "make_student",
     "make_task",
     "on_grid",
-    "rank_grids",
-    "starts",
+    "rank",
     "steps",
 ]

@@ -5,14 +5,22 @@ from functools import partial
 
 import jax
 
+from ld3_jax import grids
 from ld3_jax.learning.curve import Curve
-from ld3_jax.learning.discretization import Discretization, consistent, effective, no_change
+from ld3_jax.learning.discretization import (
+    Discretization,
+    consistent,
+    effective,
+    like_another,
+    no_change,
+)
 from ld3_jax.learning.gaps import Gaps
 from ld3_jax.learning.parametrisation import Mask, Parametrisation, Params, all_of, known_groups
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, make_table
 
 _GAPS = Gaps()
+_OTHERS = (("dpmpp", 3), ("unipc", 3), ("ipndm", 2))  # that learning may start as, with the orders that start best
 
 
 @jax.tree_util.register_static
@@ -48,11 +56,23 @@ class WithCoefficients:
 
     def init(self, start: Discretization, schedule: NoiseSchedule, solver: Solver) -> Params:
         """The numbers of the times, and the start's coefficients, or zeros where it has none."""
-        change = start.coefficients
+        numbers, change = self.times.init(start._replace(coefficients=None), schedule, solver), start.coefficients
         if change is None:
             table = jax.eval_shape(partial(make_table, schedule, solver=solver), start.t)
             change = no_change(table, self.history)
-        return {**self.times.init(start._replace(coefficients=None), schedule, solver), "coefficients": change}
+        return {**numbers, "coefficients": change}
+
+    def starts(self, grid: str, schedule: NoiseSchedule, solver: Solver) -> dict[str, Discretization]:
+        """The solver itself and, where all coefficients are free, what other solvers do on the grid."""
+        starts = self.times.starts(grid, schedule, solver)
+        if self.consistent or self.history is not None or self.frozen or solver.calls_per_step > 1:
+            return starts
+        for name, order in _OTHERS:
+            other = Solver(name, solver.nfe, min(order, solver.n_steps))
+            if (other.name, other.order) != (solver.name, solver.order):
+                t = grids.grid(grid, schedule, solver.n_steps)
+                starts[f"{grid} as {name} {other.order}"] = _like_another(other, t, schedule, solver)
+        return starts
 
     def discretization(self, params: Params, schedule: NoiseSchedule, solver: Solver) -> Discretization:
         """The times, and the changes of the coefficients."""
@@ -83,3 +103,6 @@ class WithCoefficients:
         """Learning rates for Adam: those of the times, and 0.05 / n for the coefficients."""
         own = {} if self.frozen else {"coefficients": 0.05 / solver.n_steps}
         return self.times.rates(solver) | own
+
+
+_like_another = jax.jit(like_another)

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ld3_jax import grids
 from ld3_jax.disk import numbers
-from ld3_jax.grids import GRIDS, grid
-from ld3_jax.learning.discretization import Discretization
+from ld3_jax.grids import GRIDS
+from ld3_jax.learning.discretization import Discretization, on_grid
 from ld3_jax.learning.parametrisation import Mask, Params, all_of, known_groups
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
@@ -64,13 +65,17 @@ class Curve:
     def init(self, start: Discretization, schedule: NoiseSchedule, solver: Solver) -> Params:
         """The numbers under which the curve is the hand-made grid that `start` is."""
         plain = start.coefficients is None and start.t.shape == start.t_c.shape == (solver.n_steps + 1,)
-        hand_made = [np.asarray(grid(name, schedule, solver.n_steps)) for name in GRIDS]
+        hand_made = [np.asarray(grids.grid(name, schedule, solver.n_steps)) for name in GRIDS]
         same = [plain and np.allclose(start[:2], times[None], rtol=1e-4) for times in hand_made]
         if not any(same):
             raise ValueError(
                 f"a curve starts at a hand-made grid, one of {sorted(GRIDS)}; these times are none of them"
             )
         return _flat(list(GRIDS)[same.index(True)], self.degree)
+
+    def starts(self, grid: str, schedule: NoiseSchedule, solver: Solver) -> dict[str, Discretization]:
+        """The grid."""
+        return {grid: on_grid(grid, schedule, solver)}
 
     def discretization(self, params: Params, schedule: NoiseSchedule, solver: Solver) -> Discretization:
         """The curve's times for the solver's number of steps: equal and exact at both ends."""

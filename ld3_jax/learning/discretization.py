@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from ld3_jax.grids import grid
 from ld3_jax.schedules import NoiseSchedule
-from ld3_jax.solvers import Solver, Table, make_table
+from ld3_jax.solvers import Expansion, Solver, Table, converted, expand, make_table
 
 
 class Coefficients(NamedTuple):
@@ -37,6 +37,23 @@ def on_grid(name: str, schedule: NoiseSchedule, solver: Solver) -> Discretizatio
     """A hand-made grid for a solver; see `grids.grid`."""
     t = grid(name, schedule, solver.n_steps)
     return Discretization(t, t)
+
+
+def like_another(other: Solver, t: Float[Array, "n_points"], schedule: NoiseSchedule, solver: Solver) -> Discretization:
+    """What another solver does on these times, as changes of this one's coefficients.
+
+    With all its coefficients free, a solver with one call a step is every other: both make each state a sum of the
+    initial state and past predictions.
+
+    Args:
+        other: the solver to be like, with as many network calls.
+        t: the times.
+        schedule: the noise schedule.
+        solver: the solver whose coefficients are changed; it has one call a step.
+    """
+    target = expand(make_table(schedule, t, solver=other))
+    target = converted(target, schedule, other.prediction, solver.prediction)
+    return Discretization(t, t, _changes_to(make_table(schedule, t, solver=solver), target))
 
 
 def no_change(table: Table, k: int | None = None) -> Coefficients:
@@ -91,6 +108,35 @@ def consistent(change: Coefficients) -> Coefficients:
 def effective(change: Coefficients) -> Coefficients:
     """Which of the changes have an effect, as booleans: not those of predictions before the first one."""
     return jax.tree.map(lambda leaf: np.ones(len(leaf), bool) if leaf.ndim == 1 else _there(*leaf.shape) > 0, change)
+
+
+def _changes_to(table: Table, target: Expansion) -> Coefficients:
+    """The changes under which a table's states are those of the target.
+
+    Row by row, x' = (1 + base) predict_base b + history, where the base b is known: what makes it is not changed.
+    """
+    nfe = len(table.t)
+    states = jnp.concatenate([target.initial[:, None], target.history], 1)
+    corrections = jnp.pad(_by_call(_widen(table.correct_history, nfe)), ((0, 0), (1, 0)))
+
+    def base(last: Array, row: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
+        correct_x, correct_base, correction, state = row
+        new = correct_x * state + correct_base * last + correction
+        return new, new
+
+    first = jnp.eye(1, nfe + 1, dtype=states.dtype)[0]
+    _, bases = jax.lax.scan(base, first, (table.correct_x, table.correct_base, corrections, states[:-1]))
+    factor = states[1:, 0] / bases[:, 0]
+    history = _by_call(states[1:, 1:] - factor[:, None] * bases[:, 1:])
+    total = table.predict_history.sum(-1, keepdims=True)
+    change = (history - _widen(table.predict_history, nfe)) / total * _there(nfe, nfe)
+    return no_change(table)._replace(base=factor / table.predict_base - 1, predict=change)
+
+
+def _by_call(history: Array) -> Array:
+    """Columns newest first as columns oldest first, or the other way round."""
+    rows, columns = np.indices(history.shape)
+    return jnp.where(columns <= rows, history[rows, np.maximum(rows - columns, 0)], 0.0)
 
 
 def _add_weights(history: Array, change: Array, k: int) -> Array:

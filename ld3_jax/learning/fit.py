@@ -1,29 +1,31 @@
-"""LD3 as a whole: rank the hand-made grids, start, step, and describe what was learned.
+"""LD3 as a whole: start, step, and describe what was learned.
 
 Reference: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv:2405.15506.
 """
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from ld3_jax import losses
 from ld3_jax.batches import device_count, replicate
-from ld3_jax.grids import GRIDS
+from ld3_jax.learning.coefficients import WithCoefficients
 from ld3_jax.learning.curve import Curve
 from ld3_jax.learning.discretization import Discretization, on_grid
-from ld3_jax.learning.gaps import Gaps
-from ld3_jax.learning.gradient_descent import GradientDescent
+from ld3_jax.learning.gauss_newton import GaussNewton
 from ld3_jax.learning.learned import Learned
 from ld3_jax.learning.parametrisation import Parametrisation, Params
-from ld3_jax.learning.state import Learner, StepMetrics, Task, TrainState, init_state, together
-from ld3_jax.learning.student import Student, distances
+from ld3_jax.learning.race import Advance, Heat, Start, best_of_each_grid, race, rank
+from ld3_jax.learning.state import Learner, StepMetrics, Task, TrainState, init_state
+from ld3_jax.learning.student import Student
 from ld3_jax.teacher import Pairs
 
-_GAPS, _GRADIENT_DESCENT = Gaps(), GradientDescent()
+_EVERYTHING, _GAUSS_NEWTON = WithCoefficients(), GaussNewton()
 
 
 def fit(
@@ -31,11 +33,11 @@ def fit(
     pairs: Pairs,
     key: PRNGKeyArray,
     *,
-    parametrisation: Parametrisation = _GAPS,
-    learner: Learner = _GRADIENT_DESCENT,
-    start: str | Discretization = "best",
+    parametrisation: Parametrisation = _EVERYTHING,
+    learner: Learner = _GAUSS_NEWTON,
+    start: str | Discretization = "race",
 ) -> Learned:
-    """Learn where a student's steps lie.
+    """Learn a student's times and coefficients.
 
     Args:
         student: what to run, from `make_student`.
@@ -43,8 +45,8 @@ def fit(
         key: fixes the order of the batches.
         parametrisation: what is learned.
         learner: how.
-        start: the times to start from: a hand-made grid's name, "best" for the one with the least loss on the training
-            pairs, or what was learned before (`Learned.found`).
+        start: the times to start from: a hand-made grid's name, "race" for a race of them (`learning.race`), or what
+            was learned before (`Learned.found`).
 
     Returns:
         What was learned: the best by the validation loss, which is the start if nothing beats it.
@@ -54,12 +56,10 @@ def fit(
             parametrisation, loss and start do not fit together.
         FloatingPointError: if a loss is not finite; it names the step.
 
-    For progress, checkpoints and resuming, drive `steps` yourself; this function is four lines around it.
+    For progress, checkpoints and resuming, give `learn` an `advance` of your own; this function is two lines around it.
     """
     task = make_task(student, pairs, key, parametrisation, learner)
-    initial = begin(task, rank_grids(task)[0][0] if start == "best" else start)
-    *_, (last, _) = itertools.chain([(initial, None)], steps(task, initial))
-    return describe(task, last)
+    return describe(task, learn(task, start).state)
 
 
 def make_task(
@@ -81,21 +81,38 @@ def make_task(
     train, valid = jax.tree.map(lambda leaf: leaf[:known], pairs), jax.tree.map(lambda leaf: leaf[known:], pairs)
     if not parametrisation.rates(student.solver):
         raise ValueError(f"every group of numbers is frozen, so that nothing is learned: {parametrisation}")
+    if student.loss is None:
+        student = student._replace(loss=losses.both(pairs.x_0))
     task = Task(student, train, valid if learner.held_out else train, key, parametrisation, learner)
     learner.check(task)
     return replicate(task)
 
 
-def rank_grids(task: Task) -> list[tuple[str, float]]:
-    """Hand-made grids and their mean losses on the training pairs, best first; NaN comes last."""
-    found = {}
-    for name in GRIDS:
-        means = []
-        for student in task.students():
-            grid = on_grid(name, student.schedule, student.solver)
-            means.append(distances(student, grid, task.train, batch_size=task.learner.valid_batch).mean())
-        found[name] = float(together(means))
-    return sorted(found.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
+class Ended(NamedTuple):
+    """The end of learning, and how it was reached."""
+
+    state: TrainState
+    start: str  # the name of what learning started from
+    ranked: list[Start]  # all starts before learning, best first; none without a race
+    heats: list[Heat]
+    network_calls: int  # for one sample each; a derivative along one direction counts as one
+
+
+def learn(task: Task, start: str | Discretization = "race", advance: Advance | None = None) -> Ended:
+    """Race if asked to, and learn to the last step.
+
+    Args:
+        task: what is learned.
+        start: as of `fit`.
+        advance: advance(name, state, step) -> the state at that step, by `steps`; your own may watch and save them.
+    """
+    advance = partial(_advance, task) if advance is None else advance
+    ranked = rank(task) if isinstance(start, str) and start == "race" else []
+    starts = best_of_each_grid(ranked) or {start if isinstance(start, str) else "given": start}
+    states = {name: begin(task, found) for name, found in starts.items()}
+    name, state, heats = race(task, states, advance)
+    last = advance(name, state, task.learner.steps)
+    return Ended(last, name, ranked, heats, _network_calls(task, last, len(ranked), len(states), heats))
 
 
 def begin(task: Task, start: str | Discretization) -> TrainState:
@@ -108,31 +125,13 @@ def begin(task: Task, start: str | Discretization) -> TrainState:
     return replicate(init_state(task, _numbers(task, start)))
 
 
-def starts(
-    task: Task, favourites: Sequence[str | Discretization], count: int, key: PRNGKeyArray, *, spread: float = 0.3
-) -> list[TrainState]:
-    """States to start from: the favourites in turn, then the first one again with noise on its logits.
-
-    Args:
-        task: what is learned.
-        favourites: hand-made grids' names or times, the first one first.
-        count: how many states.
-        key: of the noise.
-        spread: standard deviation of the noise.
-    """
-    numbers = [_numbers(task, start) for start in favourites[:count]]
-    for noise_key in jax.random.split(key, max(count - len(numbers), 1))[: count - len(numbers)]:
-        logits = numbers[0]["logits"]
-        numbers.append({**numbers[0], "logits": logits + spread * jax.random.normal(noise_key, logits.shape)})
-    return [replicate(init_state(task, params)) for params in numbers]
-
-
-def steps(task: Task, state: TrainState) -> Iterator[tuple[TrainState, StepMetrics]]:
+def steps(task: Task, state: TrainState, until: int | None = None) -> Iterator[tuple[TrainState, StepMetrics]]:
     """Learn, step by step. Only scalars leave the device, and those one step late, so that it never waits.
 
     Args:
         task: what is learned.
         state: the state to go on from, new or of an earlier run of the same task; it ends as if never interrupted.
+        until: the last step, by default the learner's.
 
     Yields:
         Each step's state and figures, these as NumPy scalars, once the step's loss is known to be finite.
@@ -143,7 +142,7 @@ def steps(task: Task, state: TrainState) -> Iterator[tuple[TrainState, StepMetri
     if state.done:
         return
     unchecked: tuple[TrainState, StepMetrics] | None = None
-    for step in range(int(state.step) + 1, task.learner.steps + 1):
+    for step in range(int(state.step) + 1, (task.learner.steps if until is None else until) + 1):
         state, figures = task.learner.step(task, state)
         state = task.learner.after_step(task, state, step)
         if unchecked:  # look at the step before while this one runs
@@ -162,6 +161,25 @@ def describe(task: Task, state: TrainState) -> Learned:
     figures = {"valid": {"start": float(state.start_loss), "learned": float(state.best_loss)}}
     curve = (task.parametrisation, state.best) if isinstance(task.parametrisation, Curve) else None
     return Learned(student.solver, found, np.asarray(schedule.lam(found.t)), losses=figures, curve=curve)
+
+
+def _advance(task: Task, name: str, state: TrainState, step: int) -> TrainState:
+    reached = state
+    for reached, _ in steps(task, state, step):  # noqa: B007, the last one counts
+        pass
+    return reached
+
+
+def _network_calls(task: Task, last: TrainState, ranked: int, starts: int, heats: list[Heat]) -> int:
+    """Of the steps, and of the samples that were drawn to judge."""
+    learner, sizes = task.learner, [len(jax.tree.leaves(pairs)[0]) for pairs in (task.train, task.valid)]
+    ends = [0, *(heat.step for heat in heats)]
+    steps = [len(heat.losses) * (heat.step - begun) for heat, begun in zip(heats, ends, strict=False)]
+    steps = sum(steps) + int(last.step) - ends[-1]
+    judged = starts + sum(len(heat.losses) for heat in heats) + steps // learner.validate_every
+    samples = ranked * min(learner.valid_batch, sizes[0]) + judged * sizes[1]
+    of_sampling = sum(one.solver.nfe for one in task.students())
+    return steps * learner.batch_size * learner.calls(task, last.params) + samples * of_sampling
 
 
 def _numbers(task: Task, start: str | Discretization) -> Params:

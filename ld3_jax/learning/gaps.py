@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ld3_jax.learning.discretization import Discretization
+from ld3_jax.learning.discretization import Discretization, on_grid
 from ld3_jax.learning.parametrisation import Mask, Params, all_of, known_groups
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
@@ -71,6 +71,10 @@ class Gaps:
         points, points_c = (SPACES[self.space].of_t(schedule, times) for times in (t, t_c))
         log_gaps = jnp.log(jnp.abs(jnp.diff(points)))
         return {"logits": log_gaps - log_gaps.mean(), "shifts": (points_c - points)[1:-1]}
+
+    def starts(self, grid: str, schedule: NoiseSchedule, solver: Solver) -> dict[str, Discretization]:
+        """The grid."""
+        return {grid: on_grid(grid, schedule, solver)}
 
     def discretization(self, params: Params, schedule: NoiseSchedule, solver: Solver) -> Discretization:
         """t and t_c, (n + 1,) each, descending, equal and exact at both ends."""

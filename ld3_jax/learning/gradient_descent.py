@@ -117,6 +117,11 @@ class GradientDescent:
         """See `gradient_step`."""
         return gradient_step(task, state)
 
+    def calls(self, task: Task, params: Params) -> int:
+        """A gradient costs three calls, with recomputation four; noise that moves is tried once more."""
+        each = (4 if self.remat else 3) + (self.surrogate is not None)
+        return each * sum(one.solver.nfe for one in task.students())
+
     def after_step(self, task: Task, state: TrainState, step: int) -> TrainState:
         """A validation where one is due, and at a round's end a step of the validation noise."""
         if validation_is_due(task, step):

@@ -1,15 +1,15 @@
 """Parametrisations: how learned numbers stand for a discretisation. A new one is a frozen dataclass with these methods.
 
-The numbers are a dict of named groups of arrays. Learners treat all groups alike but for one: a group `logits` is one
-whose softmax counts, so that equal changes along its last axis have no effect.
+The numbers are a dict of named groups of arrays. Learners treat all groups alike but for one: steps of second order
+bound the change of a group `logits`, which is one whose softmax counts.
 """
 
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from ld3_jax.learning.discretization import Discretization
 from ld3_jax.schedules import NoiseSchedule
@@ -25,6 +25,10 @@ class Parametrisation(Protocol):
 
     def init(self, start: Discretization, schedule: NoiseSchedule, solver: Solver) -> Params:
         """The numbers that stand for `start`."""
+        ...
+
+    def starts(self, grid: str, schedule: NoiseSchedule, solver: Solver) -> dict[str, Discretization]:
+        """What learning may start from on a hand-made grid, by name; the best of them counts."""
         ...
 
     def discretization(self, params: Params, schedule: NoiseSchedule, solver: Solver) -> Discretization:
@@ -54,34 +58,6 @@ def discretize(
 ) -> Discretization:
     """What the numbers stand for, as one program."""
     return parametrisation.discretization(params, schedule, solver)
-
-
-class Directions(NamedTuple):
-    """The directions that a Jacobian is taken along, and what it is along all numbers: (its q columns) @ back."""
-
-    along: Float[np.ndarray, "q p"]
-    back: Float[np.ndarray, "q p"]
-
-
-def directions(parametrisation: Parametrisation, params: Params) -> Directions:
-    """Every number that is learned and has an effect, in the order of `ravel_pytree`.
-
-    The column of a row's last logit is minus the sum of the row's others, so it costs nothing.
-    """
-    learned = parametrisation.learned(params)
-    logits = {name: jax.tree.map(partial(_full, name == "logits"), group) for name, group in learned.items()}
-    kept, is_logit = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (learned, logits))
-    last = np.zeros_like(kept)
-    if kept[is_logit].any():
-        ends = np.zeros(params["logits"].shape, bool)
-        ends[..., -1] = True
-        last[is_logit] = ends.ravel()
-    axes = np.eye(len(kept), dtype=np.float32)[kept & ~last]
-    back = axes.copy()
-    if last.any():
-        rows = axes[:, is_logit].reshape(len(axes), -1, params["logits"].shape[-1])
-        back[:, last] = -rows.sum(-1)
-    return Directions(axes, back)
 
 
 def known_groups(given: tuple[str, ...], groups: tuple[str, ...]) -> None:

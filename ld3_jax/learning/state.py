@@ -45,6 +45,10 @@ class Learner(Protocol):
         """One step, jitted; the state as it is if learning is done."""
         ...
 
+    def calls(self, task: "Task", params: Params) -> int:
+        """Network calls that a step makes for each sample; a derivative along one direction counts as one."""
+        ...
+
     def after_step(self, task: "Task", state: "TrainState", step: int) -> "TrainState":
         """What follows the step of that number: a validation where one is due."""
         ...
@@ -106,8 +110,12 @@ def batch_indices(task: Task, step: Array) -> Int[Array, "batch"]:
     """The next batch of this round's permutation; samples that do not fill a batch wait for another round."""
     count, size = len(jax.tree.leaves(task.train)[0]), task.learner.batch_size
     per_round = count // size
-    order = jax.random.permutation(jax.random.fold_in(task.key, step // per_round), count)
-    return jax.lax.dynamic_slice(order, (step % per_round * size,), (size,))
+    return jax.lax.dynamic_slice(order_of_round(task, step // per_round), (step % per_round * size,), (size,))
+
+
+def order_of_round(task: Task, number: Int[Array, ""]) -> Int[Array, "n"]:
+    """The permutation of the training pairs in a round."""
+    return jax.random.permutation(jax.random.fold_in(task.key, number), len(jax.tree.leaves(task.train)[0]))
 
 
 def validation_is_due(task: Task, step: int) -> bool:
@@ -134,6 +142,12 @@ def keep_best(state: TrainState, loss: Array) -> TrainState:
     better = loss < state.best_loss
     best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.params, state.best)
     return state._replace(valid_loss=loss, best=best, best_loss=jnp.where(better, loss, state.best_loss))
+
+
+@jax.jit
+def judge(state: TrainState, loss: Array) -> TrainState:
+    """`keep_best`, unless learning is done."""
+    return unless_done(state, keep_best(state, loss))
 
 
 def unless_done(state: TrainState, new: TrainState) -> TrainState:

@@ -25,7 +25,7 @@ class Student(NamedTuple):
     model: Model
     schedule: NoiseSchedule
     solver: Solver
-    loss: Loss
+    loss: Loss | None
     decode: Callable[[PyTree], PyTree]
 
 
@@ -33,7 +33,7 @@ def make_student(
     model: Model,
     schedule: NoiseSchedule,
     solver: Solver,
-    loss: Loss = losses.l2,
+    loss: Loss | None = None,
     decode: Callable[[PyTree], PyTree] = lambda x: x,
 ) -> Student:
     """A `Student` of any callables; those that are no pytrees of their own are taken to hold no weights.
@@ -42,7 +42,7 @@ def make_student(
         model: model(x, t, cond) -> noise prediction.
         schedule: its noise schedule.
         solver: the solver, with its number of network calls.
-        loss: loss(samples, targets) -> (batch,) losses.
+        loss: loss(samples, targets) -> (batch,) losses. None: it is judged by `losses.l2` and learns by `losses.both`.
         decode: from a state at t_min to what the loss sees, for instance a latent's image.
 
     Raises:
@@ -50,7 +50,7 @@ def make_student(
     """
     if solver.nfe is None:
         raise ValueError(f"a student's solver needs its number of network calls, nfe, got {solver!r}")
-    return Student(_as_pytree(model), schedule, solver, _as_pytree(loss), _as_pytree(decode))
+    return Student(_as_pytree(model), schedule, solver, loss and _as_pytree(loss), _as_pytree(decode))
 
 
 def run(student: Student, found: Discretization, x_T: PyTree, cond: PyTree = None, *, remat: bool = False) -> PyTree:
@@ -72,7 +72,7 @@ def sample_losses(
     student: Student, found: Discretization, pairs: Pairs, *, remat: bool = False
 ) -> Float[Array, "batch"]:
     """The loss of each sample of `run` against `pairs.x_0`, the teacher's sample, decoded."""
-    return student.loss(run(student, found, pairs.x_T, pairs.cond, remat=remat), pairs.x_0)
+    return _loss(student)(run(student, found, pairs.x_T, pairs.cond, remat=remat), pairs.x_0)
 
 
 def distances(student: Student, found: Discretization, pairs: Pairs, *, batch_size: int = 25) -> Float[Array, "n"]:
@@ -90,14 +90,14 @@ def distances(student: Student, found: Discretization, pairs: Pairs, *, batch_si
         (n,) losses.
     """
     samples = run_in_batches(student, found, pairs.x_T, pairs.cond, batch_size=batch_size)
-    return losses_in_batches(student.loss, samples, pairs.x_0, batch_size=batch_size)
+    return losses_in_batches(_loss(student), samples, pairs.x_0, batch_size=batch_size)
 
 
 def run_in_batches(
     student: Student, found: Discretization, x_T: PyTree, cond: PyTree = None, *, batch_size: int = 25
 ) -> PyTree:
     """`run` for any number of initial states, a batch at a time."""
-    return _run_in_batches(student._replace(loss=Partial(losses.l2)), found, (x_T, cond), batch_size)
+    return _run_in_batches(student._replace(loss=None), found, (x_T, cond), batch_size)
 
 
 @partial(jax.jit, static_argnums=3)
@@ -109,6 +109,10 @@ def _run_in_batches(student: Student, found: Discretization, inputs: tuple[PyTre
 def losses_in_batches(loss: Loss, samples: PyTree, targets: PyTree, *, batch_size: int = 25) -> Float[Array, "n"]:
     """`loss(samples, targets)` for any number of samples, a batch at a time; `loss` is a pytree."""
     return in_batches(lambda batch: loss(*batch), (samples, targets), batch_size)
+
+
+def _loss(student: Student) -> Loss:
+    return Partial(losses.l2) if student.loss is None else student.loss
 
 
 def _as_pytree(function: Callable) -> Callable:

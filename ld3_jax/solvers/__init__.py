@@ -4,8 +4,22 @@ A family is a pure function (schedule, t, t_c, **choices) -> Table; its formula,
 stand in one file.
 """
 
+from ld3_jax.solvers.expansion import Expansion, converted, expand
 from ld3_jax.solvers.family import Family
 from ld3_jax.solvers.solver import SOLVERS, Solver, make_table, sample
 from ld3_jax.solvers.table import State, Table, explicit, solve
 
-__all__ = ["SOLVERS", "Family", "Solver", "State", "Table", "explicit", "make_table", "sample", "solve"]
+__all__ = [
+    "SOLVERS",
+    "Expansion",
+    "Family",
+    "Solver",
+    "State",
+    "Table",
+    "converted",
+    "expand",
+    "explicit",
+    "make_table",
+    "sample",
+    "solve",
+]

@@ -81,7 +81,12 @@ class Solver:
         """
         if self.nfe is None:
             raise ValueError(f"{self!r} has as many steps as its grid: give it nfe, its number of network calls")
-        return -(-self.nfe // SOLVERS[self.name].calls_per_step)
+        return -(-self.nfe // self.calls_per_step)
+
+    @property
+    def calls_per_step(self) -> int:
+        """Network calls for one step of the grid."""
+        return SOLVERS[self.name].calls_per_step
 
     def for_steps(self, n: int) -> "Solver":
         """The solver on a grid of n steps: itself, or with the nfe that the grid asks for.
@@ -90,7 +95,7 @@ class Solver:
             ValueError: if nfe is for another number of steps, or too small for the order.
         """
         if self.nfe is None:
-            return replace(self, nfe=n * SOLVERS[self.name].calls_per_step)
+            return replace(self, nfe=n * self.calls_per_step)
         if self.n_steps != n:
             raise ValueError(f"{self.name!r} with nfe {self.nfe} takes a grid of {self.n_steps} steps, got {n} steps")
         return self

@@ -85,20 +85,30 @@ def solve(
     _check(table)
 
     def step(state: State, row: Table) -> tuple[State, None]:
-        history = jax.tree.map(_push, state.history, model(state.x, row.t, cond))
-        base = jax.tree.map(lambda x, base: row.correct_x * x + row.correct_base * base, state.x, state.base)
-        if row.correct_history.size:
-            base = retract(base, _weighted(row.correct_history, history))
-        x = retract(jax.tree.map(lambda base: row.predict_base * base, base), _weighted(row.predict_history, history))
-        return State(x, base, history), None
+        return advanced(state, row, model(state.x, row.t, cond), retract), None
 
     if remat:
         step = jax.checkpoint(step, prevent_cse=False)
+    final, _ = jax.lax.scan(step, begun(table, x_T, update_like), table)
+    return final.x
+
+
+def begun(table: Table, x_T: PyTree, update_like: PyTree | None = None) -> State:
+    """The state before the first row."""
     remembered = table.predict_history.shape[1]
     like = x_T if update_like is None else update_like
     history = jax.tree.map(lambda leaf: jnp.zeros((remembered, *leaf.shape), leaf.dtype), like)
-    final, _ = jax.lax.scan(step, State(x_T, x_T, history), table)
-    return final.x
+    return State(x_T, x_T, history)
+
+
+def advanced(state: State, row: Table, prediction: PyTree, retract: Callable[[PyTree, PyTree], PyTree]) -> State:
+    """What a row makes of a state and the prediction there."""
+    history = jax.tree.map(_push, state.history, prediction)
+    base = jax.tree.map(lambda x, base: row.correct_x * x + row.correct_base * base, state.x, state.base)
+    if row.correct_history.size:
+        base = retract(base, _weighted(row.correct_history, history))
+    x = retract(jax.tree.map(lambda base: row.predict_base * base, base), _weighted(row.predict_history, history))
+    return State(x, base, history)
 
 
 def _check(table: Table) -> None:

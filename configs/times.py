@@ -1,0 +1,21 @@
+"""Times and network times alone, as LD3 learns them: for programs that take a list of times and no coefficients.
+
+python -m experiments.train --config=configs/times.py --workdir=runs/times
+
+The network is that of configs/galaxy.py; another one is --config.network.name=hsc32. Measured: docs/results.md.
+"""
+
+from ml_collections import config_dict
+
+from configs import default
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The default configuration without coefficients."""
+    return with_times_alone(default.get_config())
+
+
+def with_times_alone(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """Change a configuration so that the solver keeps its coefficients."""
+    c.learn.what = ("times", "shifts")
+    return c

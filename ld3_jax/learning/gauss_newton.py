@@ -1,0 +1,140 @@
+"""Gauss-Newton on small batches: steps of second order from moving averages of the gradient and the matrix.
+
+Reference: Nocedal and Wright, Numerical Optimization, chapter 10 (Gauss-Newton); Kingma and Ba, arXiv:1412.6980 (moving
+averages without bias).
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from ld3_jax import losses
+from ld3_jax.batches import spread
+from ld3_jax.learning.parametrisation import Params
+from ld3_jax.learning.quadratic import Quadratic, network_calls, quadratic_model, solution
+from ld3_jax.learning.state import (
+    StepMetrics,
+    Task,
+    TrainState,
+    at_least_one,
+    batch_indices,
+    judge,
+    unless_done,
+    validation_is_due,
+    validation_loss,
+)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class GaussNewton:
+    """Steps -rate (A + damping diag A)^-1 g, where A and g are moving averages of those of small batches.
+
+    A sample has thousands of residuals, so a few samples determine the matrix of a few dozen numbers, and ten steps of
+    ten samples go much further than one step of a hundred. The rate rises while A fills, by 1 - memory^k at step k, and
+    falls along a cosine. Nothing needs tuning: the numbers' scales are the matrix's own.
+
+    Attributes:
+        steps: how many steps.
+        batch_size: training pairs a step.
+        validate_every: steps between validations.
+        rate: the highest one, at most 1: the whole Gauss-Newton step. The cosine ends at 5 % of it.
+        damping: relative to the diagonal of A.
+        momentum: decay of the average of g.
+        memory: decay of the average of A.
+        largest: the most that a logit may change in a step.
+        tangents: directions times samples that pass through the network at a time: more on an accelerator. Memory holds
+            64 states for each.
+        held_out: of the pairs, so many are for validation alone; 0: all are for both.
+        valid_batch: validation samples to integrate at a time.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    steps: int = 40
+    batch_size: int = 10
+    validate_every: int = 10
+    rate: float = 0.7
+    damping: float = 1e-3
+    momentum: float = 0.5
+    memory: float = 0.9
+    largest: float = 1.0
+    tangents: int = 40
+    held_out: int = 0
+    valid_batch: int = 25
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "steps", "batch_size", "validate_every", "tangents", "valid_batch")
+        if not (0 < self.rate <= 1 and 0 < self.damping < jnp.inf and self.largest > 0):
+            raise ValueError(
+                "rate must be in (0, 1], damping and largest greater than 0, "
+                f"got {self.rate}, {self.damping} and {self.largest}"
+            )
+        if not (0 <= self.momentum < 1 and 0 <= self.memory < 1):
+            raise ValueError(f"momentum and memory must be in [0, 1), got {self.momentum} and {self.memory}")
+
+    def check(self, task: Task) -> None:
+        """Losses must be functions of squares."""
+        losses.least_squares(task.student.loss)
+
+    def init(self, task: Task, params: Params) -> "Averages":
+        """Empty averages."""
+        count = len(ravel_pytree(params)[0])
+        return Averages(jnp.zeros(count), jnp.zeros((count, count)))
+
+    def step(self, task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
+        """See `averaged_step`."""
+        return averaged_step(task, state)
+
+    def calls(self, task: Task, params: Params) -> int:
+        """See `quadratic.network_calls`."""
+        return network_calls(task, params)
+
+    def after_step(self, task: Task, state: TrainState, step: int) -> TrainState:
+        """A validation where one is due."""
+        if not validation_is_due(task, step):
+            return state
+        return judge(state, validation_loss(task, state.params, task.valid))
+
+
+class Averages(NamedTuple):
+    """Moving averages, which start at zero."""
+
+    gradient: Float[Array, "p"]
+    matrix: Float[Array, "p p"]
+
+
+@jax.jit
+def averaged_step(task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
+    """One step on a batch.
+
+    Args:
+        task: what is learned.
+        state: the state.
+
+    Returns:
+        The next state, unchanged if the state is done, and the step's figures.
+    """
+    learner, old, number = task.learner, state.learner, state.step + 1
+    indices = batch_indices(task, state.step)
+    pairs = spread(jax.tree.map(lambda leaf: leaf[indices], task.train))
+    model = quadratic_model(task, state.params, pairs, learner.tangents)
+    new = Averages(
+        optax.incremental_update(model.gradient, old.gradient, 1 - learner.momentum),
+        optax.incremental_update(model.matrix, old.matrix, 1 - learner.memory),
+    )
+    full = 1 - learner.memory**number
+    averaged = Quadratic(model.loss, new.gradient / (1 - learner.momentum**number), new.matrix / full)
+    project = partial(task.parametrisation.project, schedule=task.student.schedule)
+    step = solution(averaged, jnp.asarray(learner.damping), state.params, learner.largest, project)
+    rate = full * optax.cosine_decay_schedule(learner.rate, learner.steps, alpha=0.05)(state.step)
+    params = project(optax.apply_updates(state.params, jax.tree.map(lambda leaf: rate * leaf, step)))
+    next_state = state._replace(step=number, params=params, learner=new)
+    return unless_done(state, next_state), StepMetrics(model.loss, jnp.linalg.norm(model.gradient), jnp.zeros(()))

@@ -1,0 +1,120 @@
+"""Where to start: the grid that is best before learning is often not the one that is best after it, so starts race.
+
+From every hand-made grid the best start learns for a few steps. Twice the worse half drops out, judged on the pairs
+that none has learned from yet; what the winner has learned by then is kept. So four starts cost half as much again as
+one.
+
+Reference: Jamieson and Talwalkar, arXiv:1502.07943 (successive halving).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ld3_jax.grids import GRIDS
+from ld3_jax.learning.discretization import Discretization
+from ld3_jax.learning.state import Task, TrainState, order_of_round, together
+from ld3_jax.learning.student import distances
+from ld3_jax.solvers import Solver
+
+Advance = Callable[[str, TrainState, int], TrainState]  # (name, state, step) -> the state at that step
+
+
+class Start(NamedTuple):
+    """What learning may start from, and its mean loss on some training pairs."""
+
+    name: str
+    found: Discretization
+    loss: float
+
+
+class Heat(NamedTuple):
+    """The mean losses of those that were in the race at a step, best first."""
+
+    step: int
+    losses: dict[str, float]
+
+
+def rank(task: Task) -> list[Start]:
+    """All starts of the parametrisation on all hand-made grids, best first; NaN comes last.
+
+    They are judged on as many training pairs as a batch of validation holds.
+    """
+    student, size = task.student, task.learner.valid_batch
+    some = jax.tree.map(lambda leaf: leaf[:size], task.train)
+
+    def starts(grid: str, solver: Solver) -> dict[str, Discretization]:
+        return task.parametrisation.starts(grid, student.schedule, solver)
+
+    def loss(grid: str, name: str) -> float:
+        each = [distances(one, starts(grid, one.solver)[name], some, batch_size=size) for one in task.students()]
+        return float(together([losses.mean() for losses in each]))
+
+    ranked = [
+        Start(name, found, loss(grid, name)) for grid in GRIDS for name, found in starts(grid, student.solver).items()
+    ]
+    return sorted(ranked, key=lambda start: _last_if_nan(start.loss))
+
+
+def best_of_each_grid(ranked: list[Start]) -> dict[str, Discretization]:
+    """The first start on each of the grids, in the order of the ranking."""
+    grids = [start.name.split()[0] for start in ranked]
+    return {start.name: start.found for i, start in enumerate(ranked) if grids.index(grids[i]) == i}
+
+
+def race(task: Task, states: Mapping[str, TrainState], advance: Advance) -> tuple[str, TrainState, list[Heat]]:
+    """Halve the number of those that learn until one is left.
+
+    Args:
+        task: what is learned.
+        states: the initial states by name; one is no race.
+        advance: advance(name, state, step) -> the state at that step. A FloatingPointError ends one start's race.
+
+    Returns:
+        The winner's name and state, and the heats.
+
+    Raises:
+        FloatingPointError: if none has a finite loss.
+    """
+    heats, count = [], len(states)
+    for left in range(math.ceil(math.log2(count)), 0, -1):
+        step = max(1, task.learner.steps // 2 ** (left + 1))
+        losses, failure = {}, None
+        moved = {}
+        for name, state in states.items():
+            try:
+                moved[name] = advance(name, state, step)
+            except FloatingPointError as error:
+                failure = error
+                continue
+            losses[name] = _unseen_loss(task, moved[name], step)
+        if not losses:
+            raise FloatingPointError(f"no start has a finite loss: {failure}") from failure
+        ranked = sorted(losses, key=lambda name: _last_if_nan(losses[name]))
+        heats.append(Heat(step, {name: losses[name] for name in ranked}))
+        states = {name: moved[name] for name in ranked[: 2 ** (left - 1)]}
+    ((name, state),) = list(states.items())[:1]
+    return name, state, heats
+
+
+def _unseen_loss(task: Task, state: TrainState, step: int) -> float:
+    """The mean loss of the pairs that have not been learned from at a step; of all if a quarter or less is left."""
+    learner, count = task.learner, len(jax.tree.leaves(task.valid)[0])
+    unseen = np.arange(count)
+    if not learner.held_out and step * learner.batch_size < 0.75 * count:
+        unseen = np.asarray(order_of_round(task, jnp.zeros((), jnp.int32)))[step * learner.batch_size :]
+    means = [
+        distances(one, task.discretization(state.params, one), task.valid, batch_size=learner.valid_batch)[
+            unseen
+        ].mean()
+        for one in task.students()
+    ]
+    return float(together(means))
+
+
+def _last_if_nan(loss: float) -> float:
+    return math.inf if math.isnan(loss) else loss

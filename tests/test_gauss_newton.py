@@ -1,0 +1,117 @@
+"""Learning by Gauss-Newton: exact on a quadratic, unbiased averages, a rate that rises and falls, refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from ld3_jax import learning, losses, schedules
+from ld3_jax.learning import Gaps, GaussNewton, GradientDescent, WithCoefficients
+from ld3_jax.learning.gauss_newton import averaged_step
+from ld3_jax.learning.quadratic import Quadratic, quadratic_model, solution
+from ld3_jax.learning.state import batch_indices
+from ld3_jax.networks import gaussian
+from ld3_jax.solvers import Solver
+from ld3_jax.teacher import Teacher, draw_noise, make_pairs
+
+SCHEDULE = schedules.VPLinear()
+MODEL = gaussian.noise_model(gaussian.ring(), SCHEDULE)
+KEY = jax.random.key(1)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    teacher = Teacher(Solver("unipc", 30), batch_size=120)
+    return make_pairs(MODEL, SCHEDULE, draw_noise(jax.random.key(0), 120, (2,)), teacher=teacher)
+
+
+def make_task(pairs, parametrisation, learner, solver="dpmpp"):
+    student = learning.make_student(MODEL, SCHEDULE, Solver(solver, 4), losses.l2)
+    return learning.make_task(student, pairs, KEY, parametrisation, learner)
+
+
+@pytest.mark.parametrize("solver", ["dpmpp", "ipndm"])
+def test_it_gets_further_than_adam_on_fewer_network_calls(solver, pairs):
+    known, unseen = (jax.tree.map(lambda leaf, part=part: leaf[part], pairs) for part in (slice(60), slice(60, None)))
+
+    def reached(learner):
+        task = make_task(known, Gaps(), learner, solver)
+        ended = learning.learn(task, "logsnr")
+        learned = learning.describe(task, ended.state)
+        return learned.distances(task.student, unseen, batch_size=60).mean(), ended.network_calls
+
+    own, calls = reached(GaussNewton(steps=30, batch_size=30, valid_batch=60))
+    other, more_calls = reached(GradientDescent(steps=60, batch_size=30, valid_batch=60))
+    assert own < other
+    assert calls < more_calls
+
+
+def test_averages_are_those_of_the_batches_and_the_rate_rises_and_falls(pairs):
+    learner = GaussNewton(steps=3, batch_size=30, validate_every=3, momentum=0.4, memory=0.8, damping=1.0, largest=1e6)
+    task = make_task(pairs, WithCoefficients(Gaps(max_shift=1e3)), learner, "ddim")  # no number reaches its bound
+    states = [learning.begin(task, "edm")]
+    model = jax.jit(lambda params, pairs: quadratic_model(task, params, pairs, learner.tangents))
+    models = []
+    for step in range(3):
+        indices = batch_indices(task, jnp.int32(step))
+        models.append(model(states[-1].params, jax.tree.map(lambda leaf, i=indices: leaf[i], task.train)))
+        states.append(averaged_step(task, states[-1])[0])
+
+    def average(values, decay):
+        weights = [decay ** (len(values) - 1 - i) for i in range(len(values))]
+        return sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
+
+    for k in range(3):
+        expected = models[k]._replace(
+            gradient=average([m.gradient for m in models[: k + 1]], 0.4),
+            matrix=average([m.matrix for m in models[: k + 1]], 0.8),
+        )
+        rate = 0.7 * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * k / 3))) * (1 - 0.8 ** (k + 1))
+        step = solution(expected, jnp.asarray(1.0), states[k].params, 1e6, lambda params: params)
+        moved = jax.tree.map(lambda new, old: new - old, states[k + 1].params, states[k].params)
+        np.testing.assert_allclose(ravel_pytree(moved)[0], rate * ravel_pytree(step)[0], rtol=2e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "validate_every", "tangents", "valid_batch"])
+def test_a_number_out_of_its_range_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        GaussNewton(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rate": 0.0},
+        {"rate": 1.5},
+        {"damping": -1.0},
+        {"damping": float("nan")},
+        {"largest": 0.0},
+        {"momentum": 1.0},
+        {"memory": -0.1},
+    ],
+)
+def test_rates_out_of_their_range_are_refused(settings):
+    (name, value), *_ = settings.items()
+    with pytest.raises(ValueError, match=rf"{name}.* got.* {value}"):
+        GaussNewton(**settings)
+
+
+def test_a_loss_that_is_no_function_of_squares_is_refused(pairs):
+    student = learning.make_student(MODEL, SCHEDULE, Solver("dpmpp", 4), losses.l1)
+    with pytest.raises(ValueError, match="needs a loss that is a function of squares"):
+        learning.fit(student, pairs, KEY)
+
+
+def test_numbers_stay_within_their_bounds_and_the_others_are_solved_for_again():
+    params = {"shifts": jnp.zeros(3)}
+    matrix = jnp.asarray([[2.0, 0.2, 0.0], [0.2, 1.0, 0.3], [0.0, 0.3, 4.0]])
+    model = Quadratic(jnp.zeros(()), jnp.asarray([-4.0, 0.0, 1.0]), matrix)
+
+    def project(params):
+        return {"shifts": jnp.clip(params["shifts"], -0.5, 0.5)}
+
+    step = solution(model, jnp.zeros(()), params, 1.0, project)["shifts"]
+    # The first one wants to go to 2 and stops at 0.5; with it there, the others are at their least.
+    others = -np.linalg.solve(matrix[1:, 1:], model.gradient[1:] + matrix[1:, 0] * 0.5)
+    np.testing.assert_allclose(step, [0.5, *others], rtol=1e-5)
