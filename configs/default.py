@@ -53,7 +53,7 @@ def get_config() -> config_dict.ConfigDict:
     c.learn.degree = 32  # of a curve's polynomial
     c.learn.tangents = 40  # of gn and lm: directions times samples in a network call; more on an accelerator
     c.learn.space = "lambda"  # where gaps and shifts are measured: lambda (half-log-SNR) or t
-    c.learn.steps = 40
+    c.learn.steps = 32
     c.learn.batch_size = 10
     c.learn.logits_rule = "adam"  # adam rmsprop sgd
     c.learn.logits_rate = config_dict.placeholder(float)  # divided by n, unless of a curve; None: 0.12, of a curve 0.08
@@ -63,7 +63,7 @@ def get_config() -> config_dict.ConfigDict:
     c.learn.coefficients_rate = config_dict.placeholder(float)  # likewise; None: 0.05
     c.learn.max_shift = 0.5  # bound on |t_c - t|, in smallest gaps
     c.learn.frozen_steps = 0  # for so many steps the shifts do not move
-    c.learn.validate_every = 10
+    c.learn.validate_every = 16
     c.learn.patience = 0  # validations without a better one before the rates fall; 0: never
     c.learn.decay = 0.8  # factor on the rates then
     c.learn.logits_floor = 0.01  # least factor on the rates

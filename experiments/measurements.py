@@ -157,7 +157,7 @@ def summary(rows: dict[str, Row]) -> list[str]:
         above = (learned > hand_made).sum(0)
         twice = np.array([row["hand-made, 2n calls"][0] for row in cells])
         lines.append(
-            f"{name}, {len(cells)} cells: geometric mean of learned / best hand-made {mean:.3f} (medians {median:.3f}); "
+            f"{name}, {len(cells)} cells: geometric mean of learned / hand-made {mean:.3f} (medians {median:.3f}); "
             f"above the best hand-made in {above[0]} means and {above[1]} medians; "
             f"n calls at most the best hand-made with 2n in {(learned[:, 0] <= twice).sum()}"
         )

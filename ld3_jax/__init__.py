@@ -39,7 +39,7 @@ from ld3_jax.teacher import Pairs, Teacher, make_pairs
 try:
     __version__ = _version("ld3-jax")
 except PackageNotFoundError:  # run from a checkout
-    __version__ = "0.2.0"
+    __version__ = "0.3.0"
 
 _ON_DEMAND = ("checkpoint", "plots", "pretrained")  # they load Orbax, matplotlib, Flax
 

@@ -48,7 +48,7 @@ class GaussNewton:
         damping: relative to the diagonal of A.
         momentum: decay of the average of g.
         memory: decay of the average of A.
-        largest: the most that a logit may change in a step.
+        largest: the most that the logit of a gap may change in a step.
         tangents: directions times samples that pass through the network at a time: more on an accelerator. Memory holds
             64 states for each.
         held_out: of the pairs, so many are for validation alone; 0: all are for both.
@@ -58,9 +58,9 @@ class GaussNewton:
         ValueError: if a number is out of its range.
     """
 
-    steps: int = 40
+    steps: int = 32
     batch_size: int = 10
-    validate_every: int = 10
+    validate_every: int = 16
     rate: float = 0.7
     damping: float = 1e-3
     momentum: float = 0.5

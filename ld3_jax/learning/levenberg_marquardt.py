@@ -41,7 +41,7 @@ class LevenbergMarquardt:
         batch_size: training pairs a step.
         validate_every: steps between validations.
         tangents: directions times samples that pass through the network at a time.
-        largest: the most that a logit may change in a step.
+        largest: the most that the logit of a gap may change in a step.
         tries: how often mu may grow within a step; if no mu lowers the loss, nothing moves.
         held_out: of the pairs, so many are for validation alone; 0: all are for both.
         valid_batch: validation samples to integrate at a time.

@@ -74,13 +74,13 @@ def solution(
     """The step that solves (matrix + damping diag(matrix)) step = -gradient within the bounds of the numbers.
 
     A number that would leave its bounds is taken to its bound, and the others are solved for again. The step is
-    shortened if a logit changes by too much.
+    shortened if the logit of a gap changes by too much.
 
     Args:
         model: the quadratic model, in the order of `ravel_pytree`.
         damping: relative to the diagonal.
         params: the numbers.
-        largest: the most that one of `logits` may change; beyond, the model means little.
+        largest: the most that the logit of a gap may change; beyond, the model means little.
         project: the nearest numbers within the bounds.
 
     Reference: Marquardt, SIAM J. Appl. Math. 11 (1963); Nocedal and Wright, Numerical Optimization, section 16.7.
@@ -99,7 +99,7 @@ def solution(
         at_bound |= jnp.abs(within - step) > 1e-6 * jnp.abs(step)
         step = within
     step = unravel(step)
-    if "logits" not in step:
+    if "logits" not in step or step["logits"].ndim > 1:  # a curve has many more logits than gaps
         return step
     factor = jnp.minimum(1.0, largest / jnp.maximum(jnp.abs(step["logits"]).max(), 1e-12))
     return jax.tree.map(lambda leaf: factor * leaf, step)
