@@ -52,15 +52,19 @@ def main() -> None:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The rows as Markdown tables, those with the same columns together."""
-    lines = [f"Measured on {record['device']} with jax {record['packages']['jax']}.", ""]
-    lines += [f"- {line}" for line in measurements.summary(record["rows"])]
-    columns: tuple[str, ...] = ()
-    for key, row in record["rows"].items():
-        if tuple(row) != columns:
-            columns = tuple(row)
-            lines += ["", "| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-        lines.append(f"| {key} | " + " | ".join(_figure(value) for value in row.values()) + " |")
+    """The rows as Markdown, a section for each table."""
+    packages = ", ".join(f"{name} {number}" for name, number in record["packages"].items())
+    lines = [f"Measured on {record['device']} with {packages}. Errors are mean (median) and share in another basin."]
+    for table, rows_of in measurements.TABLES.items():
+        rows = {key: row for key, row in record["rows"].items() if key.startswith(f"{table}: ")}
+        if not rows:
+            continue
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        lines += ["", f"## {table}", "", rows_of.__doc__, "", *(f"- {line}" for line in measurements.summary(rows))]
+        lines += ["", "| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        for key, row in rows.items():
+            cells = (_figure(row[column]) if column in row else "" for column in columns)
+            lines.append(f"| {key.removeprefix(f'{table}: ')} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

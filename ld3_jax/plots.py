@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ld3_jax.disk import write_atomically
+from ld3_jax.grids import GRIDS
 
-_LEARNED = "#c8102e"
-_HAND_MADE = ("#4c72b0", "#55a868", "#8172b3", "#8c8c8c", "#ccb974", "#64b5cd")
+_LEARNED, _START = "#c8102e", "#404040"
+_COLORS = ("#4c72b0", "#55a868", "#8172b3", "#c28e3a", "#64b5cd", "#937860")
 
 
 def grids(path: Path, learned: Mapping[str, np.ndarray], hand_made: Mapping[str, np.ndarray], title: str) -> None:
@@ -26,8 +27,8 @@ def grids(path: Path, learned: Mapping[str, np.ndarray], hand_made: Mapping[str,
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for (name, lam), color in zip(hand_made.items(), _HAND_MADE, strict=False):
-        axes.plot(lam, "o--", color=color, label=name, markersize=4, linewidth=1, alpha=0.8)
+    for name, lam in hand_made.items():
+        axes.plot(lam, "o--", color=_color_of_grid(name), label=name, markersize=4, linewidth=1, alpha=0.8)
     for i, (name, lam) in enumerate(learned.items()):
         style = {"marker": "o", "linewidth": 2.2} if i == 0 else {"marker": "x", "linewidth": 0, "markersize": 9}
         axes.plot(lam, color=_LEARNED, label=name, zorder=5, **style)
@@ -51,15 +52,12 @@ def losses(path: Path, steps: Sequence[dict], baseline: tuple[str, float], title
     axes = figure.subplots()
     winner = max(steps, key=lambda line: line["step"])["start"]
     others = sorted({line["start"] for line in steps} - {winner})
-    for i, name in enumerate([*others, winner]):
+    for name in [*others, winner]:
         own = sorted((line for line in steps if line["start"] == name), key=lambda line: line["step"])
         x, losses = [line["step"] for line in own], [line["loss"] for line in own]
-        if name != winner:
-            color = _HAND_MADE[(1 + i) % len(_HAND_MADE)]
-            axes.semilogy(x, losses, color=color, linewidth=1, label=f"training batch, from {name}")
-    axes.semilogy(x, losses, color="#b0b0b0", linewidth=1, label=f"training batch, from {winner}")
+        axes.semilogy(x, losses, color=_color_of_grid(name), linewidth=1, label=f"training batch, from {name}")
     axes.semilogy(x, [line["valid_loss"] for line in own], color=_LEARNED, linewidth=2, label="validation")
-    axes.axhline(baseline[1], color=_HAND_MADE[0], linestyle="--", label=baseline[0])
+    axes.axhline(baseline[1], color=_START, linestyle="--", linewidth=1, label=baseline[0])
     axes.set(xlabel="step", ylabel="loss", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25, which="both")
@@ -117,10 +115,16 @@ def scatter_rows(path: Path, rows: Mapping[str, np.ndarray], title: str) -> None
     """
     figure = Figure(figsize=(3.2 * len(rows), 4), layout="constrained")
     for axes, (name, points) in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows.items(), strict=True):
-        axes.scatter(points[:, 0], points[:, 1], s=5, color=_HAND_MADE[0], alpha=0.6)
+        axes.scatter(points[:, 0], points[:, 1], s=5, color=_COLORS[0], alpha=0.6)
         axes.set(title=name, aspect="equal", xlim=(-1.6, 1.6), ylim=(-1.6, 1.6))
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
+
+
+def _color_of_grid(name: str) -> str:
+    """The same in all pictures, for a name that begins with a grid's."""
+    grids, grid = list(GRIDS), name.split()[0]
+    return _COLORS[grids.index(grid) if grid in grids else len(grids)]
 
 
 def _show(axes: Axes, image: np.ndarray) -> None:

@@ -22,7 +22,8 @@ def test_the_quick_benchmark_measures_saves_and_does_not_measure_again(tmp_path)
     again = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert again.stdout == first.stdout
     assert json.loads(out.read_text()) == record
-    assert "| network: float32 (quick) |" in out.with_suffix(".md").read_text()
+    assert "\n## network\n" in out.with_suffix(".md").read_text()
+    assert "| float32 (quick) |" in out.with_suffix(".md").read_text()
 
 
 def test_a_table_that_does_not_exist_is_refused(tmp_path):
