@@ -41,7 +41,7 @@ try:
 except PackageNotFoundError:  # run from a checkout
     __version__ = "0.3.0"
 
-_ON_DEMAND = ("checkpoint", "plots", "pretrained")  # they load Orbax, matplotlib, Flax
+_ON_DEMAND = ("checkpoint", "plots", "pretrained")  # the latter two load matplotlib and Flax
 
 __all__ = [
     "SOLVERS",

@@ -1,64 +1,59 @@
-"""The state of learning in Orbax checkpoints, which a killed run goes on from."""
+"""The state of learning on disk, which a killed run goes on from: one file of arrays for each of the latest states."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
 from pathlib import Path
 
 import jax
-import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from ld3_jax.disk import read_arrays, write_arrays
 
-@contextmanager
-def manager(directory: Path, keep: int = 2) -> Iterator[ocp.CheckpointManager]:
-    """Orbax's manager of the checkpoints in a directory; it keeps the latest few and closes, saving all, at the end.
-
-    A process killed while saving leaves the earlier checkpoint whole.
-
-    Args:
-        directory: where the checkpoints lie; made if missing.
-        keep: how many to keep.
-    """
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-    with ocp.CheckpointManager(Path(directory).absolute(), options=options) as checkpoints:
-        yield checkpoints
+_KEEP = 2
 
 
-def save(checkpoints: ocp.CheckpointManager, step: int, state: PyTree, *, wait: bool = False) -> None:
-    """Start saving a state; the program goes on meanwhile.
+def save(folder: Path, step: int, state: PyTree) -> None:
+    """Keep a state; older ones than the one before it are deleted.
+
+    At any moment, even if the process is killed, the files are whole.
 
     Args:
-        checkpoints: the manager.
-        step: the state's step; if it is saved already, nothing happens.
+        folder: where the checkpoints lie; made if missing.
+        step: the state's step.
         state: the state.
-        wait: wait for an earlier save that is still under way; without, this state is passed over.
 
     Raises:
-        OSError: if the disk has not taken an earlier state; the checkpoints before it are whole.
+        OSError: if the disk does not take it; the message names the file, and earlier ones stay.
     """
-    if step == checkpoints.latest_step() or not (wait or not checkpoints.is_saving_in_progress()):
-        return
-    try:
-        checkpoints.save(step, args=ocp.args.StandardSave(state))
-    except ValueError as error:  # of TensorStore, with hundreds of characters
-        raise OSError(f"checkpoint not written ({str(error).split(':')[0]})") from error
+    write_arrays(folder / f"{step:08d}.npz", _named(state))
+    for path in _files(folder)[:-_KEEP]:
+        path.unlink(missing_ok=True)
 
 
-def restore(checkpoints: ocp.CheckpointManager, fresh: PyTree) -> PyTree:
-    """The latest state.
+def restore(folder: Path, fresh: PyTree) -> PyTree:
+    """The latest state that is whole; a damaged one is named in a warning, and an earlier one serves.
 
     Args:
-        checkpoints: the manager.
-        fresh: a state of the same structure, shapes and dtypes, to return if there is no checkpoint.
-
-    Raises:
-        ValueError: if the checkpoint has another structure.
+        folder: where the checkpoints lie.
+        fresh: a state of the same structure, shapes and dtypes, to return if there is none.
     """
-    step = checkpoints.latest_step()
-    if step is None:
-        return fresh
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, fresh)
-    state = checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
-    if jax.tree.structure(state) != jax.tree.structure(fresh):
-        raise ValueError(f"checkpoint {checkpoints.directory / str(step)} holds a state of another structure")
-    return state
+    names, expected = zip(*_named(fresh).items(), strict=True)
+    for path in reversed(_files(folder)):
+        try:
+            arrays = read_arrays(path, names)
+            if any(a.shape != b.shape or a.dtype != b.dtype for a, b in zip(arrays, expected, strict=True)):
+                raise ValueError(f"{path} holds a state of other shapes")
+        except ValueError as error:
+            logging.getLogger(__name__).warning("%s; learning goes on from before it", error)
+        else:
+            leaves, structure = jax.tree.flatten(fresh)
+            placed = [jax.device_put(a, leaf.sharding) for a, leaf in zip(arrays, leaves, strict=True)]
+            return jax.tree.unflatten(structure, placed)
+    return fresh
+
+
+def _named(state: PyTree) -> dict[str, jax.Array]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[0-9]*.npz"))
