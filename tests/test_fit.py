@@ -289,5 +289,5 @@ def test_one_step_learns_coefficients_by_gradient_descent_alone(solver, nfe, pai
     for learner in (GaussNewton(), LevenbergMarquardt(batch_size=16)):
         with pytest.raises(ValueError, match=f"need a solver of at least 2 steps, got {solver}"):
             learning.fit(one, some, KEY, learner=learner)
-    with pytest.raises(ValueError, match="nothing is learned: .* a single step has no times"):
+    with pytest.raises(ValueError, match=r"nothing is learned: .* a single step has no times"):
         learning.fit(one, some, KEY, parametrisation=Gaps(), learner=SHORT)
