@@ -149,6 +149,7 @@ def test_evaluate_prints_the_comparison_on_other_noise(finished):
     )
     assert "30 held-out noises" in result.stdout
     assert result.stdout.index("learned") < result.stdout.index("quadratic")  # best first
+    assert "KL(teacher || learned)" in result.stdout
 
 
 def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
