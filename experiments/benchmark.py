@@ -18,9 +18,9 @@ import numpy as np
 from absl import flags
 
 from experiments import common, measurements
-from ld3_jax.disk import write_atomically
+from ld3_jax.disk import check_writable, write_atomically
 
-_OUT = flags.DEFINE_string("out", None, "A JSON file for the rows.")
+_OUT = common.path_flag("out", None, "A JSON file for the rows.")
 _QUICK = flags.DEFINE_bool("quick", False, "One seed, few cases, a shrunken network: minutes in place of hours.")
 _TABLES = flags.DEFINE_list("tables", list(measurements.TABLES), "Which tables.")
 flags.mark_flags_as_required(["out"])
@@ -32,6 +32,7 @@ def main() -> None:
     if unknown := set(_TABLES.value) - set(measurements.TABLES):
         raise ValueError(f"--tables takes some of {sorted(measurements.TABLES)}, got {sorted(unknown)}")
     out = Path(_OUT.value)
+    check_writable(out)
     record = measurements.read(out) | {"device": jax.devices()[0].device_kind, "python": platform.python_version()}
     record |= {"packages": {name: version(name) for name in _PACKAGES}}
     rows = record.setdefault("rows", {})

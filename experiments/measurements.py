@@ -3,7 +3,6 @@
 Means and medians are over the squared errors of 200 held-out noises.
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +20,7 @@ from experiments import comparison, models
 from experiments.common import Stopwatch
 from experiments.plan import Plan
 from ld3_jax import learning
+from ld3_jax.disk import numbers, read_json
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning import Discretization, Ended, GradientDescent, Learned, Student, on_grid
 from ld3_jax.networks import edm, weights
@@ -173,14 +173,16 @@ def read(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         return {}
-    try:
-        record = json.loads(path.read_text())
-        sound = all(isinstance(row, dict) for row in record.get("rows", {}).values())
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: not a benchmark, perhaps cut short ({error})") from error
-    if not sound:
-        raise ValueError(f"{path}: not a benchmark, its rows must be objects")
+    record = read_json(path)
+    rows = record.get("rows", {}) if isinstance(record, dict) else None
+    if not isinstance(rows, dict) or not all(isinstance(row, dict) and _is_row(row) for row in rows.values()):
+        raise ValueError(f"{path}: not a benchmark; its rows have words, numbers and lists of three numbers")
     return record
+
+
+def _is_row(row: Row) -> bool:
+    """Whether a row holds words, numbers, and lists of a mean, a median and a share."""
+    return all(isinstance(value, str | float | int) or numbers(value).shape == (3,) for value in row.values())
 
 
 def configured(survey: str, solver: str, nfe: int, seed: int) -> config_dict.ConfigDict:

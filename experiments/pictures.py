@@ -1,6 +1,5 @@
 """The pictures of a run: its times, its loss, samples from the same noise."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from experiments import comparison
 from experiments.comparison import Comparison
+from experiments.workdir import read_log
 from ld3_jax import plots
 from ld3_jax.grids import GRIDS, grid
 from ld3_jax.learning import Learned
@@ -15,6 +15,7 @@ from ld3_jax.pretrained import Pretrained
 from ld3_jax.teacher import Pairs
 
 _ERROR_GAIN = 5
+MOST = 1024  # samples in a gallery
 
 
 def draw(
@@ -25,8 +26,8 @@ def draw(
     hand_made = {name: np.asarray(schedule.lam(grid(name, schedule, n))) for name in GRIDS}
     lam, lam_c = (np.asarray(schedule.lam(t)) for t in (learned.t, learned.t_c))
     plots.grids(folder / "schedule.png", {"learned": lam, "learned, for the network": lam_c}, hand_made, title)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    plots.losses(folder / "loss.png", lines, ("validation at the start", start_loss), title)
+    if lines := read_log(folder / "metrics.jsonl"):
+        plots.losses(folder / "loss.png", lines, ("validation at the start", start_loss), title)
     errors = compared.errors[comparison.SQUARED_ERROR]
     best = comparison.best_hand_made(errors)
     labels = {"learned": "learned", best: f"best hand-made:\n{best}"}
@@ -54,8 +55,8 @@ def same_noise(
 
 
 def gallery(path: Path, model: Pretrained, samples: np.ndarray, title: str) -> None:
-    """Many samples."""
+    """Samples, at most MOST of them."""
     if model.display is None:
         plots.scatter_rows(path, {f"{len(samples)} samples": samples}, title)
     else:
-        plots.image_grid(path, np.clip(model.display(samples, samples), 0, 1), title)
+        plots.image_grid(path, np.clip(model.display(samples, samples), 0, 1))

@@ -1,17 +1,21 @@
 """Pictures of a run: the grids, the loss, the samples."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from ld3_jax.disk import write_atomically
 from ld3_jax.grids import GRIDS
 
+_PIXELS, _GAP = 128, 4  # of an image's side in a sheet, and between images
 _LEARNED, _START = "#c8102e", "#404040"
 _COLORS = ("#4c72b0", "#55a868", "#8172b3", "#c28e3a", "#64b5cd", "#937860")
 
@@ -85,24 +89,25 @@ def image_rows(path: Path, rows: Mapping[str, np.ndarray], title: str, notes: Ma
     _save(figure, path)
 
 
-def image_grid(path: Path, images: np.ndarray, title: str) -> None:
-    """Images in a square arrangement.
+def image_grid(path: Path, images: np.ndarray) -> None:
+    """Images in a square arrangement, pixel by pixel; small ones are enlarged.
 
     Args:
         path: where to write a PNG.
         images: (n, height, width, 1 or 3) in [0, 1].
-        title: of the picture.
     """
-    side = int(np.ceil(np.sqrt(len(images))))
-    rows = -(-len(images) // side)
-    figure = Figure(figsize=(1.1 * side, 1.1 * rows + 0.4), layout="constrained")
-    for i, axes in enumerate(figure.subplots(rows, side, squeeze=False).flat):
-        if i < len(images):
-            _show(axes, images[i])
-        else:
-            axes.axis("off")
-    figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    n, height, width, channels = images.shape
+    side = math.ceil(math.sqrt(n))
+    scale = max(1, _PIXELS // max(height, width))
+    shown = colormaps["magma"](images[..., 0])[..., :3] if channels == 1 else images
+    shown = (255 * shown + 0.5).astype(np.uint8).repeat(scale, 1).repeat(scale, 2)
+    shown = np.pad(shown, ((0, -n % side), (0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
+    rows = shown.reshape(-1, side, *shown.shape[1:]).swapaxes(1, 2)
+    sheet = rows.reshape(len(rows) * rows.shape[1], -1, 3)
+    sheet = np.pad(sheet, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=255)
+    buffer = io.BytesIO()
+    Image.fromarray(sheet).save(buffer, format="png")
+    write_atomically(Path(path), buffer.getvalue())
 
 
 def scatter_rows(path: Path, rows: Mapping[str, np.ndarray], title: str) -> None:

@@ -1,7 +1,6 @@
 """What was learned: a solver with its times and coefficients. It samples, is judged, saved and loaded on its own."""
 
 import dataclasses
-import itertools
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ld3_jax import denoisers
 from ld3_jax.denoisers import Model
-from ld3_jax.disk import numbers, write_atomically
+from ld3_jax.disk import numbers, read_json, write_atomically
 from ld3_jax.learning import curve
 from ld3_jax.learning.curve import Curve
 from ld3_jax.learning.discretization import Coefficients, Discretization
@@ -167,10 +166,7 @@ def load(path: str | Path) -> Learned:
         ValueError: if the file is cut short, is no such file, or holds impossible values; the message names what.
     """
     path = Path(path)
-    try:
-        record = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of integers with thousands of digits
-        raise ValueError(f"{path}: not valid JSON, perhaps cut short ({error})") from error
+    record = read_json(path)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"{path}: not a schedule of ld3_jax")
     version = record.get("version")
@@ -196,8 +192,8 @@ def _from_record(record: dict[str, Any], names: list[str]) -> Learned:
             f"{len(t)} times, {len(t_c)} network times and {len(lam)} lam for {solver.n_steps} steps; with nfe = "
             f"{solver.nfe} there must be {solver.n_steps + 1} numbers in each of t, t_c and lam"
         )
-    if not all(a > b for a, b in itertools.pairwise(t)):
-        raise ValueError(f"the times must be finite and t must descend, got t = {t}")
+    if not (np.diff(jnp.asarray(t)) < 0).all():
+        raise ValueError(f"t must descend, got t = {t} in {jnp.result_type(float)}")
     change, warp = (record.get(name) if record["version"] > 1 else None for name in ("coefficients", "curve"))
     if record["version"] > 1 and change is None and warp is None:
         raise ValueError("lacks coefficients or a curve, which a schedule of version 2 has")
@@ -219,7 +215,8 @@ def _read_coefficients(change: Any, solver: Solver) -> Coefficients:
     names = Coefficients._fields
     if not isinstance(change, dict) or not set(names) <= set(change):
         raise ValueError(f"coefficients must be the lists of {names}, got {change!r:.80}")
-    arrays = [numbers(change[name]) for name in names]
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        arrays = [numbers(change[name]).astype(jnp.result_type(float)) for name in names]
     base, *histories = arrays if arrays[2].size else arrays[:2]
     whole = base.shape == (solver.nfe,) and all(rows.ndim == 2 and len(rows) == solver.nfe for rows in histories)
     if not whole or not all(np.isfinite(array).all() for array in arrays):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ld3_jax import denoisers
@@ -120,9 +121,11 @@ def make_table(
         A table of nfe rows, in the dtype of t.
 
     Raises:
-        ValueError: if a shape or the solver's number of calls does not fit the grid.
+        ValueError: if a shape or the solver's number of calls does not fit the grid, or the times are integers.
     """
-    t_c = t if t_c is None else t_c
+    t, t_c = jnp.asarray(t), jnp.asarray(t if t_c is None else t_c)
+    if not all(jnp.issubdtype(times.dtype, jnp.floating) for times in (t, t_c)):
+        raise ValueError(f"t and t_c must be of a floating-point dtype, got {t.dtype} and {t_c.dtype}")
     if t.ndim != 1 or t.shape != t_c.shape:
         raise ValueError(f"t and t_c must be vectors of one length, got shapes {t.shape} and {t_c.shape}")
     solver = _as_solver(solver).for_steps(len(t) - 1)
