@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_dict
 from tqdm import tqdm
 
@@ -29,6 +30,8 @@ def run(main: Callable[[], None]) -> None:
     """Run a main: parse its flags, switch the compilation cache on, and end an error in one line."""
 
     def guarded(argv: Sequence[str]) -> None:
+        if not _DEBUG.value:
+            absl_logging.set_verbosity(absl_logging.WARNING)  # JAX tells of each backend that is not there
         if len(argv) > 1:
             sys.exit(f"error: arguments that no flag takes: {argv[1:]}")
         if not jax.config.jax_compilation_cache_dir:
