@@ -35,6 +35,7 @@ def main() -> None:
         loss=learned.losses.get("loss", "l2"),
         title=str(model),
         batch_size=_BATCH.value,
+        squared_error=model.squared_error,
     )
 
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ld3_jax.disk import write_atomically
 
-_LEARNED = "#c8102e"
+_LEARNED = ("#c8102e", "#e07b00", "#7a0019")
 _HAND_MADE = ("#4c72b0", "#55a868", "#8172b3", "#8c8c8c", "#ccb974", "#64b5cd")
 
 
@@ -20,7 +20,7 @@ def grids(path: Path, learned: Mapping[str, np.ndarray], hand_made: Mapping[str,
 
     Args:
         path: where to write a PNG.
-        learned: name -> (n + 1,) lam; the first is drawn as a line, further ones as crosses (network times).
+        learned: name -> (n + 1,) lam; the first half is drawn as lines, the second as crosses (network times).
         hand_made: name -> (n + 1,) lam.
         title: of the picture.
     """
@@ -28,9 +28,10 @@ def grids(path: Path, learned: Mapping[str, np.ndarray], hand_made: Mapping[str,
     axes = figure.subplots()
     for (name, lam), color in zip(hand_made.items(), _HAND_MADE, strict=False):
         axes.plot(lam, "o--", color=color, label=name, markersize=4, linewidth=1, alpha=0.8)
+    count = -(-len(learned) // 2)
     for i, (name, lam) in enumerate(learned.items()):
-        style = {"marker": "o", "linewidth": 2.2} if i == 0 else {"marker": "x", "linewidth": 0, "markersize": 9}
-        axes.plot(lam, color=_LEARNED, label=name, zorder=5, **style)
+        style = {"marker": "o", "linewidth": 2.2} if i < count else {"marker": "x", "linewidth": 0, "markersize": 9}
+        axes.plot(lam, color=_LEARNED[i % count], label=name, zorder=5, **style)
     axes.set(xlabel="step", ylabel="half-log-SNR  (noise \N{RIGHTWARDS ARROW} data)", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
@@ -58,7 +59,7 @@ def losses(path: Path, steps: Sequence[dict], baseline: tuple[str, float], title
             color = _HAND_MADE[(1 + i) % len(_HAND_MADE)]
             axes.semilogy(x, losses, color=color, linewidth=1, label=f"training batch, from {name}")
     axes.semilogy(x, losses, color="#b0b0b0", linewidth=1, label=f"training batch, from {winner}")
-    axes.semilogy(x, [line["valid_loss"] for line in own], color=_LEARNED, linewidth=2, label="validation")
+    axes.semilogy(x, [line["valid_loss"] for line in own], color=_LEARNED[0], linewidth=2, label="validation")
     axes.axhline(baseline[1], color=_HAND_MADE[0], linestyle="--", label=baseline[0])
     axes.set(xlabel="step", ylabel="loss", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

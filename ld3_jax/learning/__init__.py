@@ -1,5 +1,6 @@
 """Learning: parametrisations, learners, and what was learned."""
 
+from ld3_jax.learning.by_part import ByPart
 from ld3_jax.learning.coefficients import WithCoefficients
 from ld3_jax.learning.curve import Curve
 from ld3_jax.learning.discretization import Coefficients, Discretization, on_grid
@@ -16,6 +17,7 @@ from ld3_jax.learning.state import StepMetrics, Task, TrainState
 from ld3_jax.learning.student import Student, distances, make_student
 
 __all__ = [
+    "ByPart",
     "Coefficients",
     "Curve",
     "Discretization",
