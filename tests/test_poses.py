@@ -221,7 +221,7 @@ def test_an_impossible_ligand_is_refused(positions, bonds, symmetries, message):
 
 
 def test_noise_beyond_the_kernels_is_refused():
-    with pytest.raises(ValueError, match="at most 1.6 for rotations and at most pi for torsions, got 3.0"):
+    with pytest.raises(ValueError, match=r"at most 1\.6 for rotations and at most pi for torsions, got 3.0"):
         poses.PoseNoise(rotation=poses.RotationNoise(0.03, 3.0))
 
 

@@ -70,7 +70,7 @@ def igso3(v: Float[Array, "*s 3"], sigma: Float[Array, ""]) -> Float[Array, "*s"
 
     Args:
         v: rotation vectors with |v| <= pi.
-        sigma: at most 1.6, up to where the formula is exact to 1e-6. A rotation by a small noise is that of three normal numbers of this deviation.
+        sigma: at most 1.6, up to where the formula is exact to 1e-6. A small one is the deviation of each of v's parts.
 
     Reference: Leach et al., ICLR 2022 workshop GTRL; Corso et al., arXiv:2210.01776, where it is the noise.
     """

@@ -7,7 +7,6 @@ nothing else of the library loads.
 import importlib
 import importlib.util
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -46,10 +45,9 @@ class Complex(NamedTuple):
         ligand: the same as poses need it; its reference conformer is that of the most central pose.
         poses: (k, ...) poses that are known.
         fit: (k,) how far each pose is from the atoms that it was taken from, as RMSD in angstrom.
-        pocket: (n, 3) heavy atoms of the protein near the ligand.
-        elements: (n,) their elements.
-        origin: (3,) the origin in the coordinates of the files.
-        protein: a PDB file of the protein, in those coordinates.
+        pocket: (n, 3) heavy atoms of the protein near the ligand, of the moment of the most central pose.
+        protein: the same as the text of a PDB file, in the coordinates of the package's files.
+        origin: (3,) the origin in those coordinates.
     """
 
     name: str
@@ -58,9 +56,8 @@ class Complex(NamedTuple):
     poses: Pose
     fit: Float[np.ndarray, "k"]
     pocket: Float[np.ndarray, "n 3"]
-    elements: list[str]
+    protein: str
     origin: Float[np.ndarray, "3"]
-    protein: Path
 
 
 def load(name: str) -> Complex:
@@ -222,35 +219,47 @@ def _trajectory() -> Complex:
     carbons, heavy = near.select_atoms("name CA"), near.select_atoms("not element H")
     molecule = chem.RemoveHs(ligand_atoms.convert_to("RDKIT"))
     order = [atom.GetIntProp("_MDAnalysis_index") for atom in molecule.GetAtoms()]
-    reference, pocket = carbons.positions.astype(float), heavy.positions.astype(float)
-    centre, frames = reference.mean(0), []
+    reference = carbons.positions.astype(float)
+    frames, pockets = [], []
     for _ in universe.trajectory:
         now = carbons.positions.astype(float)
-        rotation, _ = align.rotation_matrix(now - now.mean(0), reference - centre)
-        frames.append((ligand_atoms.positions[order] - now.mean(0)) @ rotation.T + centre)
-    return _complex(TRAJECTORY, molecule, np.stack(frames), pocket, list(heavy.elements), folder / "top.pdb")
+        rotation, _ = align.rotation_matrix(now - now.mean(0), reference - reference.mean(0))
+        for group, places in ((ligand_atoms.positions[order], frames), (heavy.positions, pockets)):
+            places.append((group - now.mean(0)) @ rotation.T + reference.mean(0))
+    return _complex(TRAJECTORY, molecule, np.stack(frames), heavy, np.stack(pockets))
 
 
 def _crystal(name: str) -> Complex:
-    """One of PoseBusters' complexes; its known poses are the ligand's copies that were seen in this pocket."""
+    """One of PoseBusters' complexes; its known pose is the crystal's."""
     mda = needed("MDAnalysis")
     folder = _package("posebusters") / "datasets" / "pdb" / name
     molecule, positions = read_sdf(folder / f"{name}_ligand.sdf")
-    protein = folder / f"{name}_protein_one_lig_removed.pdb"
-    everything = mda.Universe(str(protein)).select_atoms("protein and not element H")
-    apart = np.linalg.norm(everything.positions[:, None] - positions[0][None], axis=-1).min(1)
-    near = everything[apart < _POCKET_WITHIN].residues.atoms & everything
-    return _complex(name, molecule, positions, near.positions.astype(float), list(near.elements), protein)
+    heavy = mda.Universe(str(folder / f"{name}_protein_one_lig_removed.pdb")).select_atoms("protein and not element H")
+    apart = np.stack([np.linalg.norm(heavy.positions - atom[None], axis=-1) for atom in positions[0]])
+    near = heavy[apart.min(0) < _POCKET_WITHIN].residues.atoms & heavy
+    return _complex(name, molecule, positions, near, near.positions[None].astype(float))
 
 
-def _complex(
-    name: str, molecule: Any, positions: np.ndarray, pocket: np.ndarray, elements: Sequence[str], protein: Path
-) -> Complex:
-    central = positions[_most_central(positions)]
-    origin = central.mean(0)
-    ligand = to_ligand(molecule, central)
+def _complex(name: str, molecule: Any, positions: np.ndarray, atom_group: Any, pockets: np.ndarray) -> Complex:
+    """A complex from the ligand's positions and those of the pocket's atoms, at as many moments."""
+    central = _most_central(positions)
+    origin = positions[central].mean(0)
+    ligand = to_ligand(molecule, positions[central])
     poses, fit = to_poses(ligand, positions - origin)
-    return Complex(name, molecule, ligand, poses, fit, pocket - origin, list(elements), origin, protein)
+    pocket = pockets[central]
+    return Complex(name, molecule, ligand, poses, fit, pocket - origin, _pdb(atom_group, pocket), origin)
+
+
+def _pdb(atom_group: Any, positions: np.ndarray) -> str:
+    """Atoms in the columns of a PDB file."""
+    lines = []
+    for i, (atom, (x, y, z)) in enumerate(zip(atom_group, positions, strict=True)):
+        name = atom.name if len(atom.name) > 3 else f" {atom.name}"
+        lines.append(
+            f"ATOM  {i + 1:5d} {name:<4} {atom.resname[:3]:>3} {atom.segid[:1]:1}{atom.resid % 10000:4d}    "
+            f"{x:8.3f}{y:8.3f}{z:8.3f}  1.00  0.00          {atom.element:>2}"
+        )
+    return "\n".join([*lines, "END", ""])
 
 
 def _most_central(positions: np.ndarray) -> int:

@@ -94,13 +94,13 @@ class TorsionNoise(VEGeometric):
 class PoseNoise(NoiseSchedule):
     """Noise of poses: alpha = 1, and sigma_min (sigma_max / sigma_min)^t for each of the three parts, t in [0, 1].
 
-    Where one number must stand for all parts, as on hand-made grids, it is the translation's. The ranges are DiffDock's.
+    The ranges are DiffDock's. Where one number stands for all parts, as on hand-made grids, it is the translation's.
 
     Attributes:
         translation, rotation, torsions: the noise of each part.
 
     Raises:
-        ValueError: if the rotation's or the torsions' sigma_max is above 1.6 or pi, where the kernels are exact no more.
+        ValueError: if sigma_max is above 1.6 for rotations or above pi for torsions: the kernels are not exact there.
 
     Reference: Corso et al., arXiv:2210.01776, appendix.
     """

@@ -1,4 +1,4 @@
-"""Rotations as unit quaternions (w, x, y, z): products, exponential and logarithm, smooth at angle 0 and at angle pi."""
+"""Rotations as unit quaternions (w, x, y, z): product, exponential and logarithm, smooth at angle 0 and at angle pi."""
 
 from collections.abc import Callable, Sequence
 

@@ -25,8 +25,8 @@ class Table(NamedTuple):
     The base is the state at the last grid point as known so far; a corrector improves it, a second stage keeps it.
     `correct_history` may have no columns, where the family corrects nothing.
 
-    A column may also be a pytree that is a prefix of the states, with an array for each part of them: then each part has
-    its own coefficients, and the model gets a pytree of times.
+    A column may also be a pytree that is a prefix of the states, with an array for each part of them: then each part
+    has its own coefficients, and the model gets a pytree of times.
     """
 
     t: Float[Array, "nfe"]
