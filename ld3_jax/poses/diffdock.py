@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from ld3_jax.learning import Learned
+from ld3_jax.noise_schedule import NoiseSchedule
 from ld3_jax.poses.pose import PoseNoise
 
 
-def schedules(learned: Learned, noise: PoseNoise) -> dict[str, Any]:
+def schedules(learned: Learned, noise: NoiseSchedule) -> dict[str, Any]:
     """Arguments of DiffDock's sampler, and what is assumed of its model, as JSON takes them.
 
     Args:
