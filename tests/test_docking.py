@@ -151,7 +151,8 @@ def test_diffdocks_sampler_makes_the_same_steps_with_the_exported_times(float64)
             g = sigma * np.sqrt(2 * np.log(part.sigma_max / part.sigma_min))
             steps.append(0.5 * g**2 * dt * (-noise / sigma))
         x = poses.retract(x, Pose(*steps))
-    ours = jax.jit(lambda x_T: learned_times().sample(poses.noise_model(data, NOISE), NOISE, x_T))(x_T)
+    learned = learned_times()
+    ours = jax.jit(lambda x_T: learned.sample(poses.noise_model(data, NOISE), NOISE, x_T))(x_T)
     chex.assert_trees_all_close(ours, x, rtol=1e-6, atol=1e-8)
 
 

@@ -259,6 +259,19 @@ def test_the_exact_noise_prediction_is_the_gradient_of_the_log_density(float64):
     chex.assert_trees_all_close(eps, jax.tree.map(lambda sigma, part: -sigma * part, sigmas, score), rtol=1e-8)
 
 
+def test_many_small_steps_end_where_the_data_are():
+    data, count = toy(torsions=1), 300
+    x_T = poses.draw_prior(jax.random.key(3), count, 1)
+    t = grid("uniform", NOISE, 200)
+    end = jax.jit(lambda x: solvers.sample(poses.noise_model(data, NOISE), NOISE, x, t, solver="ddim"))(x_T)
+    each = jax.vmap(lambda one: poses.difference(end, jax.tree.map(lambda leaf: leaf[None], one)))(data)
+    scaled = jax.tree.map(lambda leaf, sigma: ((leaf / sigma) ** 2).sum(-1), each, NOISE.sigmas(jnp.asarray(0.0)))
+    squared = np.sort(sum(scaled), axis=0), np.argmin(sum(scaled), axis=0)
+    assert stats.chisquare(np.bincount(squared[1], minlength=6)).pvalue > 0.01
+    # Around the nearest pose lies the last noise: seven squares of standard normal numbers.
+    assert stats.kstest(squared[0][0], stats.chi2(7).cdf).pvalue > 0.01
+
+
 @pytest.mark.parametrize(
     ("solver", "order", "expected"), [("ddim", 1, 1.0), ("ipndm", 2, 2.0), ("dpmpp", 2, 2.0), ("heun", 2, 2.0)]
 )

@@ -127,4 +127,8 @@ def sample_and_derivatives(
         The samples, and their q derivatives, with a leading axis.
     """
     samples, linear = jax.linearize(sample, numbers)
-    return samples, jax.lax.map(linear, directions, batch_size=min(at_a_time, len(directions)))
+    q, chunks = len(directions), -(-len(directions) // at_a_time)
+    size = -(-q // chunks)  # equal chunks, so that one program serves all
+    padded = jnp.pad(directions, ((0, chunks * size - q), (0, 0))).reshape(chunks, size, -1)
+    moved = jax.lax.map(jax.vmap(linear), padded)
+    return samples, jax.tree.map(lambda leaf: leaf.reshape(chunks * size, *leaf.shape[2:])[:q], moved)
