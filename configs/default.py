@@ -46,6 +46,7 @@ def get_config() -> config_dict.ConfigDict:
     c.learn.loss = "both"  # l1 l2 rmse lpips, or both: l2 and rmse; the comparison at the end is in squared error, too
     c.learn.init = "race"  # between the hand-made grids; or a grid's name; or a schedule.json to go on from
     c.learn.what = ("times", "shifts", "coefficients")  # what is learned
+    c.learn.by_part = False  # for each part of a state that has several (a pose) its own times and coefficients
     c.learn.consistent = False  # whether constants must still integrate exactly when coefficients are learned
     c.learn.history = config_dict.placeholder(int)  # predictions that coefficients look back at; None: all
     c.learn.learner = "gn"  # gn: Gauss-Newton, lm: Levenberg-Marquardt, both without rates; or optax: gradient descent

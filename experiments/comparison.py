@@ -15,6 +15,7 @@ from ld3_jax.teacher import Pairs
 
 Errors = dict[str, np.ndarray]  # name -> (n,) one number a noise
 SQUARED_ERROR, LPIPS = "squared error", "LPIPS"
+_L2 = Partial(losses.l2)
 _LPIPS_CACHE = Path("~/.cache/ld3_jax").expanduser()
 
 
@@ -26,10 +27,17 @@ class Comparison(NamedTuple):
     samples: dict[str, np.ndarray]
 
 
-def loss_function(name: str) -> Partial | None:
-    """The loss of that name: of losses.LOSSES, "lpips" with its weights, or None for "both", which takes the pairs."""
+def loss_function(name: str, squared_error: Partial = _L2) -> Partial | None:
+    """The loss of that name: of losses.LOSSES, "lpips" with its weights, or None for "both", which takes the pairs.
+
+    Args:
+        name: of the loss.
+        squared_error: the model's own, which "l2" stands for.
+    """
     if name == "lpips":
         return losses.lpips(cache=_LPIPS_CACHE)
+    if name == "l2":
+        return squared_error
     return None if name == "both" else Partial(losses.LOSSES[name])
 
 
@@ -42,6 +50,7 @@ def compare(
     title: str,
     batch_size: int,
     shown: int = 0,
+    squared_error: Partial = _L2,
 ) -> Comparison:
     """Print how far what was learned and the hand-made grids land from the teacher.
 
@@ -53,8 +62,9 @@ def compare(
         title: of the tables.
         batch_size: the most samples to integrate at a time.
         shown: how many samples of each to return.
+        squared_error: of samples and targets; the model's own.
     """
-    measures = {SQUARED_ERROR: Partial(losses.l2)} | ({LPIPS: loss_function(loss)} if loss == "lpips" else {})
+    measures = {SQUARED_ERROR: squared_error} | ({LPIPS: loss_function(loss)} if loss == "lpips" else {})
     compared = Comparison({measure: {} for measure in measures}, {}, {})
     grids = {name: on_grid(name, student.schedule, student.solver) for name in GRIDS}
     for name, times in {**found, **grids}.items():
@@ -63,7 +73,7 @@ def compare(
         for measure, function in measures.items():
             each = losses_in_batches(function, samples, test.x_0, batch_size=batch_size)
             compared.errors[measure][name] = np.asarray(each)
-        compared.astray[name] = in_another_basin(compared.errors[SQUARED_ERROR][name], test.x_0)
+        compared.astray[name] = in_another_basin(compared.errors[SQUARED_ERROR][name], test.x_0, squared_error)
     for measure, errors in compared.errors.items():
         _print_table(errors, compared.astray, f"{title}, {student.solver}\n{measure}")
     return compared
@@ -82,9 +92,9 @@ def summary(errors: Errors, astray: Mapping[str, float]) -> dict[str, dict[str, 
     }
 
 
-def in_another_basin(errors: np.ndarray, targets: np.ndarray) -> float:
+def in_another_basin(errors: np.ndarray, targets: np.ndarray, squared_error: Partial = _L2) -> float:
     """The share of samples whose squared error exceeds `losses.other_basin`."""
-    return float((errors > np.asarray(losses.other_basin(targets))).mean())
+    return float((errors > np.asarray(losses.other_basin(targets, squared_error))).mean())
 
 
 def _print_table(errors: Errors, astray: Mapping[str, float], what: str) -> None:

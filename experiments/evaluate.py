@@ -44,6 +44,7 @@ def main() -> None:
         loss=learned.losses.get("loss", "l2"),
         title=str(model),
         batch_size=_BATCH.value,
+        squared_error=model.squared_error,
     )
     if math.prod(model.shape) <= _FEW_NUMBERS and _NUM.value > 1:
         bound = kl_bound(student, learned.found, teacher, test.x_T, test.cond)

@@ -1,5 +1,6 @@
 """The pictures of a run: its times, its loss, samples from the same noise."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,10 +25,10 @@ def draw(
     """Draw schedule.png, loss.png and samples.png."""
     schedule, n, title = model.schedule, learned.solver.n_steps, f"{model}, {learned.solver}"
     hand_made = {name: np.asarray(schedule.lam(grid(name, schedule, n))) for name in GRIDS}
-    lam, lam_c = (np.asarray(schedule.lam(t)) for t in (learned.t, learned.t_c))
-    plots.grids(folder / "schedule.png", {"learned": lam, "learned, for the network": lam_c}, hand_made, title)
-    if lines := read_log(folder / "metrics.jsonl"):
-        plots.losses(folder / "loss.png", lines, ("validation at the start", start_loss), title)
+    lines = _by_part(model, "learned", learned.t) | _by_part(model, "learned, for the network", learned.t_c)
+    plots.grids(folder / "schedule.png", lines, hand_made, title)
+    if steps := read_log(folder / "metrics.jsonl"):
+        plots.losses(folder / "loss.png", steps, ("validation at the start", start_loss), title)
     errors = compared.errors[comparison.SQUARED_ERROR]
     best = comparison.best_hand_made(errors)
     labels = {"learned": "learned", best: f"best hand-made:\n{best}"}
@@ -48,10 +49,19 @@ def same_noise(
     for row, images in rows.items():
         images = model.display(images, rows["teacher"])
         shown[row] = np.clip(images, 0, 1)
-        if row in notes:
+        if row in notes and model.differences:
             error = _ERROR_GAIN * np.abs(images - target)
             shown[f"{row.splitlines()[-1]}:\nerror x {_ERROR_GAIN}"] = np.clip(error, 0, 1)
     plots.image_rows(path, shown, title, notes)
+
+
+def _by_part(model: Pretrained, name: str, t: np.ndarray) -> dict[str, np.ndarray]:
+    """Half-log-SNR at the times; of a state of parts, one line for each, all on the scale of the first."""
+    lam = np.asarray(model.schedule.lam(t))
+    if lam.ndim == 1:
+        return {name: lam}
+    parts = [field.name for field in dataclasses.fields(model.schedule)]
+    return {f"{name}: {part}": lam[:, i] for i, part in enumerate(parts)}
 
 
 def gallery(path: Path, model: Pretrained, samples: np.ndarray, title: str) -> None:

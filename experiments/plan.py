@@ -145,8 +145,8 @@ def _check(config: config_dict.ConfigDict) -> None:
         raise ValueError("teacher.cache must name a folder, got ''")
     if learn.batch_size > config.data.train:
         raise ValueError(f"learn.batch_size {learn.batch_size} exceeds data.train {config.data.train}")
-    if learn.curve and (learn.gamma or "coefficients" in learn.what):
-        raise ValueError("a curve needs learn.gamma 0, and no coefficients in learn.what")
+    if learn.curve and (learn.gamma or learn.by_part or "coefficients" in learn.what):
+        raise ValueError("a curve needs learn.gamma 0, learn.by_part False, and no coefficients in learn.what")
     if learn.learner != "optax" and learn.gamma:
         raise ValueError(f"the soft surrogate needs the learner 'optax': learn.gamma must be 0 with {learn.learner!r}")
 
@@ -156,11 +156,11 @@ def _parametrisation(learn: config_dict.ConfigDict, coefficients: bool) -> Param
     of_times = tuple(group for group in frozen if group != "coefficients")
     if learn.curve:
         return learning.Curve(tuple(learn.nfes), learn.degree, learn.max_shift, of_times)
-    gaps = learning.Gaps(learn.space, learn.max_shift, of_times)
-    if not coefficients and "coefficients" in frozen:
-        return gaps
-    own = tuple(group for group in frozen if group == "coefficients")
-    return learning.WithCoefficients(gaps, learn.consistent, learn.history, own)
+    found = learning.Gaps(learn.space, learn.max_shift, of_times)
+    if coefficients or "coefficients" not in frozen:
+        own = tuple(group for group in frozen if group == "coefficients")
+        found = learning.WithCoefficients(found, learn.consistent, learn.history, own)
+    return learning.ByPart(found) if learn.by_part else found
 
 
 def _learner(config: config_dict.ConfigDict, parametrisation: Parametrisation, solver: Solver) -> Learner:

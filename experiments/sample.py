@@ -20,7 +20,9 @@ _NFE = flags.DEFINE_integer(
     "nfe", None, "Network calls, if a curve was learned; default the schedule's.", lower_bound=1
 )
 _NUM = flags.DEFINE_integer("num", 64, "How many samples.", **common.COUNT)
-_OUT = common.path_flag("out", None, "Where to write: a picture (.png) or the arrays themselves (.npy).")
+_OUT = common.path_flag(
+    "out", None, "Where to write: a picture (.png), the arrays themselves (.npy), or of molecules .sdf or .html."
+)
 _SEED = flags.DEFINE_integer("seed", 1, "Seed of the noise.", **common.SEED)
 _BATCH = flags.DEFINE_integer("batch_size", 32, "The most samples to draw at a time.", **common.COUNT)
 flags.mark_flags_as_required(["schedule", "out"])
@@ -28,10 +30,11 @@ flags.mark_flags_as_required(["schedule", "out"])
 
 def main() -> None:
     out = Path(_OUT.value)
-    if out.suffix not in (".png", ".npy"):
-        raise ValueError(f"--out must end in .png or .npy, got {out.name!r}")
     check_writable(out)
     learned, model = models.of_schedule(Path(_SCHEDULE.value), _NFE.value)
+    endings = [".png", ".npy", *model.formats]
+    if out.suffix not in endings:
+        raise ValueError(f"--out must end in {', '.join(endings[:-1])} or {endings[-1]}, got {out.name!r}")
     student = make_student(model.model, model.schedule, learned.solver, decode=model.decode)
     x_T, cond = model.draw(jax.random.key(_SEED.value), _NUM.value)
     samples = np.asarray(run_in_batches(student, learned.found, x_T, cond, batch_size=_BATCH.value))
@@ -40,6 +43,8 @@ def main() -> None:
     if out.suffix == ".png":
         samples = samples[: pictures.MOST]
         pictures.gallery(out, model, samples, what)
+    elif out.suffix in model.formats:
+        write_atomically(out, model.formats[out.suffix](samples))
     else:
         buffer = io.BytesIO()
         np.save(buffer, samples)

@@ -12,7 +12,7 @@ from ml_collections import config_dict, config_flags
 
 from experiments import common, comparison, models, pictures, workdir
 from experiments.plan import Plan
-from ld3_jax import learning
+from ld3_jax import learning, losses
 from ld3_jax.learning import Ended, Learned, Task
 from ld3_jax.pretrained import Pretrained
 from ld3_jax.teacher import Pairs
@@ -31,7 +31,11 @@ def run(config: config_dict.ConfigDict, folder: Path) -> None:
     plan = Plan.of(config)
     model = models.of_config(config)
     student = learning.make_student(
-        model.model, model.schedule, plan.solver, comparison.loss_function(plan.loss), model.decode
+        model.model,
+        model.schedule,
+        plan.solver,
+        comparison.loss_function(plan.loss, model.squared_error),
+        model.decode,
     )
     start = plan.start(model.schedule)
     keys = jax.random.split(jax.random.key(config.seed), 2)
@@ -40,6 +44,8 @@ def run(config: config_dict.ConfigDict, folder: Path) -> None:
         with watch("teacher"):
             known = models.teacher_pairs("teacher", model, plan.teacher, keys[0], config.data.train + config.data.valid)
             test = models.teacher_pairs("teacher, held-out noise", model, plan.teacher, keys[1], config.data.test)
+        if student.loss is None:
+            student = student._replace(loss=losses.both(known.x_0, model.squared_error))
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         task = learning.make_task(student, known, key, plan.parametrisation, plan.learner)
         workdir.claim(folder, config)
@@ -54,6 +60,7 @@ def _write(folder: Path, plan: Plan, model: Pretrained, task: Task, ended: Ended
     student, learned = task.student, dataclasses.replace(learning.describe(task, ended.state), model=model.identity())
     found = {"learned": learned.found} | ({"start": plan.init.found} if isinstance(plan.init, Learned) else {})
     arguments = {"loss": plan.loss, "title": str(model), "batch_size": plan.learner.valid_batch}
+    arguments["squared_error"] = model.squared_error
     compared = comparison.compare(student, found, test, shown=model.shown, **arguments)
     for other in task.students():  # of a curve
         if other.solver != student.solver:

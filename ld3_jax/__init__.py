@@ -21,6 +21,7 @@ from ld3_jax import denoisers, grids, learning, losses, schedules, solvers
 from ld3_jax.denoisers import guided, to_noise
 from ld3_jax.grids import grid
 from ld3_jax.learning import (
+    ByPart,
     Curve,
     Gaps,
     GaussNewton,
@@ -45,6 +46,7 @@ _ON_DEMAND = ("checkpoint", "plots", "pretrained")  # they load Orbax, matplotli
 
 __all__ = [
     "SOLVERS",
+    "ByPart",
     "Curve",
     "Gaps",
     "GaussNewton",

@@ -46,7 +46,7 @@ def in_batches(function: Callable[[PyTree], PyTree], inputs: PyTree, batch_size:
     indices = jnp.arange(n_batches * size) % count
     batched = jax.tree.map(lambda leaf: leaf[indices].reshape(n_batches, size, *leaf.shape[1:]), inputs)
     outputs = jax.lax.map(lambda batch: function(spread(batch)), batched)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], outputs)
+    return jax.tree.map(lambda leaf: leaf.reshape(n_batches * size, *leaf.shape[2:])[:count], outputs)
 
 
 def finite(samples: PyTree) -> Bool[np.ndarray, "n"]:

@@ -43,7 +43,7 @@ def both(targets: PyTree[Float[Array, "n ..."]], loss: Callable = l2) -> Partial
         targets: the teacher's samples, decoded.
         loss: s.
     """
-    return Partial(_both, other_basin(targets, loss), Partial(loss))
+    return Partial(_both, other_basin(targets, loss), loss if isinstance(loss, Partial) else Partial(loss))
 
 
 def other_basin(targets: PyTree[Float[Array, "n ..."]], loss: Callable = l2) -> Float[Array, ""]:

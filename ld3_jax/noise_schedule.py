@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ld3_jax.space import VECTORS, Space
+
 
 class NoiseSchedule(abc.ABC):
     """alpha and sigma as functions of time. Subclass it, as a frozen dataclass, for a noise schedule of your own.
@@ -34,6 +36,7 @@ class NoiseSchedule(abc.ABC):
         t_min: time at which sampling ends; the cleanest state. A field, a property or a constant of the subclass.
         t_max: time at which sampling starts; nearly pure noise.
         prior_scale: standard deviation of the state at t_max, so that `x_T = prior_scale * z` with `z ~ N(0, I)`.
+        space: where the states lie; vectors by default.
 
     Raises:
         TypeError: if a subclass lacks a formula or is no dataclass.
@@ -43,8 +46,10 @@ class NoiseSchedule(abc.ABC):
         t_min: ClassVar[float]
         t_max: ClassVar[float]
         prior_scale: ClassVar[float]
+        space: ClassVar[Space]
 
     prior_scale = 1.0
+    space = VECTORS
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -55,6 +60,11 @@ class NoiseSchedule(abc.ABC):
         if "__dataclass_fields__" not in vars(cls):
             raise TypeError(f"the noise schedule {cls.__name__} must be decorated with @dataclass(frozen=True)")
         return super().__new__(cls)
+
+    @property
+    def parts(self) -> "tuple[NoiseSchedule, ...]":
+        """The noise schedule of each part of a state, where parts have their own; itself where all share it."""
+        return (self,)
 
     @abc.abstractmethod
     def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:

@@ -16,7 +16,7 @@ from ld3_jax.disk import write_atomically
 from ld3_jax.grids import GRIDS
 
 _PIXELS, _GAP = 128, 4  # of an image's side in a sheet, and between images
-_LEARNED, _START = "#c8102e", "#404040"
+_LEARNED, _START = ("#c8102e", "#e07b00", "#7a0019"), "#404040"
 _COLORS = ("#4c72b0", "#55a868", "#8172b3", "#c28e3a", "#64b5cd", "#937860")
 
 
@@ -25,7 +25,7 @@ def grids(path: Path, learned: Mapping[str, np.ndarray], hand_made: Mapping[str,
 
     Args:
         path: where to write a PNG.
-        learned: name -> (n + 1,) lam; the first is drawn as a line, further ones as crosses (network times).
+        learned: name -> (n + 1,) lam; the first half is drawn as lines, the second as crosses (network times).
         hand_made: name -> (n + 1,) lam.
         title: of the picture.
     """
@@ -33,9 +33,10 @@ def grids(path: Path, learned: Mapping[str, np.ndarray], hand_made: Mapping[str,
     axes = figure.subplots()
     for name, lam in hand_made.items():
         axes.plot(lam, "o--", color=_color_of_grid(name), label=name, markersize=4, linewidth=1, alpha=0.8)
+    count = -(-len(learned) // 2)
     for i, (name, lam) in enumerate(learned.items()):
-        style = {"marker": "o", "linewidth": 2.2} if i == 0 else {"marker": "x", "linewidth": 0, "markersize": 9}
-        axes.plot(lam, color=_LEARNED, label=name, zorder=5, **style)
+        style = {"marker": "o", "linewidth": 2.2} if i < count else {"marker": "x", "linewidth": 0, "markersize": 9}
+        axes.plot(lam, color=_LEARNED[i % count], label=name, zorder=5, **style)
     axes.set(xlabel="step", ylabel="half-log-SNR  (noise \N{RIGHTWARDS ARROW} data)", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
@@ -60,7 +61,7 @@ def losses(path: Path, steps: Sequence[dict], baseline: tuple[str, float], title
         own = sorted((line for line in steps if line["start"] == name), key=lambda line: line["step"])
         x, losses = [line["step"] for line in own], [line["loss"] for line in own]
         axes.semilogy(x, losses, color=_color_of_grid(name), linewidth=1, label=f"training batch, from {name}")
-    axes.semilogy(x, [line["valid_loss"] for line in own], color=_LEARNED, linewidth=2, label="validation")
+    axes.semilogy(x, [line["valid_loss"] for line in own], color=_LEARNED[0], linewidth=2, label="validation")
     axes.axhline(baseline[1], color=_START, linestyle="--", linewidth=1, label=baseline[0])
     axes.set(xlabel="step", ylabel="loss", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

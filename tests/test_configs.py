@@ -13,6 +13,7 @@ from ld3_jax import learning
 from ld3_jax.pretrained import download
 
 CONFIGS = sorted(path for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "default"))
+EXTRA = {"docking": ("rdkit", "MDAnalysis", "prolif")}
 
 
 def load(path: Path) -> config_dict.ConfigDict:
@@ -51,6 +52,8 @@ def test_a_configuration_opens_with_its_command_and_what_was_measured_or_what_it
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_configuration_runs_from_end_to_end(path, tmp_path, capsys):
+    for package in EXTRA.get(path.stem, ()):
+        pytest.importorskip(package, reason="needs the packages of requirements-docking.txt")
     config = shrink(load(path), tmp_path)
     train_main.run(config, tmp_path / "run")
     learned = learning.load(tmp_path / "run" / "schedule.json")

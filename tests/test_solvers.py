@@ -49,7 +49,7 @@ def shared_compilation(monkeypatch):
     monkeypatch.setattr("ld3_jax.solvers.solver.solve", _compiled_solve)
 
 
-_compiled_solve = jax.jit(solvers.solve, static_argnames="remat")
+_compiled_solve = jax.jit(solvers.solve, static_argnames=("remat", "retract"))
 
 
 @Partial

@@ -1,6 +1,7 @@
 """Learning: parametrisations, learners, and what was learned."""
 
 from ld3_jax.learning.bound import Bound, kl_bound
+from ld3_jax.learning.by_part import ByPart
 from ld3_jax.learning.coefficients import WithCoefficients
 from ld3_jax.learning.curve import Curve
 from ld3_jax.learning.discretization import Coefficients, Discretization, on_grid
@@ -18,6 +19,7 @@ from ld3_jax.learning.student import Student, distances, make_student
 
 __all__ = [
     "Bound",
+    "ByPart",
     "Coefficients",
     "Curve",
     "Discretization",

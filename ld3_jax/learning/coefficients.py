@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
+import numpy as np
 
 from ld3_jax import grids
 from ld3_jax.learning.curve import Curve
@@ -58,15 +59,17 @@ class WithCoefficients:
         """The numbers of the times, and the start's coefficients, or zeros where it has none."""
         numbers, change = self.times.init(start._replace(coefficients=None), schedule, solver), start.coefficients
         if change is None:
-            table = jax.eval_shape(partial(make_table, schedule, solver=solver), start.t)
-            change = no_change(table, self.history)
+            part = schedule.parts[0]  # the tables of all parts have the same shape
+            table = jax.eval_shape(partial(make_table, part, solver=solver), start.t)
+            change = no_change(table, self.history, base=part.space.flat)
         return {**numbers, "coefficients": change}
 
     def starts(self, grid: str, schedule: NoiseSchedule, solver: Solver) -> dict[str, Discretization]:
         """The solver itself and, where all coefficients are free, what other solvers do on the grid."""
         starts = self.times.starts(grid, schedule, solver)
-        if self.consistent or self.history is not None or self.frozen or solver.calls_per_step > 1:
-            return starts
+        parts = len(schedule.parts)
+        if self.consistent or self.history is not None or self.frozen or solver.calls_per_step > 1 or parts > 1:
+            return starts  # the changes that make one solver another are not the same for all parts
         for name, order in _OTHERS:
             other = Solver(name, solver.nfe, min(order, solver.n_steps))
             if (other.name, other.order) != (solver.name, solver.order):
@@ -92,7 +95,7 @@ class WithCoefficients:
             return self.times.learned(times) | all_of({"coefficients": change}, self.frozen)
         own = effective(change)
         if self.consistent:  # which keeps the base as it is
-            own = own._replace(base=~own.base)
+            own = own._replace(base=jax.tree.map(np.logical_not, own.base))
         return self.times.learned(times) | {"coefficients": own}
 
     def solvers(self, solver: Solver) -> tuple[Solver, ...]:

@@ -10,27 +10,54 @@ from jaxtyping import Array, Float
 from ld3_jax.grids import grid
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Expansion, Solver, Table, converted, expand, make_table
+from ld3_jax.solvers.expansion import by_call
+from ld3_jax.solvers.solver import joined, of_part
 
 
 class Coefficients(NamedTuple):
-    """Changes of a table, relative to it: zeros change nothing. They reach `k` predictions back."""
+    """Changes of a table, relative to it: zeros change nothing. They reach `k` predictions back.
 
-    base: Float[Array, "nfe"]
-    predict: Float[Array, "nfe k"]
-    correct: Float[Array, "nfe k"] | tuple[()] = ()  # () where the solver has no corrector
+    Where parts of a state have their own, the arrays have a last axis of parts.
+    """
+
+    base: Float[Array, "nfe *parts"] | tuple[()]  # () on a manifold, where a base has no factor
+    predict: Float[Array, "nfe k *parts"]
+    correct: Float[Array, "nfe k *parts"] | tuple[()] = ()  # () where the solver has no corrector
 
 
 class Discretization(NamedTuple):
-    """What the learned numbers stand for, whatever the parametrisation."""
+    """What the learned numbers stand for, whatever the parametrisation.
 
-    t: Float[Array, "n_points"]  # descending from t_max to t_min
-    t_c: Float[Array, "n_points"]  # times given to the network
+    Where parts of a state have their own times, t and t_c have a last axis of parts.
+    """
+
+    t: Float[Array, "n_points *parts"]  # descending from t_max to t_min
+    t_c: Float[Array, "n_points *parts"]  # times given to the network
     coefficients: Coefficients | None = None
 
     def table(self, schedule: NoiseSchedule, solver: Solver) -> Table:
         """The solver's table on these times, with the changes of its coefficients."""
-        table = make_table(schedule, self.t, self.t_c, solver=solver)
-        return table if self.coefficients is None else changed(table, self.coefficients)
+        if self.coefficients is None:
+            return make_table(schedule, self.t, self.t_c, solver=solver)
+        parts = enumerate(schedule.parts)
+        return joined(schedule, [self.of_part(i)._changed_table(part, solver) for i, part in parts])
+
+    def lam(self, schedule: NoiseSchedule) -> Float[Array, "n_points *parts"]:
+        """Half the log-SNR at the times, each part's own."""
+        if self.t.ndim == 1:
+            return schedule.lam(self.t)
+        return jnp.stack([part.lam(self.t[:, i]) for i, part in enumerate(schedule.parts)], -1)
+
+    def of_part(self, i: int) -> "Discretization":
+        """That of one part of the states."""
+        t, t_c = of_part((self.t, self.t_c), i)
+        change = self.coefficients
+        if change is not None and change.predict.ndim > 2:
+            change = jax.tree.map(lambda leaf: leaf[..., i], change)
+        return Discretization(t, t_c, change)
+
+    def _changed_table(self, schedule: NoiseSchedule, solver: Solver) -> Table:
+        return changed(make_table(schedule, self.t, self.t_c, solver=solver), self.coefficients)
 
 
 def on_grid(name: str, schedule: NoiseSchedule, solver: Solver) -> Discretization:
@@ -52,21 +79,23 @@ def like_another(other: Solver, t: Float[Array, "n_points"], schedule: NoiseSche
         solver: the solver whose coefficients are changed; it has one call a step.
     """
     target = expand(make_table(schedule, t, solver=other))
-    target = converted(target, schedule, other.prediction, solver.prediction)
-    return Discretization(t, t, _changes_to(make_table(schedule, t, solver=solver), target))
+    target = converted(target, schedule, other.takes(schedule), solver.takes(schedule))
+    change = _changes_to(make_table(schedule, t, solver=solver), target)
+    return Discretization(t, t, change if schedule.space.flat else change._replace(base=()))
 
 
-def no_change(table: Table, k: int | None = None) -> Coefficients:
+def no_change(table: Table, k: int | None = None, *, base: bool = True) -> Coefficients:
     """Coefficients that leave a table as it is.
 
     Args:
         table: the table, or its shapes.
         k: how many predictions they reach back; default all of them.
+        base: whether the factors of the base are among them.
     """
     nfe = len(table.t)
     k = nfe if k is None else k
     correct = jnp.zeros((nfe, k)) if table.correct_history.size else ()
-    return Coefficients(jnp.zeros(nfe), jnp.zeros((nfe, k)), correct)
+    return Coefficients(jnp.zeros(nfe) if base else (), jnp.zeros((nfe, k)), correct)
 
 
 def changed(table: Table, change: Coefficients) -> Table:
@@ -86,8 +115,8 @@ def changed(table: Table, change: Coefficients) -> Table:
 
     Reference: arXiv:2502.17423 (S4S: multistep coefficients); arXiv:2403.01329 (BNS: all of a solver's coefficients).
     """
-    if len(change.base) != len(table.t):
-        raise ValueError(f"coefficients for {len(change.base)} network calls on a table of {len(table.t)}")
+    if len(change.predict) != len(table.t):
+        raise ValueError(f"coefficients for {len(change.predict)} network calls on a table of {len(table.t)}")
     k = max(change.predict.shape[1], table.predict_history.shape[1])
     correct = table.correct_history
     if bool(correct.size) != bool(getattr(change.correct, "size", 0)):
@@ -96,7 +125,7 @@ def changed(table: Table, change: Coefficients) -> Table:
         correct = _add_weights(correct, jnp.asarray(change.correct).reshape(len(correct), -1), k)
     return table._replace(
         correct_history=correct,
-        predict_base=table.predict_base * (1 + change.base),
+        predict_base=table.predict_base * (1 + change.base) if len(change.base) else table.predict_base,
         predict_history=_add_weights(table.predict_history, change.predict, k),
     )
 
@@ -104,7 +133,7 @@ def changed(table: Table, change: Coefficients) -> Table:
 def consistent(change: Coefficients) -> Coefficients:
     """The nearest change under which constants still integrate exactly: each row's weights keep their sum."""
     predict, correct = jax.tree.map(_without_mean, (change.predict, change.correct))
-    return Coefficients(jnp.zeros_like(change.base), predict, correct)
+    return Coefficients(jax.tree.map(jnp.zeros_like, change.base), predict, correct)
 
 
 def effective(change: Coefficients) -> Coefficients:
@@ -119,7 +148,7 @@ def _changes_to(table: Table, target: Expansion) -> Coefficients:
     """
     nfe = len(table.t)
     states = jnp.concatenate([target.initial[:, None], target.history], 1)
-    corrections = jnp.pad(_by_call(_widen(table.correct_history, nfe)), ((0, 0), (1, 0)))
+    corrections = jnp.pad(by_call(_widen(table.correct_history, nfe)), ((0, 0), (1, 0)))
 
     def base(last: Array, row: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
         correct_x, correct_base, correction, state = row
@@ -129,16 +158,10 @@ def _changes_to(table: Table, target: Expansion) -> Coefficients:
     first = jnp.eye(1, nfe + 1, dtype=states.dtype)[0]
     _, bases = jax.lax.scan(base, first, (table.correct_x, table.correct_base, corrections, states[:-1]))
     factor = states[1:, 0] / bases[:, 0]
-    history = _by_call(states[1:, 1:] - factor[:, None] * bases[:, 1:])
+    history = by_call(states[1:, 1:] - factor[:, None] * bases[:, 1:])
     total = table.predict_history.sum(-1, keepdims=True)
     change = (history - _widen(table.predict_history, nfe)) / total * _there(nfe, nfe)
     return no_change(table)._replace(base=factor / table.predict_base - 1, predict=change)
-
-
-def _by_call(history: Array) -> Array:
-    """Columns newest first as columns oldest first, or the other way round."""
-    rows, columns = np.indices(history.shape)
-    return jnp.where(columns <= rows, history[rows, np.maximum(rows - columns, 0)], 0.0)
 
 
 def _add_weights(history: Array, change: Array, k: int) -> Array:

@@ -170,7 +170,7 @@ def describe(task: Task, state: TrainState) -> Learned:
     found = task.discretization(state.best, student)
     figures = {"valid": {"start": float(state.start_loss), "learned": float(state.best_loss)}}
     curve = (task.parametrisation, state.best) if isinstance(task.parametrisation, Curve) else None
-    return Learned(student.solver, found, np.asarray(schedule.lam(found.t)), losses=figures, curve=curve)
+    return Learned(student.solver, found, np.asarray(found.lam(schedule)), losses=figures, curve=curve)
 
 
 def _advance(task: Task, name: str, state: TrainState, step: int) -> TrainState:

@@ -99,6 +99,10 @@ class GradientDescent:
         """The soft surrogate moves the noise under one number of network calls."""
         if self.surrogate and not task.is_of_one_number():
             raise ValueError("the soft surrogate learns for the student's own number of network calls, not several")
+        if self.surrogate and not task.student.schedule.space.flat:
+            raise ValueError(
+                "the soft surrogate moves noise in a ball of vectors; on a manifold surrogate must be None"
+            )
 
     def init(self, task: Task, params: Params) -> "Memory":
         """Optimiser, rates, and where noise moves, the noise."""

@@ -5,13 +5,14 @@ in that state first, so before the call there the tangent is zero. At each call 
 those directions pass through it that have begun.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from ld3_jax.denoisers import Model
 from ld3_jax.solvers import Expansion
@@ -103,3 +104,31 @@ def sample_and_jacobian(
     (past, moved), _ = jax.lax.scan(call, (past, moved), jnp.arange(nfe))
     row, own = (expansion.initial[nfe], expansion.history[nfe]), (change.initial[:q, nfe], change.history[:q, nfe])
     return state(row, past), tangent(row, own, past, jax.tree.map(lambda m: m[:, :q], moved))
+
+
+def sample_and_derivatives(
+    sample: Callable[[Array], PyTree],
+    numbers: Float[Array, "p"],
+    directions: Float[Array, "q p"],
+    *,
+    at_a_time: int,
+) -> tuple[PyTree, PyTree]:
+    """A batch of samples, and how they change along directions of the numbers, through the whole solver.
+
+    It asks nothing of the states, which may lie on a manifold; every direction passes through every call.
+
+    Args:
+        sample: from the numbers to the samples.
+        numbers: where to differentiate.
+        directions: q changes of them.
+        at_a_time: how many directions pass through the network together.
+
+    Returns:
+        The samples, and their q derivatives, with a leading axis.
+    """
+    samples, linear = jax.linearize(sample, numbers)
+    q, chunks = len(directions), -(-len(directions) // at_a_time)
+    size = -(-q // chunks)  # equal chunks, so that one program serves all
+    padded = jnp.pad(directions, ((0, chunks * size - q), (0, 0))).reshape(chunks, size, -1)
+    moved = jax.lax.map(jax.vmap(linear), padded)
+    return samples, jax.tree.map(lambda leaf: leaf.reshape(chunks * size, *leaf.shape[2:])[:q], moved)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ld3_jax import denoisers
 from ld3_jax.denoisers import Model
 from ld3_jax.disk import numbers, read_json, write_atomically
 from ld3_jax.learning import curve
@@ -19,11 +18,11 @@ from ld3_jax.learning.discretization import Coefficients, Discretization
 from ld3_jax.learning.parametrisation import Params, discretize
 from ld3_jax.learning.student import Student, distances
 from ld3_jax.schedules import NoiseSchedule
-from ld3_jax.solvers import Solver, Table, solve
+from ld3_jax.solvers import Solver, Table, integrate
 from ld3_jax.teacher import Pairs
 
 FORMAT = "ld3_jax schedule"
-VERSIONS = (1, 2)  # 2 has coefficients or a curve
+VERSIONS = (1, 2, 3)  # 2 has coefficients or a curve; in 3 each part of a state has its own times
 _KINDS = {
     "solver": str,
     "nfe": int,
@@ -50,18 +49,18 @@ class Learned:
 
     solver: Solver
     found: Discretization
-    lam: Float[np.ndarray, "n_points"]
+    lam: Float[np.ndarray, "n_points *parts"]
     model: dict[str, Any] = field(default_factory=dict)
     losses: dict[str, Any] = field(default_factory=dict)
     curve: tuple[Curve, Params] | None = None
 
     @property
-    def t(self) -> Float[Array, "n_points"]:
+    def t(self) -> Float[Array, "n_points *parts"]:
         """The times, descending from t_max to t_min."""
         return self.found.t
 
     @property
-    def t_c(self) -> Float[Array, "n_points"]:
+    def t_c(self) -> Float[Array, "n_points *parts"]:
         """The times given to the network."""
         return self.found.t_c
 
@@ -91,8 +90,7 @@ class Learned:
         Raises:
             ValueError: if the times do not span the range of the noise schedule.
         """
-        predict = denoisers.convert(model, schedule, self.solver.prediction)
-        return solve(predict, self.table(schedule), x_T, cond=cond)
+        return integrate(model, schedule, self.solver, self.table(schedule), x_T, cond=cond)
 
     def distances(self, student: Student, pairs: Pairs, *, batch_size: int = 25) -> Float[Array, "n"]:
         """How far it lands from the teacher: the student's loss of each pair.
@@ -120,13 +118,16 @@ class Learned:
             )
         solver, (parametrisation, params) = replace(self.solver, nfe=nfe), self.curve
         found = discretize(parametrisation, params, schedule, solver)
-        return replace(self, solver=solver, found=found, lam=np.asarray(schedule.lam(found.t)))
+        return replace(self, solver=solver, found=found, lam=np.asarray(found.lam(schedule)))
 
     def check_range(self, schedule: NoiseSchedule) -> None:
         """Refuse a noise schedule of another range, and network times beyond it."""
-        t, t_c, range_ = np.asarray(self.t), np.asarray(self.t_c), (schedule.t_max, schedule.t_min)
+        range_, t_c = (schedule.t_max, schedule.t_min), np.asarray(self.t_c)
         beyond = max(range_[0], t_c.max()), min(range_[1], t_c.min())
-        for name, ends in {"times": (t[0], t[-1]), "network times": beyond}.items():
+        found = [("times", (t[0], t[-1])) for t in np.asarray(self.t).reshape(len(self.t), -1).T]
+        if self.t.ndim > 1 and self.t.shape[1] != len(schedule.parts):
+            raise ValueError(f"it has times for {self.t.shape[1]} parts, the model's states have {len(schedule.parts)}")
+        for name, ends in [*found, ("network times", beyond)]:
             if not np.allclose(ends, range_, rtol=1e-3, atol=1e-6):
                 raise ValueError(
                     f"its {name} run from {ends[0]:g} to {ends[1]:g}, those of the model from {range_[0]:g} to "
@@ -152,6 +153,8 @@ class Learned:
             record["curve"] = curve.to_record(*self.curve)
         if self.coefficients is not None or self.curve is not None:
             record["version"] = VERSIONS[1]
+        if self.t.ndim > 1:
+            record["version"] = VERSIONS[2]
         write_atomically(Path(path), (json.dumps(record, indent=2) + "\n").encode())
 
 
@@ -186,16 +189,16 @@ def _from_record(record: dict[str, Any], names: list[str]) -> Learned:
         if type(record[key]) is not kind:
             raise ValueError(f"{key} must be of type {kind.__name__}, got {record[key]!r}")
     solver = Solver(record["solver"], **{name: record[name] for name in names})
-    t, t_c, lam = (_times(record[key], key) for key in ("t", "t_c", "lam"))
+    t, t_c, lam = (_times(record[key], key, by_part=record["version"] > 2) for key in ("t", "t_c", "lam"))
     if not len(t) == len(t_c) == len(lam) == solver.n_steps + 1:
         raise ValueError(
             f"{len(t)} times, {len(t_c)} network times and {len(lam)} lam for {solver.n_steps} steps; with nfe = "
             f"{solver.nfe} there must be {solver.n_steps + 1} numbers in each of t, t_c and lam"
         )
-    if not (np.diff(jnp.asarray(t)) < 0).all():
-        raise ValueError(f"t must descend, got t = {t} in {jnp.result_type(float)}")
+    if not (np.diff(jnp.asarray(t), axis=0) < 0).all():
+        raise ValueError(f"t must descend, got t = {np.asarray(t).tolist()} in {jnp.result_type(float)}")
     change, warp = (record.get(name) if record["version"] > 1 else None for name in ("coefficients", "curve"))
-    if record["version"] > 1 and change is None and warp is None:
+    if record["version"] == 2 and change is None and warp is None:
         raise ValueError("lacks coefficients or a curve, which a schedule of version 2 has")
     coefficients = None if change is None else _read_coefficients(change, solver)
     found = Discretization(jnp.asarray(t), jnp.asarray(t_c), coefficients)
@@ -203,12 +206,13 @@ def _from_record(record: dict[str, Any], names: list[str]) -> Learned:
     return Learned(solver, found, np.asarray(jnp.asarray(lam)), record["model"], record["losses"], read)
 
 
-def _times(values: Any, name: str) -> list[float]:
-    """A list of finite numbers."""
+def _times(values: Any, name: str, *, by_part: bool) -> np.ndarray:
+    """A list of finite numbers, or one for each part."""
     array = numbers(values)
-    if array.ndim != 1 or not np.isfinite(array).all():
-        raise ValueError(f"{name} must be a list of finite numbers, got {values!r}")
-    return array.tolist()
+    if array.ndim != 1 + by_part or not np.isfinite(array).all():
+        what = "lists" if by_part else "a list"
+        raise ValueError(f"{name} must be {what} of finite numbers, got {values!r}")
+    return array
 
 
 def _read_coefficients(change: Any, solver: Solver) -> Coefficients:
@@ -218,7 +222,10 @@ def _read_coefficients(change: Any, solver: Solver) -> Coefficients:
     with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
         arrays = [numbers(change[name]).astype(jnp.result_type(float)) for name in names]
     base, *histories = arrays if arrays[2].size else arrays[:2]
-    whole = base.shape == (solver.nfe,) and all(rows.ndim == 2 and len(rows) == solver.nfe for rows in histories)
+    shapes = [rows.shape for rows in histories]
+    whole = all(len(shape) in (2, 3) and shape[0] == solver.nfe and shape[2:] == shapes[0][2:] for shape in shapes)
+    whole = whole and (not base.size or base.shape == (solver.nfe, *shapes[0][2:]))
     if not whole or not all(np.isfinite(array).all() for array in arrays):
         raise ValueError(f"coefficients must be finite and have {solver.nfe} rows, one for each network call")
-    return Coefficients(*map(jnp.asarray, (base, *histories)))
+    own = jnp.asarray(base) if base.size else ()  # on a manifold
+    return Coefficients(own, *map(jnp.asarray, histories))

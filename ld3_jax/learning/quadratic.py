@@ -14,20 +14,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ld3_jax import denoisers, losses
 from ld3_jax.batches import in_batches
 from ld3_jax.learning.discretization import Discretization
-from ld3_jax.learning.jacobian import Directions, every_factor, sample_and_jacobian
+from ld3_jax.learning.jacobian import Directions, every_factor, sample_and_derivatives, sample_and_jacobian
 from ld3_jax.learning.parametrisation import Params
 from ld3_jax.learning.state import Task, together
-from ld3_jax.learning.student import Student
+from ld3_jax.learning.student import Student, run
 from ld3_jax.solvers import Expansion, Solver, expand
 from ld3_jax.teacher import Pairs
 
 _BOUND_ROUNDS = 3  # solutions in which more numbers may reach their bounds
 _HELD = 64  # states held for each tangent that passes through the network at a time
+
+Sampler = Callable[[Pairs, int], tuple[PyTree, PyTree]]  # (a batch, directions at a time) -> samples and derivatives
 
 
 class Quadratic(NamedTuple):
@@ -76,8 +79,10 @@ def network_calls(task: Task, params: Params) -> int:
     """Network calls of the model for each sample, where a derivative along one direction counts as one."""
     count = 0
     for student in task.students():
-        found = jax.eval_shape(partial(task.discretization, student=student), params)
-        count += student.solver.nfe + int(np.sum(student.solver.nfe - _first_calls(student, found)))
+        found, nfe = jax.eval_shape(partial(task.discretization, student=student), params), student.solver.nfe
+        flat = student.schedule.space.flat
+        first = _first_calls(student, found) if flat else np.zeros(np.sum(_learned(task, params)), int)
+        count += nfe + int(np.sum(nfe - first))
     return count
 
 
@@ -120,17 +125,14 @@ def solution(
 
 def _of_student(task: Task, student: Student, params: Params, pairs: Pairs, tangents: int) -> Quadratic:
     least_squares = losses.least_squares(student.loss)
-    directions, of_numbers = _directions(task, student, params)
-    expansion = _written_out(student, task.discretization(params, student))
-    predict = denoisers.convert(student.model, student.schedule, student.solver.prediction)
-    batch = max(1, _HELD * tangents // (student.solver.nfe * len(directions.first)))
+    along = _along_factors if student.schedule.space.flat else _along_numbers
+    sample, of_numbers = along(task, student, params)
+    batch = max(1, _HELD * tangents // (student.solver.nfe * len(of_numbers)))
     batch = min(batch, len(jax.tree.leaves(pairs)[0]))
     product = partial(jnp.einsum, precision="highest")
 
     def of_batch(pairs: Pairs) -> tuple[Array, Array, Array]:
-        x, moved = sample_and_jacobian(
-            predict, expansion, directions, pairs.x_T, pairs.cond, at_a_time=max(1, tangents // batch)
-        )
+        x, moved = sample(pairs, max(1, tangents // batch))
         r, linear = jax.linearize(lambda x: least_squares.residuals(student.decode(x), pairs.x_0), x)
         columns = jax.lax.map(linear, moved)
         loss, weight = jax.vmap(jax.value_and_grad(least_squares.phi))(sum(jnp.sum(part**2, -1) for part in r))
@@ -144,6 +146,33 @@ def _of_student(task: Task, student: Student, params: Params, pairs: Pairs, tang
     )
 
 
+def _along_factors(task: Task, student: Student, params: Params) -> tuple[Sampler, Float[Array, "q p"]]:
+    """Samples with their derivatives along factors of the solver, and what each number has of each direction."""
+    directions, of_numbers = _directions(task, student, params)
+    expansion = _written_out(student, task.discretization(params, student))
+    predict = denoisers.convert(student.model, student.schedule, student.solver.prediction)
+
+    def sample(pairs: Pairs, at_a_time: int) -> tuple[PyTree, PyTree]:
+        return sample_and_jacobian(predict, expansion, directions, pairs.x_T, pairs.cond, at_a_time=at_a_time)
+
+    return sample, of_numbers
+
+
+def _along_numbers(task: Task, student: Student, params: Params) -> tuple[Sampler, Float[Array, "q p"]]:
+    """Samples with their derivatives along the numbers themselves: on a manifold, where states are no sums."""
+    flat, unravel = ravel_pytree(params)
+    directions = jnp.asarray(np.eye(len(flat))[_learned(task, params)], flat.dtype)
+    undecoded = student._replace(decode=Partial(_as_it_is))
+
+    def sample(pairs: Pairs, at_a_time: int) -> tuple[PyTree, PyTree]:
+        def of_numbers(flat: Array) -> PyTree:
+            return run(undecoded, task.discretization(unravel(flat), student), pairs.x_T, pairs.cond)
+
+        return sample_and_derivatives(of_numbers, flat, directions, at_a_time=at_a_time)
+
+    return sample, directions
+
+
 def _directions(task: Task, student: Student, params: Params) -> tuple[Directions, Float[Array, "q p"]]:
     """Directions that all changes of the numbers are made of, and what each number has of each direction.
 
@@ -151,9 +180,7 @@ def _directions(task: Task, student: Student, params: Params) -> tuple[Direction
     them they are the factors themselves, which are fewer than times and coefficients together.
     """
     flat, unravel = ravel_pytree(params)
-    learned, _ = ravel_pytree(
-        jax.tree.map(lambda on: jnp.asarray(on, flat.dtype), task.parametrisation.learned(params))
-    )
+    learned = jnp.asarray(_learned(task, params), flat.dtype)
 
     def found(flat: Array) -> Discretization:
         return task.discretization(unravel(flat), student)
@@ -177,6 +204,15 @@ def _directions(task: Task, student: Student, params: Params) -> tuple[Direction
 
     change = jax.jacfwd(lambda times: _written_out(student, with_inner(times)))(inner(here))
     return Directions(first, jax.tree.map(lambda part: jnp.moveaxis(part, -1, 0), change)), of_numbers(inner)
+
+
+def _learned(task: Task, params: Params) -> Bool[np.ndarray, "p"]:
+    """Which of the numbers are learned, in the order of `ravel_pytree`."""
+    return np.concatenate([np.ravel(on) for on in jax.tree.leaves(task.parametrisation.learned(params))])
+
+
+def _as_it_is(x: PyTree) -> PyTree:
+    return x
 
 
 def _first_calls(student: Student, found: Discretization) -> Int[np.ndarray, "q"]:

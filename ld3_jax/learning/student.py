@@ -8,12 +8,12 @@ import jax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
-from ld3_jax import denoisers, losses
+from ld3_jax import losses
 from ld3_jax.batches import in_batches
 from ld3_jax.denoisers import Model
 from ld3_jax.learning.discretization import Discretization
 from ld3_jax.schedules import NoiseSchedule
-from ld3_jax.solvers import Solver, solve
+from ld3_jax.solvers import Solver, integrate
 from ld3_jax.teacher import Pairs
 
 Loss = Callable[[PyTree, PyTree], Array]
@@ -64,8 +64,9 @@ def run(student: Student, found: Discretization, x_T: PyTree, cond: PyTree = Non
         remat: see `solvers.solve`.
     """
     _, schedule, solver, _, decode = student
-    predict = denoisers.convert(student.model, schedule, solver.prediction)
-    return decode(solve(predict, found.table(schedule, solver), x_T, cond=cond, remat=remat))
+    return decode(
+        integrate(student.model, schedule, solver, found.table(schedule, solver), x_T, cond=cond, remat=remat)
+    )
 
 
 def sample_losses(

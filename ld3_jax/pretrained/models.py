@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from ld3_jax import denoisers
+from ld3_jax import denoisers, losses, poses
 from ld3_jax.disk import digest
 from ld3_jax.networks import edm, files, galaxy, gaussian, latent, lazy, text
 from ld3_jax.networks.latent import LatentDiffusion
+from ld3_jax.poses import molecules
 from ld3_jax.pretrained import download
 from ld3_jax.ranges import COUNT_OR_ZERO, POSITIVE, check
 from ld3_jax.schedules import NoiseSchedule, VPLinear
@@ -79,6 +81,10 @@ class Pretrained:
         display: display(samples, like) -> images in [0, 1]; None for points in the plane.
         decode: from states at t_min to samples.
         draw_condition: draw_condition(key, n) -> n conditions; None if the model takes none.
+        draw_prior: draw_prior(key, n) -> n initial states; None: normal noise of the shape, scaled by the prior.
+        squared_error: squared_error(samples, targets) -> (n,) squared distances.
+        differences: whether the difference of two images from `display` is one.
+        formats: ending of a file -> the file's content from samples; arrays and pictures can always be written.
     """
 
     name: str
@@ -90,14 +96,21 @@ class Pretrained:
     display: Display | None = None
     decode: Partial = dataclasses.field(default_factory=lambda: Partial(_unchanged))
     draw_condition: DrawCondition | None = None
+    draw_prior: DrawCondition | None = None
+    squared_error: Partial = dataclasses.field(default_factory=lambda: Partial(losses.l2))
+    differences: bool = True
+    formats: Mapping[str, Callable[[np.ndarray], bytes]] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.name
 
-    def draw(self, key: PRNGKeyArray, count: int) -> tuple[Array, PyTree]:
+    def draw(self, key: PRNGKeyArray, count: int) -> tuple[PyTree, PyTree]:
         """Initial states (count, *shape), scaled by the prior, and their conditions, or None."""
         noise_key, cond_key = jax.random.split(key)
-        x_T = self.schedule.prior_scale * draw_noise(noise_key, count, self.shape)
+        if self.draw_prior:
+            x_T = self.draw_prior(noise_key, count)
+        else:
+            x_T = self.schedule.prior_scale * draw_noise(noise_key, count, self.shape)
         return x_T, self.draw_condition(cond_key, count) if self.draw_condition else None
 
     def identity(self) -> dict[str, Any]:
@@ -189,11 +202,33 @@ def _gaussian(name: str, settings: Settings, on_progress: OnProgress) -> Pretrai
     return Pretrained(name, settings, model, schedule, mixture.mean.shape[1:], shown=100)
 
 
+def _docking(name: str, settings: Settings, on_progress: OnProgress) -> Pretrained:
+    """The exact score of a ligand's known poses in its pocket; samples are the positions of its atoms."""
+    _refuse(name, settings, *_OF_FILES)
+    complex_, noise = molecules.load(name), poses.PoseNoise()
+    torsions = len(complex_.ligand.bonds)
+    return Pretrained(
+        name,
+        settings,
+        poses.noise_model(complex_.poses, noise),
+        noise,
+        complex_.ligand.positions.shape,
+        shown=6,
+        display=partial(molecules.images, complex_),
+        decode=Partial(poses.atoms, complex_.ligand),
+        draw_prior=lambda key, count: poses.draw_prior(key, count, torsions, noise),
+        squared_error=poses.mean_square(complex_.ligand),
+        differences=False,
+        formats={".sdf": partial(molecules.sdf, complex_), ".html": partial(molecules.page, complex_)},
+    )
+
+
 MODELS: dict[str, Callable[[str, Settings, OnProgress], Pretrained]] = {
     **dict.fromkeys(edm.NETWORKS, _edm),
     **dict.fromkeys(latent.NETWORKS, _latent),
     **dict.fromkeys(galaxy.SURVEYS, _galaxy),
     "ring": _gaussian,
+    **dict.fromkeys((molecules.TRAJECTORY, *molecules.CRYSTALS), _docking),
 }
 
 

@@ -6,7 +6,7 @@ stand in one file.
 
 from ld3_jax.solvers.expansion import Expansion, converted, expand
 from ld3_jax.solvers.family import Family
-from ld3_jax.solvers.solver import SOLVERS, Solver, make_table, sample
+from ld3_jax.solvers.solver import SOLVERS, Solver, integrate, make_table, sample
 from ld3_jax.solvers.table import State, Table, explicit, solve
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "converted",
     "expand",
     "explicit",
+    "integrate",
     "make_table",
     "sample",
     "solve",

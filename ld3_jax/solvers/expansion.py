@@ -4,10 +4,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ld3_jax.schedules import NoiseSchedule
-from ld3_jax.solvers.table import State, Table, add, advanced, begun
+from ld3_jax.solvers.table import State, Table, advanced, begun, explicit
+from ld3_jax.space import add
 
 
 class Expansion(NamedTuple):
@@ -56,3 +58,17 @@ def converted(expansion: Expansion, schedule: NoiseSchedule, given: str, wanted:
     matrix = jnp.eye(len(initial), dtype=t.dtype) - jnp.pad(history / a[None], ((0, 0), (0, 1)))
     states = jax.scipy.linalg.solve_triangular(matrix, rows, lower=True, unit_diagonal=True)
     return Expansion(t, states[:, 0], states[:, 1:])
+
+
+def as_updates(expansion: Expansion) -> Table:
+    """The same solver as updates of the state of the last call, where every state holds the initial one as it is.
+
+    x_{i+1} = x_i + sum_j (history_{i+1,j} - history_{i,j}) P_j: no factor but 1 at a state, as a manifold asks for.
+    """
+    return explicit(expansion.t, jnp.ones_like(expansion.t), by_call(jnp.diff(expansion.history, axis=0)))
+
+
+def by_call(history: Float[Array, "rows k"]) -> Float[Array, "rows k"]:
+    """Columns newest first as columns oldest first, or the other way round."""
+    rows, columns = np.indices(history.shape)
+    return jnp.where(columns <= rows, history[rows, np.maximum(rows - columns, 0)], 0.0)

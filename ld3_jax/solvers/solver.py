@@ -12,6 +12,7 @@ from ld3_jax import denoisers
 from ld3_jax.denoisers import Model
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import deis, dpmpp, euler, ipndm, two_stage, unipc
+from ld3_jax.solvers.expansion import as_updates, converted, expand
 from ld3_jax.solvers.family import Family
 from ld3_jax.solvers.table import Table, solve
 
@@ -70,8 +71,12 @@ class Solver:
 
     @property
     def prediction(self) -> str:
-        """What it takes predictions of: "noise" or "data"."""
+        """What it takes predictions of: "noise" or "data"; on a manifold always noise, see `takes`."""
         return SOLVERS[self.name].prediction
+
+    def takes(self, schedule: NoiseSchedule) -> str:
+        """What its tables on a noise schedule take predictions of: its own kind, or on a manifold noise."""
+        return self.prediction if schedule.space.flat else "noise"
 
     @property
     def n_steps(self) -> int:
@@ -104,8 +109,8 @@ class Solver:
 
 def make_table(
     schedule: NoiseSchedule,
-    t: Float[Array, "n_points"],
-    t_c: Float[Array, "n_points"] | None = None,
+    t: Float[Array, "n_points *parts"],
+    t_c: Float[Array, "n_points *parts"] | None = None,
     *,
     solver: str | Solver = "dpmpp",
 ) -> Table:
@@ -113,12 +118,14 @@ def make_table(
 
     Args:
         schedule: the noise schedule.
-        t: (n_steps + 1,) descending times from t_max to t_min.
-        t_c: (n_steps + 1,) times given to the network in place of t; heun alone uses the last. Default: t.
+        t: (n_steps + 1,) descending times from t_max to t_min; (n_steps + 1, parts) where each part of the noise
+            schedule has its own.
+        t_c: times given to the network in place of t; heun alone uses the last. Default: t.
         solver: a name in SOLVERS, or a `Solver`.
 
     Returns:
-        A table of nfe rows, in the dtype of t.
+        A table of nfe rows, in the dtype of t. Of a noise schedule of several parts, its columns are joined as the
+        schedule's space has them.
 
     Raises:
         ValueError: if a shape or the solver's number of calls does not fit the grid, or the times are integers.
@@ -126,10 +133,31 @@ def make_table(
     t, t_c = jnp.asarray(t), jnp.asarray(t if t_c is None else t_c)
     if not all(jnp.issubdtype(times.dtype, jnp.floating) for times in (t, t_c)):
         raise ValueError(f"t and t_c must be of a floating-point dtype, got {t.dtype} and {t_c.dtype}")
-    if t.ndim != 1 or t.shape != t_c.shape:
-        raise ValueError(f"t and t_c must be vectors of one length, got shapes {t.shape} and {t_c.shape}")
+    several = len(schedule.parts) > 1
+    if t.shape != t_c.shape or not (t.ndim == 1 or (several and t.shape[1:] == (len(schedule.parts),))):
+        by_part = f", or by part (n, {len(schedule.parts)})" if several else ""
+        raise ValueError(f"t and t_c must be vectors of one length{by_part}, got shapes {t.shape} and {t_c.shape}")
     solver = _as_solver(solver).for_steps(len(t) - 1)
-    return SOLVERS[solver.name].table(
+    if not several:
+        return _table(schedule, t, t_c, solver)
+    return joined(
+        schedule,
+        [_table(part, *of_part((t, t_c), i), solver) for i, part in enumerate(schedule.parts)],
+    )
+
+
+def of_part(times: tuple[Array, ...], i: int) -> tuple[Array, ...]:
+    """The times of one part, where some may be those of all parts."""
+    return tuple(t if t.ndim == 1 else t[:, i] for t in times)
+
+
+def joined(schedule: NoiseSchedule, tables: list[Table]) -> Table:
+    """The tables of a noise schedule's parts as the table of the whole."""
+    return Table(*map(schedule.space.join, zip(*tables, strict=True)))
+
+
+def _table(schedule: NoiseSchedule, t: Array, t_c: Array, solver: Solver) -> Table:
+    table = SOLVERS[solver.name].table(
         schedule,
         t,
         t_c,
@@ -138,14 +166,42 @@ def make_table(
         lower_order_final=solver.lower_order_final,
         nfe=solver.nfe,
     )
+    if solver.takes(schedule) == solver.prediction:
+        return table
+    return as_updates(converted(expand(table), schedule, solver.prediction, "noise"))
+
+
+def integrate(
+    model: Model,
+    schedule: NoiseSchedule,
+    solver: Solver,
+    table: Table,
+    x_T: PyTree[Float[Array, "..."]],
+    *,
+    cond: PyTree = None,
+    remat: bool = True,
+) -> PyTree[Float[Array, "..."]]:
+    """Run a solver's table in the space of the noise schedule.
+
+    Args:
+        model: model(x, t, cond) -> noise prediction.
+        schedule: its noise schedule.
+        solver: the solver that the table is of.
+        table: its coefficients, as they are or changed.
+        x_T: state at t_max, scaled by the prior.
+        cond: passed to the model.
+        remat: see `solve`.
+    """
+    space, predict = schedule.space, denoisers.convert(model, schedule, solver.takes(schedule))
+    return solve(predict, table, x_T, cond=cond, remat=remat, retract=space.retract, update_like=space.tangent(x_T))
 
 
 def sample(
     model: Model,
     schedule: NoiseSchedule,
     x_T: PyTree[Float[Array, "..."]],
-    t: Float[Array, "n_points"],
-    t_c: Float[Array, "n_points"] | None = None,
+    t: Float[Array, "n_points *parts"],
+    t_c: Float[Array, "n_points *parts"] | None = None,
     *,
     solver: str | Solver = "dpmpp",
     cond: PyTree = None,
@@ -170,8 +226,7 @@ def sample(
     Reference: Tong et al., arXiv:2405.15506, for the decoupled times t_c.
     """
     solver = _as_solver(solver)
-    table = make_table(schedule, t, t_c, solver=solver)
-    return solve(denoisers.convert(model, schedule, solver.prediction), table, x_T, cond=cond)
+    return integrate(model, schedule, solver, make_table(schedule, t, t_c, solver=solver), x_T, cond=cond)
 
 
 def _as_solver(solver: str | Solver) -> Solver:

@@ -4,7 +4,8 @@ Every solver here is linear in the state and in past predictions, with coefficie
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ld3_jax.denoisers import Model, check_output
+from ld3_jax.space import add
 
 
 class Table(NamedTuple):
@@ -22,6 +24,9 @@ class Table(NamedTuple):
         x    = predict_base * base + predict_history . history
     The base is the state at the last grid point as known so far; a corrector improves it, a second stage keeps it.
     `correct_history` may have no columns, where the family corrects nothing.
+
+    A column may also be a pytree that is a prefix of the states, with an array for each part of them: then each part
+    has its own coefficients, and the model gets a pytree of times.
     """
 
     t: Float[Array, "nfe"]
@@ -46,11 +51,6 @@ def explicit(
     """A table without corrector: the base is the state itself."""
     one, nothing = jnp.ones_like(t), jnp.zeros((len(t), 0), t.dtype)
     return Table(t, one, jnp.zeros_like(t), nothing, predict_base, predict_history)
-
-
-def add(base: PyTree[Array], update: PyTree[Array]) -> PyTree[Array]:
-    """The sum of two pytrees, leaf by leaf: how an update moves a base in a vector space."""
-    return jax.tree.map(jnp.add, base, update)
 
 
 def solve(
@@ -98,9 +98,9 @@ def solve(
 
 def begun(table: Table, x_T: PyTree, update_like: PyTree | None = None) -> State:
     """The state before the first row."""
-    remembered = table.predict_history.shape[1]
-    update_like = x_T if update_like is None else update_like
-    x_T, like = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf, table.t)), (x_T, update_like))
+    remembered = jax.tree.leaves(table.predict_history)[0].shape[1]
+    update_like, dtype = x_T if update_like is None else update_like, jax.tree.leaves(table.t)[0]
+    x_T, like = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf, dtype)), (x_T, update_like))
     history = jax.tree.map(lambda leaf: jnp.zeros((remembered, *leaf.shape), leaf.dtype), like)
     return State(x_T, x_T, history)
 
@@ -108,28 +108,40 @@ def begun(table: Table, x_T: PyTree, update_like: PyTree | None = None) -> State
 def advanced(state: State, row: Table, prediction: PyTree, retract: Callable[[PyTree, PyTree], PyTree]) -> State:
     """What a row makes of a state and the prediction there."""
     history = jax.tree.map(_push, state.history, prediction)
-    base = jax.tree.map(lambda x, base: row.correct_x * x + row.correct_base * base, state.x, state.base)
-    if row.correct_history.size:
-        base = retract(base, _weighted(row.correct_history, history))
-    x = retract(jax.tree.map(lambda base: row.predict_base * base, base), _weighted(row.predict_history, history))
+    kept, held = _by_part(jnp.multiply, row.correct_x, state.x), _by_part(jnp.multiply, row.correct_base, state.base)
+    base = add(kept, held)
+    if any(columns.size for columns in jax.tree.leaves(row.correct_history)):
+        base = retract(base, _by_part(_weighted, row.correct_history, history))
+    x = retract(_by_part(jnp.multiply, row.predict_base, base), _by_part(_weighted, row.predict_history, history))
     return State(x, base, history)
 
 
 def _check(table: Table) -> None:
-    nfe, k = len(table.t), table.predict_history.shape[-1]
+    columns = [jax.tree.leaves(column) for column in table]
+    nfe, k = len(columns[0][0]), columns[-1][0].shape[-1]
+    shapes = [(nfe,), (nfe,), (nfe,), (nfe, {0, k}), (nfe,), (nfe, k)]
     try:
-        chex.assert_shape(list(table), [(nfe,), (nfe,), (nfe,), (nfe, {0, k}), (nfe,), (nfe, k)])
+        for leaves, shape in zip(columns, shapes, strict=True):
+            chex.assert_shape(leaves, shape)
     except AssertionError as error:
-        shapes = ", ".join(f"{name} {jnp.shape(column)}" for name, column in table._asdict().items())
+        found = ", ".join(
+            f"{name} {' '.join(str(jnp.shape(leaf)) for leaf in leaves)}"
+            for name, leaves in zip(table._fields, columns, strict=True)
+        )
         raise ValueError(
             "a table has a row for each network call, columns (nfe,), predict_history (nfe, k) and correct_history "
-            f"(nfe, k) or (nfe, 0); got {shapes}"
+            f"(nfe, k) or (nfe, 0); got {found}"
         ) from error
+
+
+def _by_part(function: Callable[[Any, Any], Any], factors: PyTree, state: PyTree) -> PyTree:
+    """function(factor, leaf) for each leaf of a state, with its part's factor."""
+    return jax.tree.map(lambda factor, part: jax.tree.map(partial(function, factor), part), factors, state)
 
 
 def _push(history: Array, newest: Array) -> Array:
     return jnp.concatenate([newest[None], history[:-1]])
 
 
-def _weighted(weights: Array, history: PyTree) -> PyTree:
-    return jax.tree.map(lambda past: jnp.tensordot(weights, past, axes=1, precision=jax.lax.Precision.HIGHEST), history)
+def _weighted(weights: Array, past: Array) -> Array:
+    return jnp.tensordot(weights, past, axes=1, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,24 @@
+"""Docking: poses of ergotamine in the serotonin receptor 5-HT1B, R^3 x SO(3) x torus with the noise of DiffDock.
+
+python -m experiments.train --config=configs/docking.py --workdir=runs/docking
+python -m experiments.sample --schedule=runs/docking/schedule.json --num=20 --out=runs/docking/poses.sdf
+
+It needs the packages of requirements-docking.txt, which ship the molecules. The score is exact, that of a molecular
+dynamics run's 250 poses; --config.network.name=1ia1 (1of6, 1s3v, 1uou) takes the pose of a crystal.
+
+Measured: docs/docking.md.
+"""
+
+from ml_collections import config_dict
+
+from configs import default
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The default configuration with poses: everything is learned for each of their three parts."""
+    c = default.get_config()
+    c.network.name = "ergotamine"
+    c.solver.name, c.solver.order, c.solver.nfe = "dpmpp", 2, 6
+    c.teacher.name, c.teacher.order, c.teacher.nfe, c.teacher.grid = "dpmpp", 2, 100, "uniform"
+    c.learn.by_part = True
+    return c

@@ -1,0 +1,238 @@
+"""Learning for poses, what was learned as a file, its form for DiffDock; real molecules where the extra is there."""
+
+import importlib.util
+import json
+from types import SimpleNamespace
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+from test_poses import NOISE, chain, toy
+
+import ld3_jax
+from ld3_jax import learning, losses, poses, pretrained
+from ld3_jax.grids import GRIDS
+from ld3_jax.learning import ByPart, Discretization, Gaps, GaussNewton, GradientDescent, Learned, WithCoefficients
+from ld3_jax.learning.quadratic import network_calls, quadratic_model
+from ld3_jax.poses import Pose, diffdock, molecules
+from ld3_jax.schedules import VPLinear
+from ld3_jax.solvers import Solver
+from ld3_jax.teacher import Teacher
+
+KEY = jax.random.key(2)
+EXTRA = all(importlib.util.find_spec(name) for name in ("rdkit", "MDAnalysis", "prolif", "posebusters"))
+with_extra = pytest.mark.skipif(not EXTRA, reason="needs the packages of requirements-docking.txt")
+FEW = Solver("dpmpp", 3, 2)
+RIGID = chain(4)._replace(bonds=jnp.zeros((0, 2), jnp.int32), turned=jnp.zeros((0, 4), bool))
+
+
+@pytest.fixture(scope="module")
+def setting():
+    """A student of rigid poses near a few others, pairs to learn from, and pairs that were never seen."""
+    ligand, model = RIGID, poses.noise_model(toy(torsions=0), NOISE)
+    x_T = poses.draw_prior(KEY, 60, 0)
+    pairs = ld3_jax.make_pairs(model, NOISE, x_T, teacher=Teacher(Solver("ipndm", 60, 2), "uniform", batch_size=60))
+    pairs = pairs._replace(x_0=jax.jit(poses.atoms)(ligand, pairs.x_0))
+    loss = losses.both(pairs.x_0, poses.mean_square(ligand))
+    student = learning.make_student(model, NOISE, FEW, loss, Partial(poses.atoms, ligand))
+    return student, jax.tree.map(lambda leaf: leaf[:30], pairs), jax.tree.map(lambda leaf: leaf[30:], pairs)
+
+
+def test_learning_on_the_manifold_beats_the_hand_made_grids_on_unseen_noise(setting):
+    student, known, unseen = setting
+    learner = GaussNewton(steps=8, batch_size=10, validate_every=4, tangents=2000)
+    learned = learning.fit(student, known, KEY, parametrisation=ByPart(), learner=learner, start="edm")
+    of_grids = [learning.distances(student, learning.on_grid(name, NOISE, FEW), unseen).mean() for name in GRIDS]
+    assert learned.t.shape == learned.lam.shape == (4, 3)
+    assert learned.distances(student, unseen).mean() < 0.9 * min(of_grids)
+
+
+def test_the_quadratic_model_on_a_manifold_has_the_gradient_of_the_loss(setting):
+    student, known, _ = setting
+    few = jax.tree.map(lambda leaf: leaf[:4], known)
+    student = student._replace(solver=Solver("euler", 2), loss=poses.mean_square(RIGID))
+    task = learning.make_task(student, few, KEY, ByPart(), GaussNewton(batch_size=4))
+    params = task.parametrisation.init(learning.on_grid("uniform", NOISE, student.solver), NOISE, student.solver)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params):
+        return learning.student.sample_losses(student, task.discretization(params, student), few).mean()
+
+    value, gradient = loss(params)
+    model = jax.jit(quadratic_model, static_argnums=3)(task, params, few, 12)
+    assert network_calls(task, params) == 2 + 2 * 9
+    np.testing.assert_allclose(model.loss, value, rtol=1e-4)
+    expected = jax.flatten_util.ravel_pytree(gradient)[0]
+    np.testing.assert_allclose(model.gradient, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+def test_what_was_learned_for_parts_reads_back_bit_for_bit(tmp_path):
+    change = learning.Coefficients((), 0.1 * jax.random.normal(KEY, (5, 2, 3)))
+    learned = learned_times(t_c=0.05, coefficients=change)
+    learned.save(tmp_path / "schedule.json")
+    again = learning.load(tmp_path / "schedule.json")
+    chex.assert_trees_all_equal(again.found, learned.found)
+    table = jax.jit(again.found.table, static_argnums=(0, 1))(NOISE, again.solver)
+    for i, part in enumerate(NOISE.parts):
+        own = jax.tree.map(lambda column, i=i: column[i], tuple(table), is_leaf=lambda x: isinstance(x, Pose))
+        chex.assert_trees_all_close(own, tuple(again.found.of_part(i).table(part, again.solver)), rtol=1e-5)
+    record = json.loads((tmp_path / "schedule.json").read_text())
+    assert record["version"] == 3
+    for change, message in [
+        ({"t": record["t"][::-1]}, "t must descend"),
+        ({"t": [row[0] for row in record["t"]]}, "t must be lists of finite numbers"),
+        ({"version": 2}, "t must be a list of finite numbers"),
+    ]:
+        (tmp_path / "other.json").write_text(json.dumps(record | change))
+        with pytest.raises(ValueError, match=message):
+            learning.load(tmp_path / "other.json")
+    with pytest.raises(ValueError, match="it has times for 3 parts, the model's states have 1"):
+        again.check_range(NOISE.translation)
+
+
+@pytest.mark.parametrize("each", [Gaps(), WithCoefficients()], ids=["gaps", "coefficients"])
+def test_the_numbers_of_the_parts_are_those_of_each(each, float64):
+    schedule, solver = poses.PoseNoise(), Solver("dpmpp", 4, 2)
+    both, start = ByPart(each), learning.on_grid("edm", schedule, solver)
+    params = both.init(start, schedule, solver)
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    params = both.project(unravel(flat + 0.1 * jnp.cos(jnp.arange(flat.size))), schedule)
+    found = both.discretization(params, schedule, solver)
+    again = both.discretization(both.init(found, schedule, solver), schedule, solver)
+    chex.assert_trees_all_close(again, found, atol=1e-9)
+    for i, part in enumerate(schedule.parts):
+        own = jax.tree.map(lambda leaf, i=i: jnp.split(leaf, 3)[i], params)
+        chex.assert_trees_all_close(found.of_part(i), each.discretization(own, part, solver), atol=1e-12)
+    chex.assert_trees_all_equal_shapes(both.learned(params), params)
+    assert set(both.rates(solver)) == set(params)
+    assert set(both.starts("edm", schedule, solver)) == set(each.starts("edm", schedule.translation, solver))
+    # A noise schedule of one part is learned as without parts.
+    one = VPLinear()
+    plain = each.init(learning.on_grid("edm", one, solver), one, solver)
+    chex.assert_trees_all_equal(both.init(learning.on_grid("edm", one, solver), one, solver), plain)
+    chex.assert_trees_all_equal(both.discretization(plain, one, solver), each.discretization(plain, one, solver))
+
+
+def test_a_curve_by_parts_is_refused():
+    with pytest.raises(ValueError, match="each part has gaps, or coefficients on top of them, got Curve"):
+        ByPart(learning.Curve())
+
+
+def test_the_soft_surrogate_needs_vectors(setting):
+    student, known, _ = setting
+    learner = GradientDescent(surrogate=learning.SoftSurrogate())
+    with pytest.raises(ValueError, match="on a manifold surrogate must be None"):
+        learning.make_task(student, known, KEY, ByPart(), learner)
+
+
+def learned_times(solver="euler", t_c=0.0, coefficients=None):
+    u = jnp.linspace(1.0, 0.0, 6)
+    t = jnp.stack([u, u**1.5, u**0.8], -1)
+    shift = jnp.zeros_like(t).at[2].set(t_c)
+    return Learned(Solver(solver, 5, 1), Discretization(t, t + shift, coefficients), np.asarray(t))
+
+
+def test_diffdocks_sampler_makes_the_same_steps_with_the_exported_times(float64):
+    """Its update, written out: each part by half of g^2 dt times the score, with the last step to 0."""
+    record = json.loads(json.dumps(diffdock.schedules(learned_times(), NOISE)))
+    data = jax.tree.map(lambda leaf: leaf.astype(float), toy())
+    model = jax.jit(poses.noise_model(data, NOISE))
+    x = x_T = jax.tree.map(lambda leaf: leaf.astype(float), poses.draw_prior(KEY, 3, 3))
+    for i in range(record["inference_steps"]):
+        schedules = [record[f"{name}_schedule"] for name in ("tr", "rot", "tor")]
+        t = Pose(*(jnp.asarray(times[i]) for times in schedules))
+        eps, steps = model(x, t), []
+        for part, times, sigma, noise in zip(NOISE.parts, schedules, NOISE.sigmas(t), eps, strict=True):
+            dt = times[i] - (times[i + 1] if i < len(times) - 1 else 0.0)
+            g = sigma * np.sqrt(2 * np.log(part.sigma_max / part.sigma_min))
+            steps.append(0.5 * g**2 * dt * (-noise / sigma))
+        x = poses.retract(x, Pose(*steps))
+    learned = learned_times()
+    ours = jax.jit(lambda x_T: learned.sample(poses.noise_model(data, NOISE), NOISE, x_T))(x_T)
+    chex.assert_trees_all_close(ours, x, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("learned", "message"),
+    [
+        ({"solver": "dpmpp"}, "learn with solver.name=euler.*got dpmpp of order 1"),
+        ({"t_c": 0.05}, "got euler of order 1, 5 calls, network times"),
+        ({"coefficients": learning.Coefficients((), jnp.zeros((5, 1, 3)))}, "5 calls, coefficients"),
+    ],
+)
+def test_steps_that_diffdock_cannot_make_are_refused(learned, message):
+    with pytest.raises(ValueError, match=message):
+        diffdock.schedules(learned_times(**learned), NOISE)
+    with pytest.raises(ValueError, match="the noise must be a PoseNoise, got VPLinear"):
+        diffdock.schedules(learned_times(), VPLinear())
+
+
+def test_a_missing_extra_is_one_clear_error(monkeypatch):
+    def missing(name):
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(molecules, "importlib", SimpleNamespace(import_module=missing, util=importlib.util))
+    with pytest.raises(
+        ImportError, match=r"docking needs the package MDAnalysis.*pip install -r requirements-docking.txt"
+    ):
+        pretrained.load("ergotamine")
+
+
+def test_an_unknown_complex_is_refused():
+    with pytest.raises(ValueError, match=r"a complex is one of .*'1ia1'.* got '9xyz'"):
+        molecules.load("9xyz")
+
+
+@with_extra
+def test_a_crystal_complex_is_a_model_with_pictures_and_files(tmp_path):
+    model = pretrained.load("1uou")
+    x_T, cond = model.draw(KEY, 2)
+    assert cond is None
+    assert (x_T.torsions.shape, model.shape) == ((2, 2), (16, 3))
+    samples = np.asarray(jax.jit(model.decode)(x_T))
+    assert model.display(samples, samples).shape == (2, 240, 240, 3)
+    assert b"<canvas" in model.formats[".html"](samples)
+    (tmp_path / "poses.sdf").write_bytes(model.formats[".sdf"](samples))
+    molecule, positions = molecules.read_sdf(tmp_path / "poses.sdf")
+    assert molecule.GetNumAtoms() == 16
+    # In the coordinates of the protein's file, the ligand's crystal pose is where it was.
+    offset = positions - samples
+    np.testing.assert_allclose(offset, np.broadcast_to(offset[:1, :1], offset.shape), atol=1e-3)
+
+
+@with_extra
+def test_a_broken_sdf_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*none\.sdf"):
+        molecules.read_sdf(tmp_path / "none.sdf")
+    for content in ("", "nothing\n\n\n  7  7\nbroken\n$$$$\n"):
+        (tmp_path / "broken.sdf").write_text(content)
+        with pytest.raises(ValueError, match=r"broken\.sdf: record 1 is no molecule"):
+            molecules.read_sdf(tmp_path / "broken.sdf")
+
+
+@with_extra
+def test_a_single_atom_and_a_rigid_ligand_are_ligands():
+    from rdkit import Chem
+    from rdkit.Chem import AllChem
+
+    for smiles, atoms in (("[Na+]", 1), ("c1ccccc1", 6)):
+        molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
+        AllChem.EmbedMolecule(molecule, randomSeed=1)
+        molecule = Chem.RemoveHs(molecule)
+        ligand = molecules.to_ligand(molecule, molecule.GetConformer().GetPositions())
+        assert ligand.positions.shape == (atoms, 3)
+        assert ligand.bonds.shape == (0, 2)
+        found, fit = molecules.to_poses(ligand, np.asarray(ligand.positions)[None] + 3.0)
+        np.testing.assert_allclose(found.translation, 3.0, atol=1e-5)
+        np.testing.assert_allclose(fit, 0, atol=1e-4)
+
+
+def test_a_share_has_wilsons_interval_and_a_median_that_of_order_statistics():
+    from ld3_jax.poses import checks
+
+    np.testing.assert_allclose(checks.share(np.arange(20) < 10), (0.5, 0.2993, 0.7007), atol=1e-4)
+    assert checks.median(np.arange(101.0)) == (50.0, 40.0, 61.0)
