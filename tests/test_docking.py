@@ -100,7 +100,7 @@ def test_what_was_learned_for_parts_reads_back_bit_for_bit(tmp_path):
     assert record["version"] == 3
     for change, message in [
         ({"t": record["t"][::-1]}, "t must descend"),
-        ({"t": [row[0] for row in record["t"]]}, "t must be lists of finite numbers"),
+        ({"t": [row[0] for row in record["t"]]}, r"t, t_c and lam must have one shape, got \(6,\), \(6, 3\)"),
         ({"version": 2}, "t must be a list of finite numbers"),
     ]:
         (tmp_path / "other.json").write_text(json.dumps(record | change))
