@@ -3,9 +3,9 @@
 python -m experiments.train    --config=configs/curve.py --workdir=runs/curve
 python -m experiments.evaluate --schedule=runs/curve/schedule.json --nfe=7
 
-Measured with the benchmark (docs/results.md), squared error against the teacher on 200 held-out noises, mean, best
-hand-made grid -> read off the curve (times learned for that number alone): 5 calls 0.01038 -> 0.00496 (0.00404), 7 calls
-0.00282 -> 0.00141 (0.00119), 9 calls 0.00125 -> 0.00051 (0.00039).
+Measured with the benchmark (docs/results.md): squared error against the teacher on 200 held-out noises, mean, best
+hand-made grid -> read off the curve (times learned for that number alone): 5 calls 0.01038 -> 0.00496 (0.00404), 7
+calls 0.00282 -> 0.00141 (0.00119), 9 calls 0.00125 -> 0.00051 (0.00039).
 """
 
 from ml_collections import config_dict

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
-from test_poses import NOISE, chain, toy
+from test_poses import NOISE
 
 import ld3_jax
 from ld3_jax import learning, losses, poses, pretrained
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning import ByPart, Discretization, Gaps, GaussNewton, GradientDescent, Learned, WithCoefficients
 from ld3_jax.learning.quadratic import network_calls, quadratic_model
-from ld3_jax.poses import Pose, diffdock, molecules
+from ld3_jax.poses import Pose, diffdock, molecules, rotations
 from ld3_jax.schedules import VPLinear
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Teacher
@@ -26,18 +26,34 @@ KEY = jax.random.key(2)
 EXTRA = all(importlib.util.find_spec(name) for name in ("rdkit", "MDAnalysis", "prolif", "posebusters"))
 with_extra = pytest.mark.skipif(not EXTRA, reason="needs the packages of requirements-docking.txt")
 FEW = Solver("dpmpp", 3, 2)
-RIGID = chain(4)._replace(bonds=jnp.zeros((0, 2), jnp.int32), turned=jnp.zeros((0, 4), bool))
+
+
+@Partial
+def smooth(x, t, cond=None):
+    """In place of a score: smooth, not linear, with all parts depending on one another; it compiles fast."""
+    sigma = NOISE.sigmas(t)
+    down = jax.vmap(rotations.rotate)(rotations.inverse(x.rotation), jnp.ones((len(x.rotation), 1, 3)))[:, 0]
+    pull = x.translation * sigma.translation / (1 + sigma.translation**2)
+    turn = sigma.rotation / (0.2 + sigma.rotation) * jnp.cross(down, jnp.asarray([[1.0, 0.0, 0.5]]))
+    twist = jnp.sin(x.torsions) + 0.3 * jnp.tanh(x.translation[:, :2])
+    return Pose(pull + 0.1 * down, turn, twist * sigma.torsions / (0.2 + sigma.torsions))
+
+
+@Partial
+def coordinates(pose):
+    """In place of atoms: numbers that tell poses apart; they compile fast."""
+    axes = jax.vmap(rotations.rotate)(pose.rotation, jnp.broadcast_to(jnp.eye(3), (len(pose.rotation), 3, 3)))
+    parts = (pose.translation, axes.reshape(-1, 9), jnp.cos(pose.torsions), jnp.sin(pose.torsions))
+    return jnp.concatenate(parts, -1)
 
 
 @pytest.fixture(scope="module")
 def setting():
-    """A student of rigid poses near a few others, pairs to learn from, and pairs that were never seen."""
-    ligand, model = RIGID, poses.noise_model(toy(torsions=0), NOISE)
-    x_T = poses.draw_prior(KEY, 60, 0)
-    pairs = ld3_jax.make_pairs(model, NOISE, x_T, teacher=Teacher(Solver("ipndm", 60, 2), "uniform", batch_size=60))
-    pairs = pairs._replace(x_0=jax.jit(poses.atoms)(ligand, pairs.x_0))
-    loss = losses.both(pairs.x_0, poses.mean_square(ligand))
-    student = learning.make_student(model, NOISE, FEW, loss, Partial(poses.atoms, ligand))
+    """A student of poses, pairs to learn from, and pairs that were never seen."""
+    x_T = poses.draw_prior(KEY, 60, 2)
+    pairs = ld3_jax.make_pairs(smooth, NOISE, x_T, teacher=Teacher(Solver("ipndm", 100, 2), "uniform", batch_size=60))
+    pairs = pairs._replace(x_0=jax.jit(coordinates)(pairs.x_0))
+    student = learning.make_student(smooth, NOISE, FEW, losses.both(pairs.x_0), coordinates)
     return student, jax.tree.map(lambda leaf: leaf[:30], pairs), jax.tree.map(lambda leaf: leaf[30:], pairs)
 
 
@@ -53,7 +69,7 @@ def test_learning_on_the_manifold_beats_the_hand_made_grids_on_unseen_noise(sett
 def test_the_quadratic_model_on_a_manifold_has_the_gradient_of_the_loss(setting):
     student, known, _ = setting
     few = jax.tree.map(lambda leaf: leaf[:4], known)
-    student = student._replace(solver=Solver("euler", 2), loss=poses.mean_square(RIGID))
+    student = student._replace(solver=Solver("euler", 2), loss=Partial(losses.l2))
     task = learning.make_task(student, few, KEY, ByPart(), GaussNewton(batch_size=4))
     params = task.parametrisation.init(learning.on_grid("uniform", NOISE, student.solver), NOISE, student.solver)
 
@@ -64,7 +80,7 @@ def test_the_quadratic_model_on_a_manifold_has_the_gradient_of_the_loss(setting)
 
     value, gradient = loss(params)
     model = jax.jit(quadratic_model, static_argnums=3)(task, params, few, 12)
-    assert network_calls(task, params) == 2 + 2 * 9
+    assert network_calls(task, params) == 2 + 2 * 9  # two logits and a shift for each part
     np.testing.assert_allclose(model.loss, value, rtol=1e-4)
     expected = jax.flatten_util.ravel_pytree(gradient)[0]
     np.testing.assert_allclose(model.gradient, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
@@ -84,7 +100,7 @@ def test_what_was_learned_for_parts_reads_back_bit_for_bit(tmp_path):
     assert record["version"] == 3
     for change, message in [
         ({"t": record["t"][::-1]}, "t must descend"),
-        ({"t": [row[0] for row in record["t"]]}, "t must be lists of finite numbers"),
+        ({"t": [row[0] for row in record["t"]]}, r"t, t_c and lam must have one shape, got \(6,\), \(6, 3\)"),
         ({"version": 2}, "t must be a list of finite numbers"),
     ]:
         (tmp_path / "other.json").write_text(json.dumps(record | change))
@@ -139,20 +155,18 @@ def learned_times(solver="euler", t_c=0.0, coefficients=None):
 def test_diffdocks_sampler_makes_the_same_steps_with_the_exported_times(float64):
     """Its update, written out: each part by half of g^2 dt times the score, with the last step to 0."""
     record = json.loads(json.dumps(diffdock.schedules(learned_times(), NOISE)))
-    data = jax.tree.map(lambda leaf: leaf.astype(float), toy())
-    model = jax.jit(poses.noise_model(data, NOISE))
-    x = x_T = jax.tree.map(lambda leaf: leaf.astype(float), poses.draw_prior(KEY, 3, 3))
+    x = x_T = jax.tree.map(lambda leaf: leaf.astype(float), poses.draw_prior(KEY, 3, 2))
     for i in range(record["inference_steps"]):
         schedules = [record[f"{name}_schedule"] for name in ("tr", "rot", "tor")]
         t = Pose(*(jnp.asarray(times[i]) for times in schedules))
-        eps, steps = model(x, t), []
+        eps, steps = jax.jit(smooth)(x, t), []
         for part, times, sigma, noise in zip(NOISE.parts, schedules, NOISE.sigmas(t), eps, strict=True):
             dt = times[i] - (times[i + 1] if i < len(times) - 1 else 0.0)
             g = sigma * np.sqrt(2 * np.log(part.sigma_max / part.sigma_min))
             steps.append(0.5 * g**2 * dt * (-noise / sigma))
         x = poses.retract(x, Pose(*steps))
     learned = learned_times()
-    ours = jax.jit(lambda x_T: learned.sample(poses.noise_model(data, NOISE), NOISE, x_T))(x_T)
+    ours = jax.jit(lambda x_T: learned.sample(smooth, NOISE, x_T))(x_T)
     chex.assert_trees_all_close(ours, x, rtol=1e-6, atol=1e-8)
 
 

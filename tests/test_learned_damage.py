@@ -56,7 +56,7 @@ def test_what_is_damaged_here_was_sound(path):
     ("change", "message"),
     [
         ({"format": "something else"}, "not a schedule"),
-        ({"version": 3}, r"schedule of version 3, this program reads \[1, 2\]"),
+        ({"version": 4}, r"schedule of version 4, this program reads \[1, 2, 3\]"),
         ({"version": 2}, "lacks coefficients or a curve"),
         ({"version": 2, "coefficients": [1.0]}, r"coefficients must be the lists of .*'base', 'predict', 'correct'"),
         ({"version": 2, "coefficients": {"base": [0.0] * 4}}, "coefficients must be the lists of"),

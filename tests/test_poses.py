@@ -264,7 +264,8 @@ def test_many_small_steps_end_where_the_data_are():
     x_T = poses.draw_prior(jax.random.key(3), count, 1)
     t = grid("uniform", NOISE, 200)
     end = jax.jit(lambda x: solvers.sample(poses.noise_model(data, NOISE), NOISE, x, t, solver="ddim"))(x_T)
-    each = jax.vmap(lambda one: poses.difference(end, jax.tree.map(lambda leaf: leaf[None], one)))(data)
+    around = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:, None], (6, count, *leaf.shape[1:])), data)
+    each = jax.jit(jax.vmap(partial(poses.difference, end)))(around)
     scaled = jax.tree.map(lambda leaf, sigma: ((leaf / sigma) ** 2).sum(-1), each, NOISE.sigmas(jnp.asarray(0.0)))
     squared = np.sort(sum(scaled), axis=0), np.argmin(sum(scaled), axis=0)
     assert stats.chisquare(np.bincount(squared[1], minlength=6)).pvalue > 0.01

@@ -22,7 +22,7 @@ from ld3_jax.solvers import Solver, Table, integrate
 from ld3_jax.teacher import Pairs
 
 FORMAT = "ld3_jax schedule"
-VERSIONS = (1, 2, 3)  # 2 has coefficients or a curve; in 3 each part of a state has its own times
+VERSIONS = (1, 2, 3)  # 2 has coefficients or a curve; 3 is of a manifold, where each part may have its own times
 _KINDS = {
     "solver": str,
     "nfe": int,
@@ -153,7 +153,7 @@ class Learned:
             record["curve"] = curve.to_record(*self.curve)
         if self.coefficients is not None or self.curve is not None:
             record["version"] = VERSIONS[1]
-        if self.t.ndim > 1:
+        if self.t.ndim > 1 or (self.coefficients is not None and not len(self.coefficients.base)):
             record["version"] = VERSIONS[2]
         write_atomically(Path(path), (json.dumps(record, indent=2) + "\n").encode())
 
@@ -195,12 +195,14 @@ def _from_record(record: dict[str, Any], names: list[str]) -> Learned:
             f"{len(t)} times, {len(t_c)} network times and {len(lam)} lam for {solver.n_steps} steps; with nfe = "
             f"{solver.nfe} there must be {solver.n_steps + 1} numbers in each of t, t_c and lam"
         )
+    if not t.shape == t_c.shape == lam.shape:
+        raise ValueError(f"t, t_c and lam must have one shape, got {t.shape}, {t_c.shape} and {lam.shape}")
     if not (np.diff(jnp.asarray(t), axis=0) < 0).all():
         raise ValueError(f"t must descend, got t = {np.asarray(t).tolist()} in {jnp.result_type(float)}")
     change, warp = (record.get(name) if record["version"] > 1 else None for name in ("coefficients", "curve"))
     if record["version"] == 2 and change is None and warp is None:
         raise ValueError("lacks coefficients or a curve, which a schedule of version 2 has")
-    coefficients = None if change is None else _read_coefficients(change, solver)
+    coefficients = None if change is None else _read_coefficients(change, solver, flat=record["version"] < 3)
     found = Discretization(jnp.asarray(t), jnp.asarray(t_c), coefficients)
     read = None if warp is None else curve.from_record(warp)
     return Learned(solver, found, np.asarray(jnp.asarray(lam)), record["model"], record["losses"], read)
@@ -209,13 +211,12 @@ def _from_record(record: dict[str, Any], names: list[str]) -> Learned:
 def _times(values: Any, name: str, *, by_part: bool) -> np.ndarray:
     """A list of finite numbers, or one for each part."""
     array = numbers(values)
-    if array.ndim != 1 + by_part or not np.isfinite(array).all():
-        what = "lists" if by_part else "a list"
-        raise ValueError(f"{name} must be {what} of finite numbers, got {values!r}")
+    if not 1 <= array.ndim <= 1 + by_part or not np.isfinite(array).all():
+        raise ValueError(f"{name} must be a list of finite numbers, got {values!r}")
     return array
 
 
-def _read_coefficients(change: Any, solver: Solver) -> Coefficients:
+def _read_coefficients(change: Any, solver: Solver, *, flat: bool) -> Coefficients:
     names = Coefficients._fields
     if not isinstance(change, dict) or not set(names) <= set(change):
         raise ValueError(f"coefficients must be the lists of {names}, got {change!r:.80}")
@@ -224,8 +225,7 @@ def _read_coefficients(change: Any, solver: Solver) -> Coefficients:
     base, *histories = arrays if arrays[2].size else arrays[:2]
     shapes = [rows.shape for rows in histories]
     whole = all(len(shape) in (2, 3) and shape[0] == solver.nfe and shape[2:] == shapes[0][2:] for shape in shapes)
-    whole = whole and (not base.size or base.shape == (solver.nfe, *shapes[0][2:]))
+    whole = whole and base.shape == ((solver.nfe, *shapes[0][2:]) if flat else (0,))
     if not whole or not all(np.isfinite(array).all() for array in arrays):
         raise ValueError(f"coefficients must be finite and have {solver.nfe} rows, one for each network call")
-    own = jnp.asarray(base) if base.size else ()  # on a manifold
-    return Coefficients(own, *map(jnp.asarray, histories))
+    return Coefficients(jnp.asarray(base) if flat else (), *map(jnp.asarray, histories))
