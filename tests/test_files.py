@@ -340,7 +340,7 @@ STORAGE = pickles.Storage(np.dtype("<f4"), lambda: bytes(40))
         pickles.Tensor(STORAGE, 0, (-2,), (1,)),
         pickles.Tensor(STORAGE, 0, (2, 2), (10**30, 1)),
     ],
-    ids=str,
+    ids=lambda tensor: f"{tensor.offset}, {tensor.shape}, {tensor.strides}",
 )
 def test_a_tensor_larger_than_its_storage_or_before_it_is_refused(tensor):
     with pytest.raises(ValueError, match="does not fit its 40 bytes"):

@@ -78,10 +78,12 @@ def kl_bound(student: Student, found: Discretization, teacher: Teacher, x_T: PyT
         cond: n conditions, or None.
 
     Raises:
-        ValueError: if a' is found for fewer than two noises, or the teacher's grid is unknown.
+        ValueError: if states lie on a manifold, a' is found for fewer than two noises, or the teacher's grid is unknown.
 
     Reference: Tong et al., arXiv:2405.15506, section 4 and its appendix.
     """
+    if not student.schedule.space.flat:
+        raise ValueError(f"the bound is for states that are vectors, not for those of {student.schedule}")
     accurate = on_grid(teacher.grid, student.schedule, teacher.solver)
     solvers = (student.solver, found), (teacher.solver, accurate)
     terms = _compare(student.model, student.schedule, solvers, (x_T, cond), teacher.batch_size)
