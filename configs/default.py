@@ -35,6 +35,7 @@ def get_config() -> config_dict.ConfigDict:
     c.teacher.grid = "logsnr"  # uniform quadratic logsnr edm
     c.teacher.batch_size = 25
     c.teacher.cache = "runs/teacher"  # folder of the teacher's samples, shared by all runs
+    c.teacher.drop_not_finite = False  # leave out samples that hold NaN, rather than stop
 
     c.data = config_dict.ConfigDict()  # how many pairs of noise and teacher's sample
     c.data.train = 100  # for the gradient

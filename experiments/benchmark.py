@@ -18,9 +18,9 @@ import numpy as np
 from absl import flags
 
 from experiments import common, measurements
-from ld3_jax.disk import write_atomically
+from ld3_jax.disk import check_writable, write_atomically
 
-_OUT = flags.DEFINE_string("out", None, "A JSON file for the rows.")
+_OUT = common.path_flag("out", None, "A JSON file for the rows.")
 _QUICK = flags.DEFINE_bool("quick", False, "One seed, few cases, a shrunken network: minutes in place of hours.")
 _TABLES = flags.DEFINE_list("tables", list(measurements.TABLES), "Which tables.")
 flags.mark_flags_as_required(["out"])
@@ -32,6 +32,7 @@ def main() -> None:
     if unknown := set(_TABLES.value) - set(measurements.TABLES):
         raise ValueError(f"--tables takes some of {sorted(measurements.TABLES)}, got {sorted(unknown)}")
     out = Path(_OUT.value)
+    check_writable(out)
     record = measurements.read(out) | {"device": jax.devices()[0].device_kind, "python": platform.python_version()}
     record |= {"packages": {name: version(name) for name in _PACKAGES}}
     rows = record.setdefault("rows", {})
@@ -52,15 +53,19 @@ def main() -> None:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The rows as Markdown tables, those with the same columns together."""
-    lines = [f"Measured on {record['device']} with jax {record['packages']['jax']}.", ""]
-    lines += [f"- {line}" for line in measurements.summary(record["rows"])]
-    columns: tuple[str, ...] = ()
-    for key, row in record["rows"].items():
-        if tuple(row) != columns:
-            columns = tuple(row)
-            lines += ["", "| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-        lines.append(f"| {key} | " + " | ".join(_figure(value) for value in row.values()) + " |")
+    """The rows as Markdown, a section for each table."""
+    packages = ", ".join(f"{name} {number}" for name, number in record["packages"].items())
+    lines = [f"Measured on {record['device']} with {packages}. Errors are mean (median) and share in another basin."]
+    for table, rows_of in measurements.TABLES.items():
+        rows = {key: row for key, row in record["rows"].items() if key.startswith(f"{table}: ")}
+        if not rows:
+            continue
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        lines += ["", f"## {table}", "", rows_of.__doc__, "", *(f"- {line}" for line in measurements.summary(rows))]
+        lines += ["", "| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        for key, row in rows.items():
+            cells = (_figure(row[column]) if column in row else "" for column in columns)
+            lines.append(f"| {key.removeprefix(f'{table}: ')} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,11 +1,11 @@
 """What the mains share: flags and errors, progress."""
 
 import difflib
-import os
 import runpy
 import sys
-import threading
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -30,49 +30,83 @@ def run(main: Callable[[], None]) -> None:
     """Run a main: parse its flags, switch the compilation cache on, and end an error in one line."""
 
     def guarded(argv: Sequence[str]) -> None:
+        if not _DEBUG.value:
+            absl_logging.set_verbosity(absl_logging.WARNING)  # JAX tells of each backend that is not there
         if len(argv) > 1:
             sys.exit(f"error: arguments that no flag takes: {argv[1:]}")
         if not jax.config.jax_compilation_cache_dir:
             jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/ld3_jax/compiled").expanduser()))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        _hush()
         try:
             with jax.set_mesh(batches.all_devices()) if len(jax.local_devices()) > 1 else nullcontext():
                 main()
-        except (ValueError, OSError, FloatingPointError, ImportError) as error:
-            if _DEBUG.value:
-                raise
-            print(f"error: {error}", file=sys.stderr)
-            if isinstance(error, OSError):  # Orbax's threads may wait for ever for what a full disk did not take
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(1)
-            sys.exit(1)
         except KeyboardInterrupt:
             sys.exit("\ninterrupted; the same command goes on from here")
+        except Exception as error:
+            if _DEBUG.value:
+                raise
+            sys.exit(f"error: {_message(error)}")
 
     app.run(guarded, flags_parser=_parse_flags)
 
 
-def _hush() -> None:
-    """Leave errors to the main thread, which ends in one line: Orbax's threads report each of theirs, too."""
-    absl_logging.set_verbosity(absl_logging.ERROR if _DEBUG.value else absl_logging.FATAL)
-    if not _DEBUG.value:
-        threading.excepthook = sys.unraisablehook = lambda _: None
+def _message(error: Exception) -> str:
+    """What to say of an error; of one that nobody foresaw, where its traceback is."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError | OSError | FloatingPointError | ImportError):
+        return text
+    if isinstance(error, MemoryError | OverflowError) or "RESOURCE_EXHAUSTED" in text:
+        return f"not enough memory; fewer samples or smaller batches need less ({text:.200})"
+    with tempfile.NamedTemporaryFile("w", prefix="ld3_jax-", suffix=".txt", delete=False) as file:
+        file.write(f"{' '.join(sys.argv)}\n\n{traceback.format_exc()}")
+    return (
+        f"{type(error).__name__}: {text:.200}. This is a fault of ld3_jax; its traceback is in {file.name}. "
+        "Please report it with that file."
+    )
+
+
+def path_flag(name: str, default: str | None, what: str) -> flags.FlagHolder:
+    """A flag that names a file or a folder: empty, it would mean the current one."""
+    holder = flags.DEFINE_string(name, default, what)
+    flags.register_validator(name, lambda value: value != "", "it must not be empty")
+    return holder
+
+
+SEED = {"lower_bound": 0, "upper_bound": 2**32 - 1}
+COUNT = {"lower_bound": 1, "upper_bound": 2**31 - 1}
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    given = dict(arg.lstrip("-").split("=", 1) for arg in argv[1:] if "=" in arg)
+    given = _given(argv[1:])
     if "config" in given:
         _check_config(Path(given["config"]), [name.removeprefix("config.") for name in given if "config." in name])
-    return app.parse_flags_with_usage(argv)
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, ValueError, TypeError, AttributeError) as error:  # the latter of a configuration's values
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+def _given(arguments: Sequence[str]) -> dict[str, str]:
+    """Flags and their values, given as one word or as two."""
+    given = {}
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument.startswith("-"):
+            name, equals, value = argument.lstrip("-").partition("=")
+            given[name] = value if equals else following
+    return given
 
 
 def _check_config(path: Path, keys: Sequence[str]) -> None:
-    """End with one line if there is no such file, or name a key that it lacks and the nearest one that it has."""
+    """End with one line if there is no such configuration, or name a key that it lacks and the nearest that it has."""
     if not path.is_file():
         sys.exit(f"error: no configuration file {path}")
-    known = set(flat(runpy.run_path(str(path))["get_config"]()))
+    try:
+        config = runpy.run_path(str(path))["get_config"]()
+    except Exception as error:  # whatever its author wrote
+        sys.exit(f"error: {path}: get_config() fails ({type(error).__name__}: {error})")
+    if not isinstance(config, config_dict.ConfigDict):
+        sys.exit(f"error: {path}: get_config() must return a ConfigDict, got {config!r}")
+    known = set(flat(config))
     for key in keys:
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)

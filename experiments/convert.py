@@ -10,12 +10,13 @@ from pathlib import Path
 from absl import flags
 
 from experiments import common
+from ld3_jax.disk import check_writable
 from ld3_jax.networks import files
 from ld3_jax.pretrained import download
 
 _FROM = flags.DEFINE_enum("from", "auto", ["auto", "edm", "torch", "safetensors"], "What the file must be.")
-_IN = flags.DEFINE_string("in", None, "The file to read: EDM's .pkl, torch's .ckpt, .pt or .bin, a .zip around one.")
-_OUT = flags.DEFINE_string("out", None, "The file to write; by default beside the input, as .safetensors.")
+_IN = common.path_flag("in", None, "The file to read: EDM's .pkl, torch's .ckpt, .pt or .bin, a .zip around one.")
+_OUT = common.path_flag("out", None, "The file to write; by default beside the input, as .safetensors.")
 flags.mark_flags_as_required(["in"])
 
 
@@ -24,6 +25,7 @@ def main() -> None:
     out = Path(_OUT.value) if _OUT.value else source.with_suffix(".safetensors")
     if out.resolve() == source.resolve():
         raise ValueError(f"{source} is safetensors; give another --out to write it anew")
+    check_writable(out)
     digest = files.sha256(source)
     if source.name in download.SOURCES and digest != (download.SOURCES[source.name].sha256 or digest):
         raise ValueError(f"{source} is not the official file: its SHA-256 is {digest}")

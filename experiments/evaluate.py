@@ -3,40 +3,55 @@
 python -m experiments.evaluate --schedule=runs/quasar5/schedule.json
 """
 
+import math
 from pathlib import Path
 
 import jax
 from absl import flags
 
 from experiments import common, comparison, models
-from ld3_jax.learning import make_student
+from ld3_jax.learning import kl_bound, make_student
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Teacher
 
-_SCHEDULE = flags.DEFINE_string("schedule", None, "A schedule.json that experiments.train wrote.")
+_SCHEDULE = common.path_flag("schedule", None, "A schedule.json that experiments.train wrote.")
 _NFE = flags.DEFINE_integer(
     "nfe", None, "Network calls, if a curve was learned; default the schedule's.", lower_bound=1
 )
-_NUM = flags.DEFINE_integer("num", 200, "How many noises.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 1000, "Seed of the noise; other than the one that the schedule was learned with.")
+_NUM = flags.DEFINE_integer("num", 200, "How many noises.", **common.COUNT)
+_SEED = flags.DEFINE_integer("seed", 1000, "Seed of the noise; not the one it was learned with.", **common.SEED)
 _TEACHER_NFE = flags.DEFINE_integer("teacher_nfe", 60, "Network calls of the teacher: UniPC-3 on the logsnr grid.")
-_CACHE = flags.DEFINE_string("cache", "runs/teacher", "Folder of the teacher's samples.")
-_BATCH = flags.DEFINE_integer("batch_size", 25, "The most samples to integrate at a time.", lower_bound=1)
+_CACHE = common.path_flag("cache", "runs/teacher", "Folder of the teacher's samples.")
+_BATCH = flags.DEFINE_integer("batch_size", 25, "The most samples to integrate at a time.", **common.COUNT)
 flags.mark_flags_as_required(["schedule"])
+
+_FEW_NUMBERS = 100  # a state with no more of them has its densities compared, too
 
 
 def main() -> None:
+    try:
+        solver = Solver("unipc", _TEACHER_NFE.value)
+    except ValueError as error:
+        raise ValueError(f"--teacher_nfe: {error}") from error
     learned, model = models.of_schedule(Path(_SCHEDULE.value), _NFE.value)
-    teacher = Teacher(Solver("unipc", _TEACHER_NFE.value), "logsnr", _BATCH.value, Path(_CACHE.value), model.name)
+    teacher = Teacher(solver, "logsnr", _BATCH.value, Path(_CACHE.value), model.name)
+    student = make_student(model.model, model.schedule, learned.solver, decode=model.decode)
+    test = models.teacher_pairs("teacher", model, teacher, jax.random.key(_SEED.value), _NUM.value)
     comparison.compare(
-        make_student(model.model, model.schedule, learned.solver, decode=model.decode),
+        student,
         {"learned": learned.found},
-        models.teacher_pairs("teacher", model, teacher, jax.random.key(_SEED.value), _NUM.value),
+        test,
         loss=learned.losses.get("loss", "l2"),
         title=str(model),
         batch_size=_BATCH.value,
         squared_error=model.squared_error,
     )
+    if math.prod(model.shape) <= _FEW_NUMBERS and _NUM.value > 1:
+        bound = kl_bound(student, learned.found, teacher, test.x_T, test.cond)
+        print(
+            f"KL(teacher || learned) {bound.kl:.4f} +- {bound.kl_error:.4f} nats, LD3's bound on it {bound.value:.4f}"
+        )
+        print(f"({bound.matched:.1%} of the noises matched, {bound.folded:.1%} of them where the student folds)")
 
 
 if __name__ == "__main__":

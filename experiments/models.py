@@ -48,8 +48,9 @@ def of_schedule(path: Path, nfe: int | None = None) -> tuple[Learned, Pretrained
     if here["digest"] != record["digest"]:
         raise ValueError(f"{path} was learned for another model: {record}, here is {here}")
     try:
-        learned.check_range(model.schedule)
-        return learned.for_calls(learned.solver.nfe if nfe is None else nfe, model.schedule), model
+        learned = learned.for_calls(learned.solver.nfe if nfe is None else nfe, model.schedule)
+        jax.eval_shape(partial(learned.table, model.schedule))  # refuses what does not fit
+        return learned, model
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -1,7 +1,6 @@
 """The pictures of a run: its times, its loss, samples from the same noise."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from experiments import comparison
 from experiments.comparison import Comparison
+from experiments.workdir import read_log
 from ld3_jax import plots
 from ld3_jax.grids import GRIDS, grid
 from ld3_jax.learning import Learned
@@ -16,6 +16,7 @@ from ld3_jax.pretrained import Pretrained
 from ld3_jax.teacher import Pairs
 
 _ERROR_GAIN = 5
+MOST = 1024  # samples in a gallery
 
 
 def draw(
@@ -26,8 +27,8 @@ def draw(
     hand_made = {name: np.asarray(schedule.lam(grid(name, schedule, n))) for name in GRIDS}
     lines = _by_part(model, "learned", learned.t) | _by_part(model, "learned, for the network", learned.t_c)
     plots.grids(folder / "schedule.png", lines, hand_made, title)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    plots.losses(folder / "loss.png", lines, ("validation at the start", start_loss), title)
+    if steps := read_log(folder / "metrics.jsonl"):
+        plots.losses(folder / "loss.png", steps, ("validation at the start", start_loss), title)
     errors = compared.errors[comparison.SQUARED_ERROR]
     best = comparison.best_hand_made(errors)
     labels = {"learned": "learned", best: f"best hand-made:\n{best}"}
@@ -64,8 +65,8 @@ def _by_part(model: Pretrained, name: str, t: np.ndarray) -> dict[str, np.ndarra
 
 
 def gallery(path: Path, model: Pretrained, samples: np.ndarray, title: str) -> None:
-    """Many samples."""
+    """Samples, at most MOST of them."""
     if model.display is None:
         plots.scatter_rows(path, {f"{len(samples)} samples": samples}, title)
     else:
-        plots.image_grid(path, np.clip(model.display(samples, samples), 0, 1), title)
+        plots.image_grid(path, np.clip(model.display(samples, samples), 0, 1))

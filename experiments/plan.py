@@ -1,21 +1,62 @@
 """A configuration as values of the library, checked before anything is computed."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from ml_collections import config_dict
 
+from experiments import common
 from ld3_jax import grids, learning, losses
-from ld3_jax.learning import Discretization, Learned
+from ld3_jax.learning import Discretization, Learned, quadratic
 from ld3_jax.learning.optimizers import RULES
 from ld3_jax.learning.parametrisation import Parametrisation
 from ld3_jax.learning.state import Learner
+from ld3_jax.ranges import (
+    COUNT,
+    COUNT_OR_ZERO,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    SHIFT,
+    UP_TO_ONE,
+    check,
+)
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Teacher
 
 WHAT = {"times": "logits", "shifts": "shifts", "coefficients": "coefficients"}
 LEARNERS = ("gn", "lm", "optax")
+# Of every number that is no part of a `Solver` or of `pretrained.Settings`.
+RANGES = {
+    "seed": SEED,
+    "teacher.batch_size": COUNT,
+    "data.train": COUNT,
+    "data.valid": COUNT_OR_ZERO,
+    "data.test": COUNT,
+    "learn.history": COUNT.or_none(),
+    "learn.tangents": COUNT,
+    "learn.steps": COUNT,
+    "learn.batch_size": COUNT,
+    "learn.logits_rate": NOT_NEGATIVE.or_none(),
+    "learn.shifts_rate": NOT_NEGATIVE.or_none(),
+    "learn.coefficients_rate": NOT_NEGATIVE.or_none(),
+    "learn.max_shift": SHIFT,
+    "learn.frozen_steps": COUNT_OR_ZERO,
+    "learn.validate_every": COUNT,
+    "learn.patience": COUNT_OR_ZERO,
+    "learn.decay": UP_TO_ONE,
+    "learn.logits_floor": SHARE,
+    "learn.shifts_floor": SHARE,
+    "learn.floor_visits": COUNT,
+    "learn.gamma": NOT_NEGATIVE,
+    "learn.noise_rate": POSITIVE,
+    "learn.valid_batch": COUNT,
+}
+_OPTIONAL = {"solver.order", "teacher.order", *(key for key, allowed in RANGES.items() if allowed.optional)}
 
 
 @dataclass(frozen=True)
@@ -46,18 +87,24 @@ class Plan:
             ValueError: if a value is not one that exists; it names the key, what was given and what is allowed.
             FileNotFoundError: if learn.init names a file that does not exist.
         """
-        learn, solver = config.learn, _solver(config.solver)
         _check(config)
+        with _of("solver"):
+            solver = _solver(config.solver)
+        learn = config.learn
         init = _load(Path(learn.init)) if learn.init.endswith(".json") else learn.init
         warm = isinstance(init, Learned)
         if warm:
             _check_start(init, solver, learn)
-        parametrisation = _parametrisation(learn, warm and init.coefficients is not None)
-        for one in parametrisation.solvers(solver):
-            replace(one)  # refuses what the solver cannot do
-        grid, size, cache = config.teacher.grid, config.teacher.batch_size, Path(config.teacher.cache)
-        teacher = Teacher(_solver(config.teacher), grid, size, cache, config.network.name)
-        learner = _learner(config, parametrisation, solver)
+        with _of("learn"):
+            parametrisation = _parametrisation(learn, warm and init.coefficients is not None)
+            solvers = parametrisation.solvers(solver)  # refuses what the solver cannot do
+            if learn.learner != "optax":
+                quadratic.check(losses.l2, solvers)
+            if not parametrisation.rates(solver):
+                raise ValueError(f"nothing is learned: {list(learn.what)} of {solver}")
+            learner = _learner(config, parametrisation, solver)
+        with _of("teacher"):
+            teacher = _teacher(config.teacher, config.network.name)
         return cls(solver, teacher, parametrisation, learner, learn.loss, init)
 
     def start(self, schedule: NoiseSchedule) -> str | Discretization:
@@ -72,6 +119,10 @@ class Plan:
 
 
 def _check(config: config_dict.ConfigDict) -> None:
+    values = common.flat(config)
+    if missing := [key for key, value in values.items() if value is None and key not in _OPTIONAL]:
+        raise ValueError(f"{', '.join(missing)} must have a value, got None")
+    check(values, RANGES)
     learn = config.learn
     for key, value, allowed in (
         ("learn.learner", learn.learner, LEARNERS),
@@ -90,16 +141,8 @@ def _check(config: config_dict.ConfigDict) -> None:
             raise ValueError(f"{key} must be one of {sorted(allowed)}, got {value!r}")
     if not learn.what or not set(learn.what) <= set(WHAT):
         raise ValueError(f"learn.what must be some of {list(WHAT)}, got {list(learn.what)}")
-    for key, least in (
-        ("data.train", 1),
-        ("data.valid", 0),
-        ("data.test", 1),
-        ("learn.steps", 1),
-        ("learn.gamma", 0),
-    ):
-        section, name = key.split(".")
-        if not config[section][name] >= least:
-            raise ValueError(f"{key} must be at least {least}, got {config[section][name]}")
+    if not config.teacher.cache:
+        raise ValueError("teacher.cache must name a folder, got ''")
     if learn.batch_size > config.data.train:
         raise ValueError(f"learn.batch_size {learn.batch_size} exceeds data.train {config.data.train}")
     if learn.curve and (learn.gamma or learn.by_part or "coefficients" in learn.what):
@@ -160,6 +203,20 @@ def _check_start(start: Learned, solver: Solver, learn: config_dict.ConfigDict) 
         )
     if start.coefficients is not None and start.solver != solver:
         raise ValueError(f"learn.init: {learn.init} has coefficients for {start.solver!r}, the student is {solver!r}")
+
+
+def _teacher(config: config_dict.ConfigDict, identity: str) -> Teacher:
+    solver, cache = _solver(config), Path(config.cache)
+    return Teacher(solver, config.grid, config.batch_size, cache, identity, config.drop_not_finite)
+
+
+@contextmanager
+def _of(section: str) -> Iterator[None]:
+    """An error names the section that the value is in."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{section}: {error}") from error
 
 
 def _solver(config: config_dict.ConfigDict) -> Solver:

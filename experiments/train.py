@@ -13,10 +13,12 @@ from ml_collections import config_dict, config_flags
 from experiments import common, comparison, models, pictures, workdir
 from experiments.plan import Plan
 from ld3_jax import learning, losses
-from ld3_jax.learning import Learned
+from ld3_jax.learning import Ended, Learned, Task
+from ld3_jax.pretrained import Pretrained
+from ld3_jax.teacher import Pairs
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results and checkpoints go.")
+_WORKDIR = common.path_flag("workdir", None, "Where results and checkpoints go.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -36,22 +38,27 @@ def run(config: config_dict.ConfigDict, folder: Path) -> None:
         model.decode,
     )
     start = plan.start(model.schedule)
-    workdir.claim(folder, config)
     keys = jax.random.split(jax.random.key(config.seed), 2)
     watch = common.Stopwatch()
-    with watch("teacher"):
-        known = models.teacher_pairs("teacher", model, plan.teacher, keys[0], config.data.train + config.data.valid)
-        test = models.teacher_pairs("teacher, held-out noise", model, plan.teacher, keys[1], config.data.test)
-    if student.loss is None:
-        student = student._replace(loss=losses.both(known.x_0, model.squared_error))
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    task = learning.make_task(student, known, key, plan.parametrisation, plan.learner)
-    with watch("learning"):
-        ended = workdir.learn(folder, task, start)
-    workdir.report(folder, ended, watch.seconds)
-    learned = dataclasses.replace(learning.describe(task, ended.state), model=model.identity())
+    with workdir.held(folder, config):
+        with watch("teacher"):
+            known = models.teacher_pairs("teacher", model, plan.teacher, keys[0], config.data.train + config.data.valid)
+            test = models.teacher_pairs("teacher, held-out noise", model, plan.teacher, keys[1], config.data.test)
+        if student.loss is None:
+            student = student._replace(loss=losses.both(known.x_0, model.squared_error))
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        task = learning.make_task(student, known, key, plan.parametrisation, plan.learner)
+        workdir.claim(folder, config)
+        with watch("learning"):
+            ended = workdir.learn(folder, task, start)
+        workdir.report(folder, ended, watch.seconds)
+        _write(folder, plan, model, task, ended, test)
 
-    found = {"learned": learned.found} | ({"start": start} if isinstance(plan.init, Learned) else {})
+
+def _write(folder: Path, plan: Plan, model: Pretrained, task: Task, ended: Ended, test: Pairs) -> None:
+    """Compare what was learned, and write it with its pictures."""
+    student, learned = task.student, dataclasses.replace(learning.describe(task, ended.state), model=model.identity())
+    found = {"learned": learned.found} | ({"start": plan.init.found} if isinstance(plan.init, Learned) else {})
     arguments = {"loss": plan.loss, "title": str(model), "batch_size": plan.learner.valid_batch}
     arguments["squared_error"] = model.squared_error
     compared = comparison.compare(student, found, test, shown=model.shown, **arguments)

@@ -2,32 +2,56 @@
 
 import json
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
-import orbax.checkpoint as ocp
+import filelock
 from ml_collections import config_dict
 
 from experiments import common
 from ld3_jax import checkpoint, learning
-from ld3_jax.disk import write_atomically
+from ld3_jax.disk import check_writable, naming, read_json, write_atomically
 from ld3_jax.learning import Discretization, Ended, StepMetrics, Task, TrainState
 
 
-def claim(workdir: Path, config: config_dict.ConfigDict) -> None:
-    """Make the workdir this configuration's own, or find that it already is."""
+@contextmanager
+def held(workdir: Path, config: config_dict.ConfigDict) -> Iterator[None]:
+    """Hold a workdir against other processes, if no other configuration has claimed it.
+
+    Raises:
+        ValueError: if another process holds it, or it has another configuration.
+        OSError: if it cannot be written to.
+    """
     path = workdir / "config.json"
-    mine = json.loads(json.dumps(config.to_dict()))  # as it reads back: a tuple is a list
-    if path.exists():
-        try:
-            there = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not valid JSON ({error})") from error
-        if different := common.differences(there, mine):
-            raise ValueError(f"{workdir} holds another configuration: {'; '.join(different)}. Take another --workdir.")
-    write_atomically(path, (json.dumps(mine, indent=2, sort_keys=True) + "\n").encode())
+    check_writable(path)
+    lock = filelock.FileLock(workdir / ".lock")  # the system frees it when the process ends, however it ends
+    try:
+        acquired = lock.acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise ValueError(f"another process is at work in {workdir}; wait for it, or take another --workdir") from error
+    with acquired:
+        if path.exists():
+            there = read_json(path)
+            if not isinstance(there, dict):
+                raise ValueError(f"{path}: not a configuration; take another --workdir")
+            if different := common.differences(there, _plain(config)):
+                raise ValueError(
+                    f"{workdir} holds another configuration: {'; '.join(different)}. Take another --workdir."
+                )
+        yield
+
+
+def claim(workdir: Path, config: config_dict.ConfigDict) -> None:
+    """Make the workdir this configuration's own, once nothing can be wrong with it any more."""
+    write_atomically(workdir / "config.json", (json.dumps(_plain(config), indent=2, sort_keys=True) + "\n").encode())
+
+
+def _plain(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """A configuration as it reads back: a tuple is a list."""
+    return json.loads(json.dumps(config.to_dict()))
 
 
 def learn(folder: Path, task: Task, start: str | Discretization) -> Ended:
@@ -36,11 +60,8 @@ def learn(folder: Path, task: Task, start: str | Discretization) -> Ended:
     def advance(name: str, state: TrainState, until: int) -> TrainState:
         begun = int(state.step)
         label = "learning" if until == task.learner.steps else f"race: {name}"
-        with (
-            _named(folder),
-            checkpoint.manager(folder / "checkpoints" / f"{until}-{name.replace(' ', '-')}") as checkpoints,
-            common.progress(label, until - begun) as update,
-        ):
+        checkpoints = folder / "checkpoints" / f"{until}-{name.replace(' ', '-')}"
+        with common.progress(label, until - begun) as update:
             state = checkpoint.restore(checkpoints, state)
             leg = _Leg(name, int(state.step), until)
             with recording(folder, leg, checkpoints, lambda step, **shown: update(step - begun, **shown)) as record:
@@ -74,6 +95,10 @@ def report(folder: Path, ended: Ended, seconds: Mapping[str, float]) -> None:
     write_atomically(folder / "report.json", (json.dumps(record, indent=2) + "\n").encode())
 
 
+_FIGURES = ("loss", "valid_loss", "best_loss", "grad_norm", "moved")
+_SAVE_EVERY_S = 5.0
+
+
 class _Leg(NamedTuple):
     """The steps that a start takes at a stretch."""
 
@@ -82,63 +107,69 @@ class _Leg(NamedTuple):
     until: int
 
 
-def _open_log(path: Path, leg: _Leg) -> TextIO:
-    """metrics.jsonl, open to go on with a leg; later lines of the leg tell of lost steps."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = []
-    for line in lines:
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last one that a killed process was writing is left out.
+
+    Raises:
+        ValueError: if another line is no record of a step.
+    """
+    records = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
-            break  # the line that a killed process was writing
-        if record["start"] != leg.start or not leg.done < record["step"] <= leg.until:
-            kept.append(line)
-    write_atomically(path, "".join(kept).encode())
+            figures = {name: float(record[name]) for name in _FIGURES}
+            records.append({"start": str(record["start"]), "step": int(record["step"]), **figures})
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+            if line.endswith(b"\n"):
+                raise ValueError(
+                    f"{path}: line {len(records) + 1} is no record of a step ({error}); learning goes on without the "
+                    "file if you move it away"
+                ) from error
+    return records
+
+
+def _open_log(path: Path, leg: _Leg) -> TextIO:
+    """metrics.jsonl, open to go on with a leg; later lines of the leg tell of lost steps."""
+    kept = [one for one in read_log(path) if one["start"] != leg.start or not leg.done < one["step"] <= leg.until]
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
     return path.open("a", buffering=1)
 
 
 @contextmanager
 def recording(
-    workdir: Path, leg: _Leg, checkpoints: ocp.CheckpointManager, update: Callable[..., None]
+    workdir: Path, leg: _Leg, checkpoints: Path, update: Callable[..., None]
 ) -> Iterator[Callable[[TrainState, StepMetrics], None]]:
-    """Give each step a line in metrics.jsonl, a checkpoint, and the progress bar; however it ends, keep the last one.
-
-    Steps that are over before the checkpoint of an earlier one is written get none of their own.
-    """
+    """Give each step a line in metrics.jsonl and the progress bar; keep a checkpoint now and then, and the last one."""
     last: TrainState | None = None
-    with _open_log(workdir / "metrics.jsonl", leg) as log:
+    saved, path = time.monotonic(), workdir / "metrics.jsonl"
+    with _open_log(path, leg) as log:
 
         @_uninterrupted()
         def record(state: TrainState, figures: StepMetrics) -> None:
-            nonlocal last
-            line = {"start": leg.start, "step": int(state.step)} | {
-                name: float(value)
-                for name, value in (
-                    ("loss", figures.loss),
-                    ("valid_loss", state.valid_loss),
-                    ("best_loss", state.best_loss),
-                    ("grad_norm", figures.grad_norm),
-                    ("moved", figures.moved),
-                )
-            }
+            nonlocal last, saved
+            values = {**state._asdict(), **figures._asdict()}
+            step, shown = int(state.step), {name: float(values[name]) for name in _FIGURES}
+            with naming(path):
+                log.write(json.dumps({"start": leg.start, "step": step, **shown}) + "\n")
             last = state
-            log.write(json.dumps(line) + "\n")
-            checkpoint.save(checkpoints, line["step"], state)
-            update(line["step"], loss=line["loss"], best=line["best_loss"])
+            if time.monotonic() - saved > _SAVE_EVERY_S:
+                checkpoint.save(checkpoints, step, state)
+                saved = time.monotonic()
+            update(step, loss=shown["loss"], best=shown["best_loss"])
 
         try:
             yield record
         except FloatingPointError as error:
-            raise FloatingPointError(f"{error}; last good checkpoint: {checkpoints.directory}") from error
+            raise FloatingPointError(f"{error}; last good checkpoint: {checkpoints}") from error
         finally:
             if last is not None:
                 with _uninterrupted():
-                    checkpoint.save(checkpoints, int(last.step), last, wait=True)
+                    checkpoint.save(checkpoints, int(last.step), last)
 
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the block is over: Orbax loses it, or leaves a checkpoint that cannot be finished."""
+    """Ctrl-C waits until the block is over: Orbax may lose it."""
     came = False
 
     def remember(*_: object) -> None:
@@ -152,12 +183,3 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if came:
             signal.raise_signal(signal.SIGINT)
-
-
-@contextmanager
-def _named(workdir: Path) -> Iterator[None]:
-    """An error of the disk names the workdir."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write to {workdir}: {error.strerror or error}") from error

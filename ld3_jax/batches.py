@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, PyTree
 
 
 def all_devices() -> Mesh:
@@ -47,6 +47,35 @@ def in_batches(function: Callable[[PyTree], PyTree], inputs: PyTree, batch_size:
     batched = jax.tree.map(lambda leaf: leaf[indices].reshape(n_batches, size, *leaf.shape[1:]), inputs)
     outputs = jax.lax.map(lambda batch: function(spread(batch)), batched)
     return jax.tree.map(lambda leaf: leaf.reshape(n_batches * size, *leaf.shape[2:])[:count], outputs)
+
+
+def finite(samples: PyTree) -> Bool[np.ndarray, "n"]:
+    """Which of n samples hold finite numbers only."""
+    return np.asarray(_finite(samples))
+
+
+def check_finite(samples: PyTree, what: str, remedy: str = "") -> None:
+    """Refuse samples that are not finite.
+
+    Args:
+        samples: a pytree with a leading axis of samples.
+        what: what they are, for the message.
+        remedy: what to do about them, for the message.
+
+    Raises:
+        FloatingPointError: it says how many there are, and which.
+    """
+    bad = np.flatnonzero(~finite(samples))
+    if len(bad):
+        shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+        count = len(jax.tree.leaves(samples)[0])
+        raise FloatingPointError(f"{len(bad)} of the {count} of {what} are not finite, numbers {shown}{remedy}")
+
+
+@jax.jit
+def _finite(samples: PyTree) -> Bool[Array, "n"]:
+    each = [jnp.isfinite(leaf).reshape(len(leaf), -1).all(1) for leaf in jax.tree.leaves(samples)]
+    return jnp.stack(each).all(0)
 
 
 def spread(batch: PyTree) -> PyTree:

@@ -1,64 +1,81 @@
-"""The state of learning in Orbax checkpoints, which a killed run goes on from."""
+"""The state of learning in Orbax checkpoints, which a killed run goes on from: one for each of the latest states."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import hashlib
+import json
+import logging
+import shutil
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from ld3_jax.disk import read_json, write_atomically
 
-@contextmanager
-def manager(directory: Path, keep: int = 2) -> Iterator[ocp.CheckpointManager]:
-    """Orbax's manager of the checkpoints in a directory; it keeps the latest few and closes, saving all, at the end.
-
-    A process killed while saving leaves the earlier checkpoint whole.
-
-    Args:
-        directory: where the checkpoints lie; made if missing.
-        keep: how many to keep.
-    """
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-    with ocp.CheckpointManager(Path(directory).absolute(), options=options) as checkpoints:
-        yield checkpoints
+_KEEP = 2
 
 
-def save(checkpoints: ocp.CheckpointManager, step: int, state: PyTree, *, wait: bool = False) -> None:
-    """Start saving a state; the program goes on meanwhile.
+def save(folder: Path, step: int, state: PyTree) -> None:
+    """Keep a state; older ones than the one before it are deleted.
+
+    Beside the checkpoint lies its seal, with the SHA-256 of each of its files and the shapes of its arrays. It is
+    written last: at any moment, even if the process is killed, what is sealed is whole.
 
     Args:
-        checkpoints: the manager.
-        step: the state's step; if it is saved already, nothing happens.
+        folder: where the checkpoints lie; made if missing.
+        step: the state's step; if it is saved already, it is written anew.
         state: the state.
-        wait: wait for an earlier save that is still under way; without, this state is passed over.
 
     Raises:
-        OSError: if the disk has not taken an earlier state; the checkpoints before it are whole.
+        OSError: if the disk does not take it; the message names the checkpoint, and earlier ones stay.
     """
-    if step == checkpoints.latest_step() or not (wait or not checkpoints.is_saving_in_progress()):
-        return
+    path = folder.absolute() / f"{step:08d}"
+    _seal(path).unlink(missing_ok=True)
     try:
-        checkpoints.save(step, args=ocp.args.StandardSave(state))
-    except ValueError as error:  # of TensorStore, with hundreds of characters
-        raise OSError(f"checkpoint not written ({str(error).split(':')[0]})") from error
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            checkpointer.save(path, args=ocp.args.StandardSave(state), force=True)
+    except (OSError, ValueError) as error:  # a ValueError of TensorStore, with hundreds of characters
+        raise OSError(None, f"cannot write {path}: {str(error).split(':')[0]}") from error
+    write_atomically(_seal(path), (json.dumps(_contents(path, state), indent=2) + "\n").encode())
+    kept = {seal.stem for seal in _seals(folder)[-_KEEP:]}
+    for old in folder.iterdir():  # and what a killed save left
+        if old.name.removesuffix(".json") not in kept:
+            old.unlink() if old.is_file() else shutil.rmtree(old)
 
 
-def restore(checkpoints: ocp.CheckpointManager, fresh: PyTree) -> PyTree:
-    """The latest state.
+def restore(folder: Path, fresh: PyTree) -> PyTree:
+    """The latest state that is whole; a damaged one is named in a warning, and an earlier one serves.
 
     Args:
-        checkpoints: the manager.
-        fresh: a state of the same structure, shapes and dtypes, to return if there is no checkpoint.
-
-    Raises:
-        ValueError: if the checkpoint has another structure.
+        folder: where the checkpoints lie.
+        fresh: a state of the same structure, shapes and dtypes, to return if there is none.
     """
-    step = checkpoints.latest_step()
-    if step is None:
-        return fresh
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, fresh)
-    state = checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
-    if jax.tree.structure(state) != jax.tree.structure(fresh):
-        raise ValueError(f"checkpoint {checkpoints.directory / str(step)} holds a state of another structure")
-    return state
+    expected = jax.tree.map(ocp.utils.to_shape_dtype_struct, fresh)
+    for seal in reversed(_seals(folder)):
+        path = seal.absolute().with_suffix("")
+        try:
+            whole = read_json(seal) == _contents(path, fresh)  # Orbax tells of damage in pages, or not at all
+        except ValueError:
+            whole = False
+        if whole:
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+                return checkpointer.restore(path, args=ocp.args.StandardRestore(expected))
+        logging.getLogger(__name__).warning("%s is damaged, or of another run; learning goes on from before it", path)
+    return fresh
+
+
+def _seal(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _seals(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[0-9]*.json"))
+
+
+def _contents(path: Path, state: PyTree) -> dict[str, dict[str, str]]:
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {
+        "files": {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+        "arrays": {jax.tree_util.keystr(where): f"{leaf.dtype} {leaf.shape}" for where, leaf in leaves},
+    }

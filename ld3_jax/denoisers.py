@@ -150,6 +150,17 @@ def guided(model: Model, uncond: PyTree, scale: float) -> Partial:
     return Partial(_guided, model, uncond, scale)
 
 
+def check_output(output: PyTree, like: PyTree) -> None:
+    """Refuse what a network gives where it has not the shapes of a state: it would be broadcast.
+
+    Raises:
+        ValueError: it names both shapes.
+    """
+    got, expected = (jax.tree.map(jnp.shape, tree) for tree in (output, like))
+    if got != expected:
+        raise ValueError(f"a network's output must have the shape of its input, {expected}, got {got}")
+
+
 def _as_it_is(schedule: NoiseSchedule, network: Model, x: PyTree, t: Array, cond: PyTree = None) -> PyTree:
     return network(x, t, cond)
 
@@ -163,6 +174,7 @@ def _converted(model: Denoiser, wanted: str, x: PyTree, t: Array, cond: PyTree =
     output = model.predict(x, t, cond)
     if model.prediction == wanted:
         return output
+    check_output(output, x)
     alpha, sigma = model.schedule.alpha(t), model.schedule.sigma(t)
     a, b = PREDICTIONS[model.prediction](alpha, sigma)
     determinant = alpha * b - sigma * a
@@ -174,6 +186,7 @@ def _edm(network: Model, sigma_data: Float[Array, ""] | float, x: PyTree, sigma:
     total = sigma**2 + sigma_data**2
     c_skip, c_out, c_in = sigma_data**2 / total, sigma * sigma_data * total**-0.5, total**-0.5
     raw = network(jax.tree.map(lambda x: c_in * x, x), jnp.log(sigma) / 4, cond)
+    check_output(raw, x)
     return jax.tree.map(lambda x, raw: c_skip * x + c_out * raw, x, raw)
 
 

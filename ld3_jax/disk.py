@@ -1,14 +1,33 @@
-"""What touches the disk everywhere: whole files, and names for arrays."""
+"""What touches the disk everywhere: whole files, files of arrays, JSON, and names for arrays."""
 
 import hashlib
+import io
+import json
 import os
-from contextlib import suppress
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float, PyTree
+
+# What NumPy raises of a damaged file, or one of another kind.
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, AttributeError, TypeError, SyntaxError, MemoryError)
+_DAMAGE += (zipfile.BadZipFile, zlib.error)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the disk names the file that is written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -24,16 +43,68 @@ def write_atomically(path: Path, content: bytes) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    finally:  # it is there only if something went wrong
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
+
+
+def check_writable(path: Path) -> None:
+    """Find out before anything is computed whether a file can be written; its folder is made if missing.
+
+    Raises:
+        OSError: if not; the message names the file.
+    """
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        tempfile.TemporaryFile(dir=path.parent).close()
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays by name, atomically.
+
+    Raises:
+        OSError: if the disk does not take them.
+    """
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: np.asarray(array) for name, array in arrays.items()})
+    write_atomically(path, buffer.getvalue())
+
+
+def read_arrays(path: Path, names: Iterable[str]) -> list[np.ndarray]:
+    """Arrays of those names from what `write_arrays` wrote; each is verified, for zip holds a CRC of it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, or lacks an array.
+    """
+    with path.open("rb") as raw:
+        try:
+            with np.load(raw, allow_pickle=False) as file:
+                return [file[name] for name in names]
+        except _DAMAGE as error:
+            raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+
+
+def read_json(path: Path) -> Any:
+    """What a file of JSON holds.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no JSON; the message names the file.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of integers with thousands of digits
+        raise ValueError(f"{path}: not valid JSON, perhaps cut short ({error})") from error
 
 
 def numbers(values: Any) -> Float[np.ndarray, "..."]:

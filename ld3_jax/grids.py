@@ -1,6 +1,10 @@
 """Hand-made time grids: n + 1 descending times from t_max to t_min."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ld3_jax.schedules import NoiseSchedule
@@ -24,7 +28,7 @@ def grid(name: str, schedule: NoiseSchedule, n: int) -> Float[Array, "{n}+1"]:
         (n + 1,) descending times, exactly t_max and t_min at the ends.
 
     Raises:
-        ValueError: if the name is unknown or n < 1.
+        ValueError: if the name is unknown, n < 1 or the noise schedule has no finite lam at its ends.
 
     Reference: Lu et al., arXiv:2206.00927 (uniform, logsnr); Song et al., arXiv:2010.02502 (quadratic); Karras et al.,
     arXiv:2206.00364 (edm, rho = 7).
@@ -33,8 +37,25 @@ def grid(name: str, schedule: NoiseSchedule, n: int) -> Float[Array, "{n}+1"]:
         raise ValueError(f"grid must be one of {sorted(GRIDS)}, got {name!r}")
     if n < 1:
         raise ValueError(f"a grid needs at least 1 step, got {n}")
+    check_ends(schedule, jnp.result_type(float))
     t = GRIDS[name](schedule, jnp.linspace(0.0, 1.0, n + 1))
     return t.at[0].set(schedule.t_max).at[-1].set(schedule.t_min)
+
+
+@functools.cache
+def check_ends(schedule: NoiseSchedule, dtype: jnp.dtype) -> None:
+    """Refuse a noise schedule whose lam is not finite at its ends, or does not grow from t_max to t_min.
+
+    Raises:
+        ValueError: it names the values.
+    """
+    with jax.ensure_compile_time_eval():
+        first, last = np.asarray(schedule.lam(jnp.asarray([schedule.t_max, schedule.t_min], dtype)))
+    if not (np.isfinite([first, last]).all() and first < last):
+        raise ValueError(
+            f"the half-log-SNR of {schedule} must be finite and grow from t_max to t_min, got {first} at "
+            f"{schedule.t_max} and {last} at {schedule.t_min}"
+        )
 
 
 def uniform(schedule: NoiseSchedule, u: Float[Array, "*s"]) -> Float[Array, "*s"]:

@@ -1,18 +1,23 @@
 """Pictures of a run: the grids, the loss, the samples."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from ld3_jax.disk import write_atomically
+from ld3_jax.grids import GRIDS
 
-_LEARNED = ("#c8102e", "#e07b00", "#7a0019")
-_HAND_MADE = ("#4c72b0", "#55a868", "#8172b3", "#8c8c8c", "#ccb974", "#64b5cd")
+_PIXELS, _GAP = 128, 4  # of an image's side in a sheet, and between images
+_LEARNED, _START = ("#c8102e", "#e07b00", "#7a0019"), "#404040"
+_COLORS = ("#4c72b0", "#55a868", "#8172b3", "#c28e3a", "#64b5cd", "#937860")
 
 
 def grids(path: Path, learned: Mapping[str, np.ndarray], hand_made: Mapping[str, np.ndarray], title: str) -> None:
@@ -26,8 +31,8 @@ def grids(path: Path, learned: Mapping[str, np.ndarray], hand_made: Mapping[str,
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for (name, lam), color in zip(hand_made.items(), _HAND_MADE, strict=False):
-        axes.plot(lam, "o--", color=color, label=name, markersize=4, linewidth=1, alpha=0.8)
+    for name, lam in hand_made.items():
+        axes.plot(lam, "o--", color=_color_of_grid(name), label=name, markersize=4, linewidth=1, alpha=0.8)
     count = -(-len(learned) // 2)
     for i, (name, lam) in enumerate(learned.items()):
         style = {"marker": "o", "linewidth": 2.2} if i < count else {"marker": "x", "linewidth": 0, "markersize": 9}
@@ -52,15 +57,12 @@ def losses(path: Path, steps: Sequence[dict], baseline: tuple[str, float], title
     axes = figure.subplots()
     winner = max(steps, key=lambda line: line["step"])["start"]
     others = sorted({line["start"] for line in steps} - {winner})
-    for i, name in enumerate([*others, winner]):
+    for name in [*others, winner]:
         own = sorted((line for line in steps if line["start"] == name), key=lambda line: line["step"])
         x, losses = [line["step"] for line in own], [line["loss"] for line in own]
-        if name != winner:
-            color = _HAND_MADE[(1 + i) % len(_HAND_MADE)]
-            axes.semilogy(x, losses, color=color, linewidth=1, label=f"training batch, from {name}")
-    axes.semilogy(x, losses, color="#b0b0b0", linewidth=1, label=f"training batch, from {winner}")
+        axes.semilogy(x, losses, color=_color_of_grid(name), linewidth=1, label=f"training batch, from {name}")
     axes.semilogy(x, [line["valid_loss"] for line in own], color=_LEARNED[0], linewidth=2, label="validation")
-    axes.axhline(baseline[1], color=_HAND_MADE[0], linestyle="--", label=baseline[0])
+    axes.axhline(baseline[1], color=_START, linestyle="--", linewidth=1, label=baseline[0])
     axes.set(xlabel="step", ylabel="loss", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25, which="both")
@@ -88,24 +90,25 @@ def image_rows(path: Path, rows: Mapping[str, np.ndarray], title: str, notes: Ma
     _save(figure, path)
 
 
-def image_grid(path: Path, images: np.ndarray, title: str) -> None:
-    """Images in a square arrangement.
+def image_grid(path: Path, images: np.ndarray) -> None:
+    """Images in a square arrangement, pixel by pixel; small ones are enlarged.
 
     Args:
         path: where to write a PNG.
         images: (n, height, width, 1 or 3) in [0, 1].
-        title: of the picture.
     """
-    side = int(np.ceil(np.sqrt(len(images))))
-    rows = -(-len(images) // side)
-    figure = Figure(figsize=(1.1 * side, 1.1 * rows + 0.4), layout="constrained")
-    for i, axes in enumerate(figure.subplots(rows, side, squeeze=False).flat):
-        if i < len(images):
-            _show(axes, images[i])
-        else:
-            axes.axis("off")
-    figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    n, height, width, channels = images.shape
+    side = math.ceil(math.sqrt(n))
+    scale = max(1, _PIXELS // max(height, width))
+    shown = colormaps["magma"](images[..., 0])[..., :3] if channels == 1 else images
+    shown = (255 * shown + 0.5).astype(np.uint8).repeat(scale, 1).repeat(scale, 2)
+    shown = np.pad(shown, ((0, -n % side), (0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
+    rows = shown.reshape(-1, side, *shown.shape[1:]).swapaxes(1, 2)
+    sheet = rows.reshape(len(rows) * rows.shape[1], -1, 3)
+    sheet = np.pad(sheet, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=255)
+    buffer = io.BytesIO()
+    Image.fromarray(sheet).save(buffer, format="png")
+    write_atomically(Path(path), buffer.getvalue())
 
 
 def scatter_rows(path: Path, rows: Mapping[str, np.ndarray], title: str) -> None:
@@ -118,10 +121,16 @@ def scatter_rows(path: Path, rows: Mapping[str, np.ndarray], title: str) -> None
     """
     figure = Figure(figsize=(3.2 * len(rows), 4), layout="constrained")
     for axes, (name, points) in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows.items(), strict=True):
-        axes.scatter(points[:, 0], points[:, 1], s=5, color=_HAND_MADE[0], alpha=0.6)
+        axes.scatter(points[:, 0], points[:, 1], s=5, color=_COLORS[0], alpha=0.6)
         axes.set(title=name, aspect="equal", xlim=(-1.6, 1.6), ylim=(-1.6, 1.6))
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
+
+
+def _color_of_grid(name: str) -> str:
+    """The same in all pictures, for a name that begins with a grid's."""
+    grids, grid = list(GRIDS), name.split()[0]
+    return _COLORS[grids.index(grid) if grid in grids else len(grids)]
 
 
 def _show(axes: Axes, image: np.ndarray) -> None:

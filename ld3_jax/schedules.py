@@ -26,7 +26,7 @@ def _require(condition: bool, what: str) -> None:
 
 
 def _check_noise_levels(low: float, high: float) -> None:
-    _require(0 < low < high, f"0 < sigma_min < sigma_max, got {low} and {high}")
+    _require(0 < low < high < math.inf, f"0 < sigma_min < sigma_max < inf, got {low} and {high}")
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,9 @@ class VPLinear(NoiseSchedule):
     t_max: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(0 < self.beta_0 <= self.beta_1, f"0 < beta_0 <= beta_1, got {self.beta_0} and {self.beta_1}")
-        _require(0 < self.t_min < self.t_max, f"0 < t_min < t_max, got {self.t_min} and {self.t_max}")
+        rates, times = (self.beta_0, self.beta_1), (self.t_min, self.t_max)
+        _require(0 < rates[0] <= rates[1] < math.inf, f"0 < beta_0 <= beta_1 < inf, got {rates}")
+        _require(0 < times[0] < times[1] < math.inf, f"0 < t_min < t_max < inf, got {times}")
 
     def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """-t beta_0 / 2 - t^2 (beta_1 - beta_0) / 4."""

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ld3_jax import solvers, teacher_cache
-from ld3_jax.batches import divide, equal_batches, replicate
+from ld3_jax.batches import check_finite, divide, equal_batches, finite, replicate
 from ld3_jax.denoisers import Model
 from ld3_jax.grids import grid
+from ld3_jax.ranges import COUNT, check
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 
@@ -41,6 +42,7 @@ class Teacher:
         cache: a folder in which to keep the pairs. What is there already is not made again; a damaged file is named in
             a warning and made again. Pairs of other models, solvers, grids or noise lie elsewhere in it.
         identity: what tells the model from others with the same weights: a name, a version.
+        drop_not_finite: leave out pairs whose sample is not finite, rather than refuse them all.
 
     Raises:
         ValueError: if batch_size is less than 1 or the solver has no number of network calls.
@@ -51,13 +53,12 @@ class Teacher:
     batch_size: int = 25
     cache: Path | None = None
     identity: str = ""
+    drop_not_finite: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.solver.nfe is None:
-            raise ValueError(
-                f"a teacher has a batch_size of at least 1 and a solver with nfe, "
-                f"got {self.batch_size} and {self.solver!r}"
-            )
+        check(vars(self), {"batch_size": COUNT})
+        if self.solver.nfe is None:
+            raise ValueError(f"a teacher's solver needs its number of network calls, nfe, got {self.solver!r}")
 
 
 _TEACHER = Teacher()
@@ -87,9 +88,11 @@ def make_pairs(
 
     Raises:
         ValueError: if there is no sample, the leading axes differ, or the grid is unknown.
+        FloatingPointError: if a sample is not finite; it says which. With `drop_not_finite`, if none is finite.
         OSError: if the disk does not take a batch; earlier batches stay.
     """
     count = _count(x_T, cond)
+    x_T = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32)), x_T)
     t = grid(teacher.grid, schedule, teacher.solver.n_steps)
     n_batches, size = equal_batches(count, teacher.batch_size)
     folder = None
@@ -118,7 +121,12 @@ def make_pairs(
         samples.append(x_0)
         on_batch(i + 1, n_batches)
     x_0 = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *samples)
-    return replicate(Pairs(x_T, x_0, cond))
+    pairs = Pairs(x_T, x_0, cond)
+    good = finite(x_0)
+    if teacher.drop_not_finite and good.any() and not good.all():
+        return replicate(jax.tree.map(lambda leaf: leaf[good], pairs))
+    check_finite(x_0, "the teacher's samples", "; Teacher(drop_not_finite=True) leaves them out")
+    return replicate(pairs)
 
 
 @partial(jax.jit, static_argnums=(1, 2))

@@ -2,24 +2,20 @@
 
 import dataclasses
 import hashlib
-import io
 import json
 import logging
-import zipfile
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, PyTree
 
 from ld3_jax.denoisers import Model
-from ld3_jax.disk import digest, write_atomically
+from ld3_jax.disk import digest, read_arrays, write_arrays, write_atomically
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 
 _VERSION = 2
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, AttributeError, TypeError, zipfile.BadZipFile)
 
 
 def folder(
@@ -58,9 +54,7 @@ def write(path: Path, samples: PyTree) -> None:
     Raises:
         OSError: if the disk does not take it.
     """
-    buffer = io.BytesIO()
-    np.savez(buffer, *map(np.asarray, jax.tree.leaves(samples)))
-    write_atomically(path, buffer.getvalue())
+    write_arrays(path, {f"arr_{i}": leaf for i, leaf in enumerate(jax.tree.leaves(samples))})
 
 
 def read(path: Path, like: PyTree) -> PyTree | None:
@@ -69,12 +63,11 @@ def read(path: Path, like: PyTree) -> PyTree | None:
         return None
     leaves, structure = jax.tree.flatten(like)
     try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = [file[f"arr_{i}"] for i in range(len(leaves))]
+        arrays = read_arrays(path, [f"arr_{i}" for i in range(len(leaves))])
         for array, leaf in zip(arrays, leaves, strict=True):
             if array.shape != leaf.shape or array.dtype != leaf.dtype:
                 raise ValueError(f"array {array.dtype}{array.shape} where {leaf.dtype}{leaf.shape} belongs")
-    except _DAMAGED as error:
+    except (ValueError, OSError) as error:
         logging.getLogger(__name__).warning("damaged teacher cache file %s is made again (%s)", path, error)
         return None
     return jax.tree.unflatten(structure, map(jnp.asarray, arrays))

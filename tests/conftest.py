@@ -26,6 +26,10 @@ _STATM = Path("/proc/self/statm")
 _LARGE = 1.2e9  # bytes
 
 
+def pytest_addoption(parser):
+    parser.addoption("--mutations", type=int, default=30, help="mutations of each file that test_fuzz tries")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def memory_goes_back():
     """A module's compiled programs, which no other needs, are let go."""

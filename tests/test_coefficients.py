@@ -116,13 +116,6 @@ def test_only_a_family_with_a_corrector_has_corrector_coefficients(tables):
     assert correct["unipc"].shape == (NFE, NFE)
 
 
-def test_a_corrector_keeps_its_weights_where_none_are_learned_for_it(tables):
-    table = tables["unipc"]
-    new = changed(table, no_change(table)._replace(correct=()))
-    np.testing.assert_array_equal(new.correct_history[:, : table.correct_history.shape[1]], table.correct_history)
-    assert new.correct_history.shape == new.predict_history.shape
-
-
 def test_a_change_for_another_number_of_calls_is_refused(tables):
     with pytest.raises(ValueError, match="coefficients for 6 network calls on a table of 4"):
         changed(jax.tree.map(lambda leaf: leaf[:4], tables["dpmpp"]), no_change(tables["dpmpp"]))
@@ -131,7 +124,7 @@ def test_a_change_for_another_number_of_calls_is_refused(tables):
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"history": 0}, "history must be at least 1, or None for all, got 0"),
+        ({"history": 0}, "history must be at least 1, got 0"),
         ({"frozen": ("weights",)}, r"must be some of \['coefficients'\], got \['weights'\]"),
         ({"times": Curve()}, "of one number of network calls, so not of a curve, got Curve"),
     ],
@@ -168,3 +161,9 @@ def test_gradients_of_coefficients_equal_finite_differences(exact, float64):
     h = 1e-5
     (_, slope), (ahead, _), (behind, _) = map(objective, (0.0, h, -h))
     np.testing.assert_allclose(slope, (ahead - behind) / (2 * h), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("solver", "other"), [("unipc", "dpmpp"), ("dpmpp", "unipc")])
+def test_coefficients_of_a_corrector_belong_to_a_solver_that_has_one(solver, other, tables):
+    with pytest.raises(ValueError, match="coefficients must have 'correct' where the solver has a corrector"):
+        changed(tables[solver], no_change(tables[other]))

@@ -178,7 +178,7 @@ def test_what_a_curve_cannot_be_learned_with_is_refused(learner, message, nfes, 
     [
         ({"nfes": ()}, r"needs numbers of network calls to be learned for, got nfes = \(\)"),
         ({"degree": 0}, "degree must be at least 1, got 0"),
-        ({"max_shift": -0.1}, "max_shift must not be negative, got -0.1"),
+        ({"max_shift": -0.1}, "max_shift must be at least 0, got -0.1"),
         ({"frozen": ("grid",)}, r"must be some of \['logits', 'shifts'\], got \['grid'\]"),
     ],
 )

@@ -177,3 +177,11 @@ def test_weights_stay_leaves_and_cross_jit_as_arguments(wrap):
     assert call._cache_size() == 1
     assert np.abs(one - two).max() > 0.01
     np.testing.assert_allclose(two, wrap(Partial(linear, second))(X, T, None), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["noise", "data", "v"])
+def test_an_output_that_would_be_broadcast_is_refused(kind):
+    model = denoisers.to_noise(Partial(constant, EPS[:1]), VP, kind)
+    to = "data" if kind == "noise" else "noise"
+    with pytest.raises(ValueError, match=r"shape of its input, \(5, 3\), got \(1, 3\)"):
+        denoisers.convert(model, VP, to)(X, T)

@@ -71,3 +71,12 @@ def test_numbers_are_read_as_they_are():
 def test_what_is_no_number_is_nan(values):
     assert np.isnan(disk.numbers(values))
     assert disk.numbers(values).shape == ()
+
+
+def test_what_cannot_be_written_is_found_out_before(tmp_path):
+    (tmp_path / "file").touch()
+    for path, message in ((tmp_path / "file" / "x.png", "File exists"), (tmp_path, "it is a folder")):
+        with pytest.raises(OSError, match=f"cannot write {path}: {message}"):
+            disk.check_writable(path)
+    disk.check_writable(tmp_path / "new" / "x.png")
+    assert list((tmp_path / "new").iterdir()) == []

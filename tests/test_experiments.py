@@ -2,10 +2,13 @@
 
 import errno
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +19,10 @@ import pytest
 from jax.tree_util import Partial
 
 from configs import gaussian as gaussian_config
-from experiments import common, models
+from experiments import common, models, workdir
 from experiments import train as train_main
 from experiments.plan import Plan
-from ld3_jax import learning, pretrained
+from ld3_jax import checkpoint, learning, pretrained
 from ld3_jax.grids import GRIDS, grid
 
 STEPS = 40
@@ -146,6 +149,7 @@ def test_evaluate_prints_the_comparison_on_other_noise(finished):
     )
     assert "30 held-out noises" in result.stdout
     assert result.stdout.index("learned") < result.stdout.index("quadratic")  # best first
+    assert "KL(teacher || learned)" in result.stdout
 
 
 def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
@@ -193,7 +197,9 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     assert process.returncode == 1
     assert error.strip().endswith("interrupted; the same command goes on from here")
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
-    assert max(int(path.name) for path in (tmp_path / "run" / "checkpoints" / "100000-logsnr").iterdir()) == steps[-1]
+    assert (
+        max(int(path.stem) for path in (tmp_path / "run" / "checkpoints" / "100000-logsnr").glob("*.json")) == steps[-1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -248,6 +254,30 @@ def test_the_learner_of_second_order_refuses_a_loss_that_is_no_function_of_squar
         ("network.guidance", 2.0, "'ring' has no guidance: it must be 1.0, got 2.0"),
         ("network.random_weights", True, "'ring' has no random_weights"),
         ("data.valid", -1, "data.valid must be at least 0, got -1"),
+        ("data.train", 10**12, "data.train must be at most 2147483647, got 1000000000000"),
+        ("seed", -1, "seed must be at least 0, got -1"),
+        ("seed", 2**70, "seed must be at most 4294967295, got 1180591620717411303424"),
+        ("seed", None, "seed must have a value, got None"),
+        ("learn.init", None, "learn.init must have a value, got None"),
+        ("teacher.batch_size", 0, "teacher.batch_size must be at least 1, got 0"),
+        ("teacher.nfe", 2, "teacher: solver 'unipc' of order 3 needs an integer nfe of at least 3, got 2"),
+        ("teacher.cache", "", "teacher.cache must name a folder, got ''"),
+        ("learn.logits_rate", -1.0, "learn.logits_rate must be at least 0, got -1.0"),
+        ("learn.shifts_rate", math.inf, "learn.shifts_rate must be finite, got inf"),
+        ("learn.coefficients_rate", math.nan, "learn.coefficients_rate must be a number, got nan"),
+        ("learn.gamma", math.inf, "learn.gamma must be finite, got inf"),
+        ("learn.noise_rate", math.nan, "learn.noise_rate must be a number, got nan"),
+        ("learn.patience", -1, "learn.patience must be at least 0, got -1"),
+        ("learn.decay", math.nan, "learn.decay must be a number, got nan"),
+        ("learn.logits_floor", 2.0, "learn.logits_floor must be at most 1, got 2.0"),
+        ("learn.shifts_floor", -1e-9, "learn.shifts_floor must be at least 0"),
+        ("learn.floor_visits", 0, "learn.floor_visits must be at least 1, got 0"),
+        ("learn.frozen_steps", -1, "learn.frozen_steps must be at least 0, got -1"),
+        ("learn.tangents", 0, "learn.tangents must be at least 1, got 0"),
+        ("learn.valid_batch", 0, "learn.valid_batch must be at least 1, got 0"),
+        ("learn.validate_every", 0, "learn.validate_every must be at least 1, got 0"),
+        ("learn.history", 0, "learn.history must be at least 1, got 0"),
+        ("learn.max_shift", 5.0, "learn.max_shift must be at most 0.5, got 5.0"),
     ],
 )
 def test_a_bad_value_is_refused_before_anything_is_computed(key, value, message, config, tmp_path):
@@ -338,6 +368,15 @@ def test_a_damaged_teacher_file_is_named_and_made_again(config, tmp_path, caplog
     assert first == second
 
 
+def test_nan_from_the_teacher_stops_the_run_before_it_claims_its_workdir(config, tmp_path, monkeypatch):
+    ring = pretrained.load("ring")
+    broken = replace(ring, model=Partial(lambda inner, x, t, cond=None: inner(x, t) / (x[:, :1] > 0), ring.model))
+    monkeypatch.setattr(models, "of_config", lambda config: broken)
+    with pytest.raises(FloatingPointError, match=r"of the 30 of the teacher's samples are not finite, numbers \d+"):
+        train_main.run(config, tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {".lock"}
+
+
 def test_nan_from_the_network_names_the_step_and_the_last_good_checkpoint(config, tmp_path, monkeypatch):
     ring = pretrained.load("ring")
     uniform = grid("uniform", ring.schedule, 5)
@@ -352,9 +391,111 @@ def test_nan_from_the_network_names_the_step_and_the_last_good_checkpoint(config
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+; last good checkpoint: .*checkpoints"):
         train_main.run(config, tmp_path / "run")
     logged = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    kept = max(int(path.name) for path in (tmp_path / "run" / "checkpoints" / f"{STEPS}-uniform").iterdir())
+    kept = max(int(path.stem) for path in (tmp_path / "run" / "checkpoints" / f"{STEPS}-uniform").glob("*.json"))
     assert len(logged) == kept >= 1
     assert not (tmp_path / "run" / "schedule.json").exists()
+
+
+def test_a_damaged_checkpoint_gives_way_to_an_earlier_one_and_the_bits_are_the_same(
+    config, tmp_path, monkeypatch, caplog
+):
+    config.learn.init, config.learn.learner, config.learn.what = "logsnr", "optax", ("times",)
+    save = checkpoint.save
+
+    def interrupted(folder: Path, step: int, state: object) -> None:
+        save(folder, step, state)
+        if step == 25:
+            raise KeyboardInterrupt
+
+    train_main.run(config, tmp_path / "whole")
+    monkeypatch.setattr(workdir, "_SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr(checkpoint, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_main.run(config, tmp_path / "run")
+    monkeypatch.setattr(checkpoint, "save", save)
+    newest = max((tmp_path / "run" / "checkpoints").rglob("*.json")).with_suffix("")
+    (newest / "manifest.ocdbt").write_bytes(b"")
+    train_main.run(config, tmp_path / "run")
+    assert f"{newest} is damaged" in caplog.text
+    for name in ("schedule.json", "metrics.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_second_process_is_told_to_wait(config, tmp_path):
+    with (
+        workdir.held(tmp_path / "run", config),
+        pytest.raises(ValueError, match=r"another process is at work in .*run; wait for it, or take another"),
+    ):
+        train_main.run(config, tmp_path / "run")
+    with workdir.held(tmp_path / "run", config):
+        pass
+
+
+@pytest.mark.parametrize("content", ["[1]", "5", "{", '"x"', "\xff"])
+def test_a_config_file_of_another_program_is_left_alone(content, config, tmp_path):
+    (tmp_path / "config.json").write_bytes(content.encode("latin1"))
+    with pytest.raises(ValueError, match=r"config\.json: not"):
+        train_main.run(config, tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == content.encode("latin1")
+
+
+STEP = {"start": "edm", "step": 1, "loss": 1.0, "valid_loss": 1.0, "best_loss": 1.0, "grad_norm": 0.1, "moved": 0.0}
+
+
+@pytest.mark.parametrize("change", [5, [], {}, {"step": None}, {"loss": "x"}, {"step": math.inf}, {"loss": 10**400}])
+def test_a_record_of_steps_of_another_program_is_named(change, tmp_path):
+    path, line = tmp_path / "metrics.jsonl", json.dumps(STEP) + "\n"
+    path.write_text(line + json.dumps(STEP | change if isinstance(change, dict) and change else change) + "\n" + line)
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is no record of a step .*if you move it away"):
+        workdir.read_log(path)
+    path.write_text(line + line[:20])
+    assert workdir.read_log(path) == [STEP]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def get_config(:", r"c\.py: get_config\(\) fails \(SyntaxError"),
+        ("x = 5", r"c\.py: get_config\(\) fails \(KeyError"),
+        ("def get_config(): return 1 / 0", "fails .ZeroDivisionError"),
+        ("def get_config(): return None", "must return a ConfigDict, got None"),
+        ("from configs.default import get_config", "unknown key --config.solver.nef; did you mean --config.solver.nfe"),
+    ],
+)
+def test_a_bad_configuration_file_is_one_clear_error(content, message, tmp_path):
+    (tmp_path / "c.py").write_text(content)
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        common._parse_flags(["train", "--config", str(tmp_path / "c.py"), "--config.solver.nef", "5"])
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("a\n b"), "^a b$"),
+        (MemoryError(), "^not enough memory; fewer samples"),
+        (RuntimeError("RESOURCE_EXHAUSTED: 3 GB"), "^not enough memory; .*3 GB"),
+        (TypeError("unhashable"), "^TypeError: unhashable. This is a fault of ld3_jax; its traceback is in .*txt"),
+    ],
+)
+def test_any_error_is_one_line(error, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert re.search(message, common._message(error))
+    assert len(list(tmp_path.iterdir())) == isinstance(error, TypeError)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("train", ["--config=configs/gaussian.py", "--workdir="], "flag --workdir=: it must not be empty"),
+        ("sample", ["--schedule=s.json", "--out=README.md/x.png"], "cannot write README.md/x.png: "),
+    ],
+)
+def test_a_bad_flag_is_one_clear_error(name, arguments, message):
+    result = main(name, *arguments, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_earlier_results(config, tmp_path, monkeypatch):

@@ -232,7 +232,7 @@ def test_a_damaged_storage_is_refused_when_it_is_asked_for(tmp_path):
     path.write_bytes(content[:place] + b"\7" + content[place + 1 :])
     state = files.read(path).state
     assert not state["whole"].any()
-    with pytest.raises(ValueError, match=r"model\.ckpt: cut short or damaged \(Bad CRC-32"):
+    with pytest.raises(ValueError, match=r"model\.ckpt: cut short or damaged \(BadZipFile: Bad CRC-32"):
         state["w"]
 
 
@@ -324,3 +324,84 @@ def test_shards_are_joined_and_a_missing_array_is_named(tmp_path):
     index.write_text(json.dumps({"weight_map": {"w0": "0.safetensors", "w2": "1.safetensors"}}))
     with pytest.raises(ValueError, match="its files lack w2"):
         files.read(index)
+
+
+STORAGE = pickles.Storage(np.dtype("<f4"), lambda: bytes(40))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        pickles.Tensor(STORAGE, 0, (10**15,), (0,)),
+        pickles.Tensor(STORAGE, 0, (10**9, 10**9), (0, 0)),
+        pickles.Tensor(STORAGE, -4, (2,), (1,)),
+        pickles.Tensor(STORAGE, 10**30, (2,), (1,)),
+        pickles.Tensor(STORAGE, 4, (2,), (-1,)),
+        pickles.Tensor(STORAGE, 0, (-2,), (1,)),
+        pickles.Tensor(STORAGE, 0, (2, 2), (10**30, 1)),
+    ],
+    ids=str,
+)
+def test_a_tensor_larger_than_its_storage_or_before_it_is_refused(tensor):
+    with pytest.raises(ValueError, match="does not fit its 40 bytes"):
+        tensor.array()
+
+
+REACHABLE = ["torch._utils _rebuild_tensor", "numpy dtype", "collections OrderedDict", "torch Size", "omegaconf Any"]
+
+
+@pytest.mark.parametrize("state", [b"}S'x'\nK\x01s", b"N}S'name'\nK\x01s\x86"], ids=["dict", "slots"])
+@pytest.mark.parametrize("name", REACHABLE)
+def test_a_pickle_sets_no_attributes_of_what_it_can_reach(name, state):
+    module, name = name.split()
+    with pytest.raises(ValueError, match="a file: cut short or damaged"):
+        pickles.load(io.BytesIO(f"\x80\x02c{module}\n{name}\n".encode("latin1") + state + b"b."), "a file")
+
+
+def of_safetensors(dtype, config="{}"):
+    header = {"a": {"dtype": dtype, "shape": [8], "data_offsets": [0, 4 if dtype == "F4" else 8]}}
+    text = json.dumps(header | {"__metadata__": {"config": config}}).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(header["a"]["data_offsets"][1])
+
+
+def of_zip(name, content, method=zipfile.ZIP_STORED, encrypted=False, kind=None):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr(name, content)
+    data = bytearray(buffer.getvalue())
+    for at, flags, of_method in ((data.index(b"PK\3\4"), 6, 8), (data.index(b"PK\1\2"), 8, 10)):
+        data[at + flags] |= encrypted
+        data[at + of_method] = data[at + of_method] if kind is None else kind
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("m.safetensors", of_safetensors("F8_E4M3"), "a is of a dtype that is not read"),
+        ("m.safetensors", of_safetensors("F4"), "a is of a dtype that is not read"),
+        ("m.safetensors", of_safetensors("U8", "{"), "cut short or damaged"),
+        ("m.safetensors", of_safetensors("U8", "[]"), r"its config must be an object, got \[\]"),
+        ("m.ckpt", pickle.dumps({"state_dict": 5}), "its state_dict is a int, not arrays by name"),
+        ("m.ckpt", pickle.dumps({"state_dict": {3: 4}}), "holds no arrays by name"),
+        ("m.ckpt", b"\x80\x05\x96" + b"\xff" * 7 + b"\x0f.", "cut short or damaged"),
+        ("m.ckpt", b"\x80\x02K\x01r\xff\xff\xff\x7f}.", "holds no arrays by name"),
+        ("m.zip", of_zip("m.ckpt", b"x", encrypted=True), "cut short or damaged .RuntimeError: .*encrypted"),
+        ("m.zip", of_zip("m.ckpt", b"x", kind=97), "cut short or damaged .NotImplementedError"),
+        ("m.zip", of_zip("m.ckpt", bytes(10**8), zipfile.ZIP_DEFLATED), "expands to more than 100 times its size"),
+        ("m.safetensors.index.json", b"[]", "no index of files"),
+        ("m.safetensors.index.json", b'{"weight_map": {"a": 5}}', "no index of files"),
+        ("m.safetensors.index.json", b'{"weight_map": {"a": "none"}}', "cut short or damaged .FileNotFoundError"),
+        ("m.safetensors.index.json", b"\xff", "not valid JSON"),
+    ],
+)
+def test_a_damaged_or_hostile_file_is_one_error_that_names_it(name, content, message, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=rf"{name}: .*{message}"):
+            dict(files.read(path).state)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()

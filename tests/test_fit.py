@@ -11,6 +11,7 @@ from ld3_jax import grids, learning, losses, schedules
 from ld3_jax.learning import (
     Discretization,
     Gaps,
+    GaussNewton,
     GradientDescent,
     LevenbergMarquardt,
     Patience,
@@ -172,8 +173,7 @@ def test_a_loss_that_is_no_number_stops_learning_and_names_the_step(quick, pairs
     [
         (GradientDescent(batch_size=9, held_out=8), r"at most the 8 training pairs .* got 9"),
         (LevenbergMarquardt(batch_size=17), r"at most the 16 training pairs .* got 17"),
-        (GradientDescent(held_out=16), "less than the 16 pairs and not negative, got 16"),
-        (GradientDescent(held_out=-1), "less than the 16 pairs and not negative, got -1"),
+        (GradientDescent(held_out=16), "less than the 16 pairs, got 16"),
     ],
 )
 def test_more_pairs_than_there_are_are_refused(learner, message, pairs):
@@ -264,3 +264,30 @@ def test_memory_holds_the_states_and_no_activations():
     stored = 35 * 3 * 4 * batch * size  # a state, its base, one prediction
     assert long < 0.3 * without
     assert long - short < 1.1 * stored
+
+
+@pytest.mark.parametrize("where", ["x_T", "x_0"])
+def test_pairs_that_are_not_finite_are_refused(where, pairs):
+    some = part(pairs, 0, 16)
+    broken = some._replace(**{where: getattr(some, where).at[13].set(jnp.nan)})
+    with pytest.raises(FloatingPointError, match="1 of the 16 of the pairs to learn from are not finite, numbers 13"):
+        learning.fit(make_student(), broken, KEY, learner=SHORT)
+
+
+def test_without_a_finite_validation_nothing_is_described(pairs):
+    task = learning.make_task(make_student(), part(pairs, 0, 16), KEY, Gaps(), SHORT)
+    state = learning.begin(task, "logsnr")._replace(best_loss=jnp.float32(jnp.inf))
+    with pytest.raises(FloatingPointError, match="no validation had a finite loss"):
+        learning.describe(task, state)
+
+
+@pytest.mark.parametrize(("solver", "nfe"), [("euler", 1), ("heun", 2)])
+def test_one_step_learns_coefficients_by_gradient_descent_alone(solver, nfe, pairs):
+    one, some = make_student(solver, nfe), part(pairs, 0, 16)
+    learned = learning.fit(one, some, KEY, learner=SHORT, start="logsnr")
+    assert learned.losses["valid"]["learned"] <= learned.losses["valid"]["start"]
+    for learner in (GaussNewton(), LevenbergMarquardt(batch_size=16)):
+        with pytest.raises(ValueError, match=f"need a solver of at least 2 steps, got {solver}"):
+            learning.fit(one, some, KEY, learner=learner)
+    with pytest.raises(ValueError, match=r"nothing is learned: .* a single step has no times"):
+        learning.fit(one, some, KEY, parametrisation=Gaps(), learner=SHORT)

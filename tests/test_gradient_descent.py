@@ -1,6 +1,7 @@
 """Gradient descent: gradients, moving noise, batches, patience, rounds."""
 
 from dataclasses import replace
+from functools import partial
 
 import chex
 import jax
@@ -367,6 +368,15 @@ def test_the_gradient_of_the_whole_objective_equals_finite_differences(solver, n
     [
         (Gaps, "space", "time"),
         (Gaps, "max_shift", -0.1),
+        (Gaps, "max_shift", 5.0),
+        (partial(optimizers.adam, steps=1), "rate", -1.0),
+        (partial(optimizers.adam, steps=1), "rate", float("inf")),
+        (GradientDescent, "frozen_steps", -1),
+        (GradientDescent, "held_out", -1),
+        (SoftSurrogate, "gamma", float("inf")),
+        (SoftSurrogate, "rate", float("nan")),
+        (Patience, "decay", float("nan")),
+        (Patience, "floors", (("logits", -0.5),)),
         (GradientDescent, "steps", 0),
         (GradientDescent, "batch_size", 0),
         (GradientDescent, "validate_every", 0),
@@ -378,5 +388,6 @@ def test_the_gradient_of_the_whole_objective_equals_finite_differences(solver, n
     ],
 )
 def test_a_bad_choice_is_refused_by_name(of, name, value):
-    with pytest.raises(ValueError, match=f"{name}.*{value}"):
+    given = value[0][1] if name == "floors" else value
+    with pytest.raises(ValueError, match=f"{name[:5]}.*{given}"):
         of(**{name: value})

@@ -1,11 +1,14 @@
 """Hand-made time grids: their closed forms, ends and order."""
 
+from dataclasses import dataclass
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from noise_schedules import SCHEDULES
 
-from ld3_jax import grids
+from ld3_jax import grids, schedules
 
 N = 6
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
@@ -61,3 +64,33 @@ def test_an_unknown_grid_is_refused():
 def test_a_grid_without_steps_is_refused(n):
     with pytest.raises(ValueError, match=f"at least 1 step, got {n}"):
         grids.grid("uniform", SCHEDULES["VELinear"], n)
+
+
+@dataclass(frozen=True)
+class _Straight(schedules.NoiseSchedule):
+    """Rectified flow as one writes it by hand; lam is infinite at t = 0 and t = 1."""
+
+    t_min: float = 0.0
+    t_max: float = 1.0
+
+    def log_alpha(self, t):
+        return jnp.log1p(-t)
+
+    def log_sigma(self, t):
+        return jnp.log(t)
+
+    def inverse_lam(self, lam):
+        return jax.nn.sigmoid(-lam)
+
+
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        ((0.0, 1.0), "finite and grow from t_max to t_min, got -inf at 1.0 and inf at 0.0"),
+        ((0.5, 0.1), "finite and grow"),
+    ],
+)
+def test_a_noise_schedule_without_a_finite_lam_at_its_ends_is_refused(ends, message):
+    with pytest.raises(ValueError, match=message):
+        jax.jit(lambda: grids.grid("logsnr", _Straight(*ends), N))()
+    assert np.isfinite(grids.grid("logsnr", _Straight(1e-3, 0.999), N)).all()

@@ -21,8 +21,9 @@ CALLS = {
     "one image a row": (plots.image_rows, {"teacher": IMAGES[:1], "learned": IMAGES[1:2]}, "title", {}),
     "one row": (plots.image_rows, {"teacher": IMAGES}, "title", {}),
     "gray row": (plots.image_rows, {"teacher": IMAGES[..., :1]}, "title", {}),
-    "grid": (plots.image_grid, IMAGES, "title"),
-    "one image": (plots.image_grid, IMAGES[:1], "title"),
+    "grid": (plots.image_grid, IMAGES),
+    "gray grid": (plots.image_grid, IMAGES[..., :1]),
+    "one image": (plots.image_grid, IMAGES[:1]),
     "scatter": (plots.scatter_rows, {"teacher": POINTS, "learned": POINTS + 0.1}, "title"),
 }
 
@@ -42,7 +43,7 @@ def test_picture_is_readable_and_not_blank(name, tmp_path):
 
 def test_images_keep_their_colors(tmp_path):
     red = np.tile([1.0, 0.0, 0.0], (4, 4, 4, 1))
-    plots.image_grid(tmp_path / "red.png", red, "")
+    plots.image_grid(tmp_path / "red.png", red)
     with Image.open(tmp_path / "red.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert (pixels == [255, 0, 0]).all(-1).mean() > 0.5

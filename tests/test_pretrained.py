@@ -240,7 +240,7 @@ def test_a_models_identity_is_that_in_the_files_of_earlier_versions(name, settin
         ("imagenet256", {"guidance": "2"}, r"network\.guidance must be of type float, got '2'"),
         ("cifar10", {"random_weights": 1}, r"network\.random_weights must be of type bool, got 1"),
         ("imagenet256", {"guidance": 0.0}, r"network\.guidance must be greater than 0, got 0\.0"),
-        ("stable_diffusion", {"num_prompts": -1}, r"network\.num_prompts must not be negative, got -1"),
+        ("stable_diffusion", {"num_prompts": -1}, r"network\.num_prompts must be at least 0, got -1"),
         ("ring", {"weights": "x"}, r"\['weights'\] are no settings of a model"),
     ],
 )
@@ -257,3 +257,10 @@ def test_a_missing_file_of_no_known_name_is_an_error_that_lists_the_known_ones(t
 def test_text_needs_prompts_and_an_encoder():
     with pytest.raises(ValueError, match=r"network\.prompts must name a file of prompts"):
         pretrained.load("stable_diffusion", file="not-read.ckpt")
+
+
+def test_a_folder_in_place_of_a_file_names_the_files_in_it(tmp_path):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "model.safetensors").touch()
+    with pytest.raises(ValueError, match=r"is a folder; give the file of the weights, one of .*unet/model"):
+        pretrained.load("cifar10", file=str(tmp_path))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import chex
 import jax
@@ -195,6 +196,10 @@ def test_a_class_that_would_compare_by_its_type_alone_is_refused():
         lambda: schedules.VPLinear(beta_0=0.0),
         lambda: schedules.VPLinear(beta_0=2.0, beta_1=1.0),
         lambda: schedules.VPLinear(t_min=0.0),
+        lambda: schedules.VPLinear(t_max=math.inf),
+        lambda: schedules.VPLinear(beta_1=math.inf),
+        lambda: schedules.VEGeometric(sigma_max=math.inf),
+        lambda: schedules.RectifiedFlow(t_min=math.nan),
         lambda: schedules.VPLinear(t_min=1.0, t_max=1.0),
         lambda: schedules.VPCosine(t_min=0.9946),
         lambda: schedules.VPDiscrete([0.9]),

@@ -8,12 +8,13 @@ from pathlib import Path
 import chex
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import reference
 from jax.tree_util import Partial
 
-from ld3_jax import schedules, solvers
+from ld3_jax import grids, schedules, solvers
 from ld3_jax.solvers import Solver
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "solvers.npz")
@@ -412,3 +413,35 @@ def test_t_and_t_c_of_unlike_shapes_are_refused(shape):
     unchecked = getattr(solvers.make_table, "__wrapped__", solvers.make_table)
     with pytest.raises(ValueError, match="vectors of one length"):
         unchecked(SCHEDULES["VELinear"], t, jnp.ones(shape))
+
+
+@pytest.fixture
+def unchecked():
+    """Without the checks of types that the tests put before the library's own."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("t", [jnp.array([80, 10, 1]), [80, 10, 1]])
+def test_times_that_are_integers_are_refused(t, unchecked):
+    with pytest.raises(ValueError, match="must be of a floating-point dtype, got int32 and int32"):
+        solvers.make_table(schedules.VELinear(), t, solver="ddim")
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ipndm", "unipc"])
+def test_a_prediction_that_would_be_broadcast_is_refused(solver):
+    schedule = schedules.VELinear()
+    with pytest.raises(ValueError, match=r"shape of its input, \(4, 3\), got \(1, 3\)"):
+        solvers.sample(
+            lambda x, t, cond: x[:1], schedule, jnp.ones((4, 3)), grids.grid("edm", schedule, 4), solver=solver
+        )
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ipndm", "unipc"])
+def test_states_of_half_precision_are_integrated_in_the_grids_precision(solver):
+    schedule, x_T = schedules.VELinear(), jnp.ones((4, 3), jnp.bfloat16)
+    t = grids.grid("edm", schedule, 4)
+    half, single = (solvers.sample(lambda x, t, cond: 0.1 * x, schedule, x, t, solver=solver) for x in (x_T, x_T * 1.0))
+    assert half.dtype == jnp.float32
+    np.testing.assert_array_equal(half, single)

@@ -235,7 +235,7 @@ def test_nothing_to_make_is_refused(changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"solver": Solver("ddim")}, "a solver with nfe, got"),
+        ({"solver": Solver("ddim")}, "number of network calls, nfe, got"),
         ({"grid": "magic"}, "grid must be one of"),
         ({"cond": {"class": jnp.arange(6)}}, r"share their leading axis, got shapes \[\(7, 2\), \(6,\)\]"),
         ({"cond": 3.0}, r"share their leading axis, got shapes \[\(7, 2\), \(\)\]"),
@@ -260,3 +260,29 @@ def test_conditions_reach_the_model_and_the_cache(cache, calls):
 
 def test_conditions_do_not_change_the_noise():
     chex.assert_trees_all_equal(make(cond=CLASSES).x_T, make().x_T)
+
+
+def _broken(x, t, cond=None):
+    """Some samples are so far out that the network has no answer."""
+    return jnp.where(jnp.abs(x).max(-1, keepdims=True) > 1.5, jnp.nan, x)
+
+
+def test_samples_that_are_not_finite_are_refused_or_left_out(cache):
+    broken, kept = {"model": Partial(_broken), "cache": cache}, np.abs(NOISE).max(-1) <= 1.5
+    bad = np.flatnonzero(~kept)
+    assert 0 < len(bad) < 7
+    with pytest.raises(FloatingPointError, match=f"{len(bad)} of the 7 of the teacher's samples .* numbers {bad[0]}"):
+        make(**broken)
+    assert len(batch_files(cache)) == 3  # nothing is lost
+    pairs = make(**broken, drop_not_finite=True, cond=CLASSES)
+    chex.assert_trees_all_equal((pairs.x_T, pairs.cond), (NOISE[kept], {"class": CLASSES["class"][kept]}))
+    assert np.isfinite(pairs.x_0).all()
+    with pytest.raises(FloatingPointError, match="7 of the 7"):
+        make(model=Partial(lambda x, t, cond=None: x * jnp.nan), drop_not_finite=True)
+
+
+def test_noise_of_half_precision_makes_pairs_of_single_precision(cache):
+    half = NOISE.astype(jnp.bfloat16)
+    pairs = make(cache, x_T=half)
+    chex.assert_trees_all_equal(pairs, make(cache, x_T=half.astype(jnp.float32)), strict=True)
+    assert len(batch_files(cache)) == 3

@@ -116,10 +116,42 @@ def test_prompts_come_from_lines_or_captions(name, content, tmp_path):
         ("prompts.txt", " \n", "holds no prompts"),
         ("captions.json", '{"annotations": []}', "holds no prompts"),
         ("captions.json", '[{"caption": "a cat"}]', "no captions of MS-COCO"),
-        ("captions.json", "{", "no captions of MS-COCO"),
+        ("captions.json", "{", r"captions.json: not valid JSON"),
+        ("captions.json", '{"annotations": [{"caption": 5}]}', "no captions of MS-COCO"),
+        ("captions.json", "[1]", "no captions of MS-COCO"),
     ],
 )
 def test_a_file_without_prompts_is_refused(name, content, message, tmp_path):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         text.read_prompts(tmp_path / name)
+
+
+def test_the_tokenizer_of_diffusers_lies_beside_the_encoder(encoder, tmp_path):
+    vocabulary, own = tmp_path / "pipeline" / "tokenizer", tmp_path / "pipeline" / "text_encoder"
+    shutil.copytree(encoder, own)
+    for file in ("vocab.json", "merges.txt"):
+        (own / file).unlink()
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer .* in .*text_encoder or .*tokenizer"):
+        text.embed(PROMPTS, own, tmp_path)
+    vocabulary.mkdir()
+    for file in ("vocab.json", "merges.txt"):
+        shutil.copy(encoder / file, vocabulary)
+    found = text.embed(PROMPTS, own, tmp_path)
+    np.testing.assert_array_equal(found.prompts, text.embed(PROMPTS, encoder, tmp_path).prompts)
+    assert np.abs(found.prompts[0] - found.prompts[1]).max() > 0.1
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"{}"])
+def test_a_damaged_cache_is_named_and_made_again(content, encoder, tmp_path, caplog):
+    first = text.embed(PROMPTS, encoder, tmp_path)
+    (file,) = tmp_path.glob("text-*.npz")
+    file.write_bytes(content)
+    np.testing.assert_array_equal(text.embed(PROMPTS, encoder, tmp_path).prompts, first.prompts)
+    assert str(file) in caplog.text
+
+
+def test_prompts_that_are_no_text_are_named(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes(b"a \xff cat")
+    with pytest.raises(ValueError, match=r"prompts\.txt: not a text of UTF-8"):
+        text.read_prompts(tmp_path / "prompts.txt")

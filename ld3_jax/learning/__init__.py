@@ -1,5 +1,6 @@
 """Learning: parametrisations, learners, and what was learned."""
 
+from ld3_jax.learning.bound import Bound, kl_bound
 from ld3_jax.learning.by_part import ByPart
 from ld3_jax.learning.coefficients import WithCoefficients
 from ld3_jax.learning.curve import Curve
@@ -17,6 +18,7 @@ from ld3_jax.learning.state import StepMetrics, Task, TrainState
 from ld3_jax.learning.student import Student, distances, make_student
 
 __all__ = [
+    "Bound",
     "ByPart",
     "Coefficients",
     "Curve",
@@ -41,6 +43,7 @@ __all__ = [
     "describe",
     "distances",
     "fit",
+    "kl_bound",
     "learn",
     "load",
     "make_student",

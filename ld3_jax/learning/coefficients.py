@@ -17,6 +17,7 @@ from ld3_jax.learning.discretization import (
 )
 from ld3_jax.learning.gaps import Gaps
 from ld3_jax.learning.parametrisation import Mask, Parametrisation, Params, all_of, known_groups
+from ld3_jax.ranges import COUNT, check
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, make_table
 
@@ -51,8 +52,7 @@ class WithCoefficients:
             raise ValueError(
                 f"coefficients are those of one number of network calls, so not of a curve, got {self.times}"
             )
-        if self.history is not None and self.history < 1:
-            raise ValueError(f"history must be at least 1, or None for all, got {self.history}")
+        check(vars(self), {"history": COUNT.or_none()})
         known_groups(self.frozen, ("coefficients",))
 
     def init(self, start: Discretization, schedule: NoiseSchedule, solver: Solver) -> Params:

@@ -19,10 +19,12 @@ from ld3_jax.disk import numbers
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning.discretization import Discretization, on_grid
 from ld3_jax.learning.parametrisation import Mask, Params, all_of, known_groups
+from ld3_jax.ranges import COUNT, SHIFT, check
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 
 _CENTRE = 6  # steps at which a curve does not bend
+_DEGREE = COUNT._replace(most=128)
 
 
 @jax.tree_util.register_static
@@ -40,12 +42,12 @@ class Curve:
 
     Attributes:
         nfes: the numbers of network calls that the curve is learned for together.
-        degree: m.
-        max_shift: bound on the shifts, in steps; at most 0.5 keeps t_c in order.
+        degree: m, at most 128: the binomials of more are beyond float32.
+        max_shift: bound on the shifts, in steps: at most 0.5, which keeps t_c in order.
         frozen: groups that stay as they start, "logits" or "shifts".
 
     Raises:
-        ValueError: if nfes is empty, the degree is less than 1, max_shift is negative or a group is unknown.
+        ValueError: if nfes is empty, a number is out of its range or a group is unknown.
     """
 
     nfes: tuple[int, ...] = (4, 6, 8, 10)
@@ -56,10 +58,9 @@ class Curve:
     def __post_init__(self) -> None:
         if not self.nfes:
             raise ValueError("a curve needs numbers of network calls to be learned for, got nfes = ()")
-        if self.degree < 1:
-            raise ValueError(f"degree must be at least 1, got {self.degree}")
-        if not self.max_shift >= 0:
-            raise ValueError(f"max_shift must not be negative, got {self.max_shift}")
+        check(vars(self), {"degree": _DEGREE, "max_shift": SHIFT})
+        each = {f"nfes[{i}]": nfe for i, nfe in enumerate(self.nfes)}
+        check(each, dict.fromkeys(each, COUNT))
         known_groups(self.frozen, ("logits", "shifts"))
 
     def init(self, start: Discretization, schedule: NoiseSchedule, solver: Solver) -> Params:
@@ -133,13 +134,13 @@ def from_record(record: Any) -> tuple[Curve, Params]:
         "logits": degree > 0 and logits.shape == (2, degree) and np.isfinite(logits).all(),
         "shifts": shifts.shape == (2, degree - 1) and np.isfinite(shifts).all(),
         "grid": given.get("grid") in list(GRIDS),
-        "max_shift": max_shift.shape == () and max_shift >= 0,
+        "max_shift": max_shift.shape == () and not SHIFT.lacks(float(max_shift)),
         "nfes": nfes.ndim == 1 and nfes.size > 0 and (nfes >= 1).all() and (nfes % 1 == 0).all(),
     }
     if wrong := [name for name in sound if not sound[name]]:
         raise ValueError(
-            f"a curve has 2 x m finite logits, 2 x (m - 1) finite shifts, a grid of {sorted(GRIDS)}, a max_shift of at "
-            f"least 0 and a list of nfes; wrong here: {wrong}"
+            f"a curve has 2 x m finite logits, 2 x (m - 1) finite shifts, a grid of {sorted(GRIDS)}, a max_shift "
+            f"from 0 to {SHIFT.most} and a list of nfes; wrong here: {wrong}"
         )
     curve = Curve(tuple(map(int, nfes)), degree, float(max_shift))
     return curve, _flat(given["grid"], degree) | {"logits": jnp.asarray(logits), "shifts": jnp.asarray(shifts)}

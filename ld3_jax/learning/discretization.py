@@ -111,7 +111,7 @@ def changed(table: Table, change: Coefficients) -> Table:
         change: what was learned for it.
 
     Raises:
-        ValueError: if the change is for another number of network calls.
+        ValueError: if the change is for another number of network calls, or of a corrector where there is none.
 
     Reference: arXiv:2502.17423 (S4S: multistep coefficients); arXiv:2403.01329 (BNS: all of a solver's coefficients).
     """
@@ -119,6 +119,8 @@ def changed(table: Table, change: Coefficients) -> Table:
         raise ValueError(f"coefficients for {len(change.predict)} network calls on a table of {len(table.t)}")
     k = max(change.predict.shape[1], table.predict_history.shape[1])
     correct = table.correct_history
+    if bool(correct.size) != bool(getattr(change.correct, "size", 0)):
+        raise ValueError("coefficients must have 'correct' where the solver has a corrector, and nowhere else")
     if correct.size:
         correct = _add_weights(correct, jnp.asarray(change.correct).reshape(len(correct), -1), k)
     return table._replace(

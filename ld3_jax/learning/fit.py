@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from ld3_jax import losses
-from ld3_jax.batches import device_count, replicate
+from ld3_jax.batches import check_finite, device_count, replicate
 from ld3_jax.learning.coefficients import WithCoefficients
 from ld3_jax.learning.curve import Curve
 from ld3_jax.learning.discretization import Discretization, on_grid
@@ -54,7 +54,7 @@ def fit(
     Raises:
         ValueError: if there are fewer pairs than a batch, a batch does not divide among the devices, or learner,
             parametrisation, loss and start do not fit together.
-        FloatingPointError: if a loss is not finite; it names the step.
+        FloatingPointError: if pairs are not finite, a loss is not (it names the step), or that of no validation is.
 
     For progress, checkpoints and resuming, give `learn` an `advance` of your own; this function is two lines around it.
     """
@@ -70,8 +70,9 @@ def make_task(
     Args and raises as of `fit`.
     """
     count = len(jax.tree.leaves(pairs)[0])
-    if not 0 <= learner.held_out < count:
-        raise ValueError(f"held_out must be less than the {count} pairs and not negative, got {learner.held_out}")
+    check_finite((pairs.x_T, pairs.x_0), "the pairs to learn from")
+    if learner.held_out >= count:
+        raise ValueError(f"held_out must be less than the {count} pairs, got {learner.held_out}")
     known = count - learner.held_out
     if learner.batch_size > known or learner.batch_size % device_count():
         raise ValueError(
@@ -80,7 +81,10 @@ def make_task(
         )
     train, valid = jax.tree.map(lambda leaf: leaf[:known], pairs), jax.tree.map(lambda leaf: leaf[known:], pairs)
     if not parametrisation.rates(student.solver):
-        raise ValueError(f"every group of numbers is frozen, so that nothing is learned: {parametrisation}")
+        raise ValueError(
+            "nothing is learned: every group of numbers is frozen, or a single step has no times between its ends: "
+            f"{parametrisation}, {student.solver}"
+        )
     if student.loss is None:
         student = student._replace(loss=losses.both(pairs.x_0))
     task = Task(student, train, valid if learner.held_out else train, key, parametrisation, learner)
@@ -155,7 +159,13 @@ def steps(task: Task, state: TrainState, until: int | None = None) -> Iterator[t
 
 
 def describe(task: Task, state: TrainState) -> Learned:
-    """What the best numbers of a state stand for."""
+    """What the best numbers of a state stand for.
+
+    Raises:
+        FloatingPointError: if no validation had a finite loss.
+    """
+    if not math.isfinite(state.best_loss):
+        raise FloatingPointError("no validation had a finite loss, so that none of the learned times are the best")
     student, schedule = task.student, task.student.schedule
     found = task.discretization(state.best, student)
     figures = {"valid": {"start": float(state.start_loss), "learned": float(state.best_loss)}}

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from ld3_jax.learning.discretization import Discretization, on_grid
 from ld3_jax.learning.parametrisation import Mask, Params, all_of, known_groups
+from ld3_jax.ranges import SHIFT, check
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 
@@ -40,11 +41,11 @@ class Gaps:
 
     Attributes:
         space: the coordinate: "lambda" (half-log-SNR) or "t".
-        max_shift: bound on the shifts in units of the smallest gap; at most 0.5 keeps t_c in order.
+        max_shift: bound on the shifts in units of the smallest gap: at most 0.5, which keeps t_c in order.
         frozen: groups that stay as they start: "logits" (n,), "shifts" (n - 1,) in units of the space.
 
     Raises:
-        ValueError: if the space or a group is unknown, or max_shift is negative.
+        ValueError: if the space or a group is unknown, or max_shift is not in [0, 0.5].
 
     Reference: Tong et al., arXiv:2405.15506, section 4.
     Differs from the paper: its code takes the bound in lambda space from the raw logits, so equal ones forbid shifts.
@@ -57,8 +58,7 @@ class Gaps:
     def __post_init__(self) -> None:
         if self.space not in SPACES:
             raise ValueError(f"space must be one of {sorted(SPACES)}, got {self.space!r}")
-        if not self.max_shift >= 0:
-            raise ValueError(f"max_shift must not be negative, got {self.max_shift}")
+        check(vars(self), {"max_shift": SHIFT})
         known_groups(self.frozen, ("logits", "shifts"))
 
     def init(self, start: Discretization, schedule: NoiseSchedule, solver: Solver) -> Params:
@@ -98,16 +98,17 @@ class Gaps:
         return jax.lax.stop_gradient(self.max_shift * jnp.abs(width) * jax.nn.softmax(params["logits"]).min())
 
     def learned(self, params: Params) -> Mask:
-        """All numbers but those of the frozen groups."""
-        return all_of(params, self.frozen)
+        """All numbers but those of the frozen groups; a single step has none."""
+        return all_of(params, self.frozen if len(params["logits"]) > 1 else tuple(params))
 
     def solvers(self, solver: Solver) -> tuple[Solver, ...]:
         """The solver itself."""
         return (solver,)
 
     def rates(self, solver: Solver) -> dict[str, float]:
-        """Learning rates for Adam: 0.12 / n for the logits, 0.05 / n for the shifts."""
-        rates = {"logits": 0.12 / solver.n_steps, "shifts": 0.05 / solver.n_steps}
+        """Learning rates for Adam: 0.12 / n for the logits, 0.05 / n for the shifts; none for a single step."""
+        n = solver.n_steps
+        rates = {"logits": 0.12 / n, "shifts": 0.05 / n} if n > 1 else {}
         return {name: rate for name, rate in rates.items() if name not in self.frozen}
 
     def _range(self, schedule: NoiseSchedule, dtype: jnp.dtype) -> tuple[Array, Array]:

@@ -14,21 +14,22 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ld3_jax import losses
 from ld3_jax.batches import spread
+from ld3_jax.learning import quadratic
 from ld3_jax.learning.parametrisation import Params
 from ld3_jax.learning.quadratic import Quadratic, network_calls, quadratic_model, solution
 from ld3_jax.learning.state import (
+    RANGES,
     StepMetrics,
     Task,
     TrainState,
-    at_least_one,
     batch_indices,
     judge,
     unless_done,
     validation_is_due,
     validation_loss,
 )
+from ld3_jax.ranges import COUNT, LESS_THAN_ONE, POSITIVE, UP_TO_ONE, check
 
 
 @jax.tree_util.register_static
@@ -71,18 +72,12 @@ class GaussNewton:
     valid_batch: int = 25
 
     def __post_init__(self) -> None:
-        at_least_one(self, "steps", "batch_size", "validate_every", "tangents", "valid_batch")
-        if not (0 < self.rate <= 1 and 0 < self.damping < jnp.inf and self.largest > 0):
-            raise ValueError(
-                "rate must be in (0, 1], damping and largest greater than 0, "
-                f"got {self.rate}, {self.damping} and {self.largest}"
-            )
-        if not (0 <= self.momentum < 1 and 0 <= self.memory < 1):
-            raise ValueError(f"momentum and memory must be in [0, 1), got {self.momentum} and {self.memory}")
+        own = {"tangents": COUNT, "rate": UP_TO_ONE, "damping": POSITIVE, "largest": POSITIVE}
+        check(vars(self), RANGES | own | {"momentum": LESS_THAN_ONE, "memory": LESS_THAN_ONE})
 
     def check(self, task: Task) -> None:
-        """Losses must be functions of squares."""
-        losses.least_squares(task.student.loss)
+        """See `quadratic.check`."""
+        quadratic.check(task.student.loss, task.parametrisation.solvers(task.student.solver))
 
     def init(self, task: Task, params: Params) -> "Averages":
         """Empty averages."""

@@ -17,10 +17,10 @@ from ld3_jax.learning.optimizers import Optimizer
 from ld3_jax.learning.parametrisation import Mask, Params
 from ld3_jax.learning.patience import Patience, lower_rates
 from ld3_jax.learning.state import (
+    RANGES,
     StepMetrics,
     Task,
     TrainState,
-    at_least_one,
     batch_indices,
     finite_or_inf,
     keep_best,
@@ -30,6 +30,7 @@ from ld3_jax.learning.state import (
     validation_loss,
 )
 from ld3_jax.learning.student import sample_losses
+from ld3_jax.ranges import COUNT_OR_ZERO, POSITIVE, check
 from ld3_jax.teacher import Pairs
 
 
@@ -43,7 +44,7 @@ class SoftSurrogate:
         move_validation: whether validation noise moves too, once a round (a pass over the training pairs).
 
     Raises:
-        ValueError: if gamma is not positive.
+        ValueError: if gamma or the rate is not positive.
 
     Reference: Tong et al., arXiv:2405.15506, section 4.
     """
@@ -53,8 +54,7 @@ class SoftSurrogate:
     move_validation: bool = False
 
     def __post_init__(self) -> None:
-        if not self.gamma > 0:
-            raise ValueError(f"gamma must be greater than 0, got {self.gamma}")
+        check(vars(self), {"gamma": POSITIVE, "rate": POSITIVE})
 
 
 @jax.tree_util.register_static
@@ -93,7 +93,7 @@ class GradientDescent:
     remat: bool = True
 
     def __post_init__(self) -> None:
-        at_least_one(self, "steps", "batch_size", "validate_every", "valid_batch")
+        check(vars(self), RANGES | {"frozen_steps": COUNT_OR_ZERO})
 
     def check(self, task: Task) -> None:
         """The soft surrogate moves the noise under one number of network calls."""

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ld3_jax.denoisers import Model
-from ld3_jax.disk import numbers, write_atomically
+from ld3_jax.disk import numbers, read_json, write_atomically
 from ld3_jax.learning import curve
 from ld3_jax.learning.curve import Curve
 from ld3_jax.learning.discretization import Coefficients, Discretization
@@ -169,10 +169,7 @@ def load(path: str | Path) -> Learned:
         ValueError: if the file is cut short, is no such file, or holds impossible values; the message names what.
     """
     path = Path(path)
-    try:
-        record = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of integers with thousands of digits
-        raise ValueError(f"{path}: not valid JSON, perhaps cut short ({error})") from error
+    record = read_json(path)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"{path}: not a schedule of ld3_jax")
     version = record.get("version")
@@ -200,8 +197,8 @@ def _from_record(record: dict[str, Any], names: list[str]) -> Learned:
         )
     if not t.shape == t_c.shape == lam.shape:
         raise ValueError(f"t, t_c and lam must have one shape, got {t.shape}, {t_c.shape} and {lam.shape}")
-    if not (np.diff(t, axis=0) < 0).all():
-        raise ValueError(f"the times must be finite and t must descend, got t = {t.tolist()}")
+    if not (np.diff(jnp.asarray(t), axis=0) < 0).all():
+        raise ValueError(f"t must descend, got t = {np.asarray(t).tolist()} in {jnp.result_type(float)}")
     change, warp = (record.get(name) if record["version"] > 1 else None for name in ("coefficients", "curve"))
     if record["version"] == 2 and change is None and warp is None:
         raise ValueError("lacks coefficients or a curve, which a schedule of version 2 has")
@@ -223,7 +220,8 @@ def _read_coefficients(change: Any, solver: Solver, *, flat: bool) -> Coefficien
     names = Coefficients._fields
     if not isinstance(change, dict) or not set(names) <= set(change):
         raise ValueError(f"coefficients must be the lists of {names}, got {change!r:.80}")
-    arrays = [numbers(change[name]) for name in names]
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        arrays = [numbers(change[name]).astype(jnp.result_type(float)) for name in names]
     base, *histories = arrays if arrays[2].size else arrays[:2]
     shapes = [rows.shape for rows in histories]
     whole = all(len(shape) in (2, 3) and shape[0] == solver.nfe and shape[2:] == shapes[0][2:] for shape in shapes)

@@ -12,20 +12,21 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from ld3_jax import losses
+from ld3_jax.learning import quadratic
 from ld3_jax.learning.parametrisation import Params
 from ld3_jax.learning.quadratic import Quadratic, network_calls, quadratic_model, solution
 from ld3_jax.learning.state import (
+    RANGES,
     StepMetrics,
     Task,
     TrainState,
-    at_least_one,
     batch_indices,
     judge,
     unless_done,
     validation_is_due,
     validation_loss,
 )
+from ld3_jax.ranges import COUNT, POSITIVE, check
 
 
 @jax.tree_util.register_static
@@ -60,11 +61,11 @@ class LevenbergMarquardt:
     valid_batch: int = 25
 
     def __post_init__(self) -> None:
-        at_least_one(self, "steps", "batch_size", "validate_every", "tangents", "tries", "valid_batch")
+        check(vars(self), RANGES | {"tangents": COUNT, "tries": COUNT, "largest": POSITIVE})
 
     def check(self, task: Task) -> None:
-        """Losses must be functions of squares."""
-        losses.least_squares(task.student.loss)
+        """See `quadratic.check`."""
+        quadratic.check(task.student.loss, task.parametrisation.solvers(task.student.solver))
 
     def init(self, task: Task, params: Params) -> Float[Array, ""]:
         """The damping mu."""

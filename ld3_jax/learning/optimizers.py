@@ -11,6 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import optax
 
+from ld3_jax.ranges import COUNT, NOT_NEGATIVE, check
+
 
 @runtime_checkable
 class Optimizer(Protocol):
@@ -29,11 +31,18 @@ class Optimizer(Protocol):
 
 @dataclass(frozen=True)
 class Rule:
-    """make(rate, steps) as an Optax transformation that compares by value."""
+    """make(rate, steps) as an Optax transformation that compares by value.
+
+    Raises:
+        ValueError: if the rate is negative or not finite, or there is no step.
+    """
 
     make: Callable[[float, int], optax.GradientTransformation]
     rate: float
     steps: int
+
+    def __post_init__(self) -> None:
+        check(vars(self), {"rate": NOT_NEGATIVE, "steps": COUNT})
 
     def init(self, params: Any) -> Any:
         """The initial state."""

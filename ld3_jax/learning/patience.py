@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from ld3_jax.learning.state import TrainState, at_least_one
+from ld3_jax.learning.state import TrainState
+from ld3_jax.ranges import COUNT, SHARE, UP_TO_ONE, check
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Patience:
         visits: stop after so many returns with all rates at their floors.
 
     Raises:
-        ValueError: if validations or visits is less than 1.
+        ValueError: if validations or visits is less than 1, decay is not in (0, 1] or a floor not in [0, 1].
     """
 
     validations: int = 5
@@ -31,7 +32,9 @@ class Patience:
     visits: int = 5
 
     def __post_init__(self) -> None:
-        at_least_one(self, "validations", "visits")
+        check(vars(self), {"validations": COUNT, "decay": UP_TO_ONE, "visits": COUNT})
+        floors = {f"the floor of {group}": factor for group, factor in self.floors}
+        check(floors, dict.fromkeys(floors, SHARE))
 
 
 def lower_rates(state: TrainState, patience: Patience, frozen_steps: int) -> TrainState:

@@ -6,7 +6,7 @@ and nothing is kept for a backward pass: memory does not depend on the number of
 Reference: Nocedal and Wright, Numerical Optimization, chapter 10.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from ld3_jax.learning.jacobian import Directions, every_factor, sample_and_deriv
 from ld3_jax.learning.parametrisation import Params
 from ld3_jax.learning.state import Task, together
 from ld3_jax.learning.student import Student, run
-from ld3_jax.solvers import Expansion, expand
+from ld3_jax.solvers import Expansion, Solver, expand
 from ld3_jax.teacher import Pairs
 
 _BOUND_ROUNDS = 3  # solutions in which more numbers may reach their bounds
@@ -60,6 +60,19 @@ def quadratic_model(task: Task, params: Params, pairs: Pairs, tangents: int) -> 
         jax.tree.map(lambda part, share=share: share * part, model) for model, share in zip(models, shares, strict=True)
     ]
     return jax.tree.map(lambda *part: sum(part), *parts)._replace(loss=loss)
+
+
+def check(loss: Callable, solvers: Iterable[Solver]) -> None:
+    """Refuse what steps of second order cannot learn.
+
+    Raises:
+        ValueError: if the loss is no function of squares, or a solver makes one step: XLA does not compile that.
+    """
+    losses.least_squares(loss)
+    if one := [str(solver) for solver in solvers if solver.n_steps < 2]:
+        raise ValueError(
+            f"steps of second order need a solver of at least 2 steps, got {one[0]}; gradient descent does not"
+        )
 
 
 def network_calls(task: Task, params: Params) -> int:

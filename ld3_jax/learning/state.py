@@ -12,7 +12,11 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from ld3_jax.learning.discretization import Discretization
 from ld3_jax.learning.parametrisation import Parametrisation, Params, discretize
 from ld3_jax.learning.student import Student, distances
+from ld3_jax.ranges import COUNT, COUNT_OR_ZERO
 from ld3_jax.teacher import Pairs
+
+# Of what every learner has.
+RANGES = dict.fromkeys(("steps", "batch_size", "validate_every", "valid_batch"), COUNT) | {"held_out": COUNT_OR_ZERO}
 
 
 class StepMetrics(NamedTuple):
@@ -158,10 +162,3 @@ def unless_done(state: TrainState, new: TrainState) -> TrainState:
 def finite_or_inf(loss: Array) -> Array:
     """The loss, or infinity in place of NaN, which nothing would ever be better than."""
     return jnp.where(jnp.isfinite(loss), loss, jnp.inf)
-
-
-def at_least_one(choices: object, *names: str) -> None:
-    """Refuse numbers less than 1."""
-    for name in names:
-        if getattr(choices, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(choices, name)}")

@@ -15,8 +15,8 @@ import json
 import os
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from ld3_jax.disk import read_json
 from ld3_jax.networks import lazy, pickles
 from ld3_jax.networks.lazy import Lazy
 from ld3_jax.networks.pickles import Inert, Storage, Tensor
@@ -32,7 +33,9 @@ from ld3_jax.networks.pickles import Inert, Storage, Tensor
 _ZIP_MAGIC, _PICKLE_MAGIC = b"PK", b"\x80"
 _SAFETENSORS_MAGIC = b"\0\0\0\0{"  # after four bytes: the upper half of a header's length, and the header, in JSON
 _TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError)
+SUFFIXES = (".pkl", ".safetensors", ".safetensors.index.json", *_TORCH_SUFFIXES)
+_EXPANSION, _CHUNK = 100, 10_000  # the most that an archive may hold for each of its bytes, beyond small files
+_SHOWN = 5
 
 
 class Checkpoint(NamedTuple):
@@ -65,9 +68,9 @@ def read(path: Path) -> Checkpoint:
         ValueError: if it is cut short or damaged, of no kind above, holds no arrays by name, or would run code.
     """
     path = Path(path)
-    if path.name.endswith(".safetensors.index.json"):
-        return _read_shards(path)
-    with path.open("rb") as file:
+    with path.open("rb") as file, _naming_damage(str(path)):
+        if path.name.endswith(".safetensors.index.json"):
+            return _read_shards(path)
         start = file.read(16)
         file.seek(0)
         if start.startswith(_SAFETENSORS_MAGIC, 4):
@@ -77,6 +80,17 @@ def read(path: Path) -> Checkpoint:
         if start.startswith(_PICKLE_MAGIC):
             return _in_memory(_to_checkpoint(pickles.load_stream(file, str(path)), str(path)))
     raise ValueError(f"{path}: neither a pickle of EDM's, nor of torch.save, nor safetensors; begins with {start!r}")
+
+
+@contextmanager
+def _naming_damage(what: str) -> Iterator[None]:
+    """A damaged file may raise nearly anything: it ends in a ValueError that names the file."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, pickles.Refused) or (isinstance(error, ValueError) and str(error).startswith(what)):
+            raise
+        raise ValueError(f"{what}: cut short or damaged ({type(error).__name__}: {error})") from error
 
 
 def write(path: Path, checkpoint: Checkpoint, origin: Mapping[str, str]) -> None:
@@ -116,43 +130,48 @@ def sha256(path: Path) -> str:
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            state = Lazy({name: functools.partial(_safetensor, path, name) for name in file.keys()})  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: cut short or damaged ({error})") from error
-    return Checkpoint(metadata.get("kind", "safetensors"), state, json.loads(metadata.get("config", "{}")))
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+        state = Lazy({name: functools.partial(_safetensor, path, name) for name in file.keys()})  # noqa: SIM118
+    config = json.loads(metadata.get("config", "{}"))
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: its config must be an object, got {config!r:.80}")
+    return Checkpoint(metadata.get("kind", "safetensors"), state, config)
 
 
 def _safetensor(path: Path, name: str) -> np.ndarray:
     # Opened for each array: what has been read of an open file stays mapped into memory.
     with safetensors.safe_open(path, framework="numpy") as file:
-        return file.get_tensor(name)
+        try:
+            return file.get_tensor(name)
+        except (AttributeError, TypeError) as error:  # NumPy lacks the types of eight and four bits
+            raise ValueError(f"{path}: {name} is of a dtype that is not read ({error})") from error
 
 
 def _read_shards(path: Path) -> Checkpoint:
-    index: dict[str, str] = json.loads(path.read_text())["weight_map"]
-    shards = [_read_safetensors(path.parent / name) for name in sorted(set(index.values()))]
+    index = read_json(path)
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f"{path}: no index of files, which has the file of each array under weight_map")
+    shards = [_read_safetensors(path.parent / name) for name in sorted(set(names.values()))]
     state = lazy.joined(*(shard.state for shard in shards))
-    if missing := sorted(index.keys() - state.keys()):
+    if missing := sorted(names.keys() - state.keys()):
         raise ValueError(f"{path}: its files lack {', '.join(missing)}")
     return Checkpoint("safetensors", state, {})
 
 
 def _read_zip(path: Path) -> Checkpoint:
-    try:
-        archive = zipfile.ZipFile(path)
-        names = [PurePosixPath(name) for name in archive.namelist()]
-        if folders := [name.parent for name in names if name.name == "data.pkl"]:
-            return _read_torch_zip(archive, folders[0], str(path))
-        inner = [name for name in names if name.suffix in _TORCH_SUFFIXES]
-        if len(inner) != 1:
-            raise ValueError(f"{path}: an archive with {len(inner)} files of torch.save; one is expected")
-        with archive, tempfile.TemporaryDirectory() as folder:
-            return _in_memory(read(Path(archive.extract(str(inner[0]), folder))))
-    except _DAMAGE as error:
-        raise ValueError(f"{path}: cut short or damaged ({error})") from error
+    archive = zipfile.ZipFile(path)
+    if any(entry.file_size > _EXPANSION * max(entry.compress_size, _CHUNK) for entry in archive.infolist()):
+        raise ValueError(f"{path}: expands to more than {_EXPANSION} times its size, which weights never do")
+    names = [PurePosixPath(name) for name in archive.namelist()]
+    if folders := [name.parent for name in names if name.name == "data.pkl"]:
+        return _read_torch_zip(archive, folders[0], str(path))
+    inner = [name for name in names if name.suffix in _TORCH_SUFFIXES]
+    if len(inner) != 1:
+        raise ValueError(f"{path}: an archive with {len(inner)} files of torch.save; one is expected")
+    with archive, tempfile.TemporaryDirectory() as folder:
+        return _in_memory(read(Path(archive.extract(str(inner[0]), folder))))
 
 
 def _read_torch_zip(archive: zipfile.ZipFile, folder: PurePosixPath, what: str) -> Checkpoint:
@@ -175,18 +194,18 @@ def _to_checkpoint(content: Any, what: str) -> Checkpoint:
     kind, config, tensors = "torch", {}, content.get("state_dict", content)
     if isinstance(network := content.get("ema"), Inert):
         kind, config, tensors = "edm", _constructor(network, what), dict(_module_tensors(network))
-    found = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    if not isinstance(tensors, dict):
+        raise ValueError(f"{what}: its state_dict is a {type(tensors).__name__}, not arrays by name")
+    found = {name: t for name, t in tensors.items() if isinstance(t, Tensor) and isinstance(name, str)}
     if not found:
-        raise ValueError(f"{what}: holds no arrays by name, only {sorted(map(str, content))}")
+        raise ValueError(f"{what}: holds no arrays by name, only {sorted(map(str, content))[:_SHOWN]}")
     state = Lazy({name: functools.partial(_array, tensor, what) for name, tensor in found.items()})
     return Checkpoint(kind, state, config)
 
 
 def _array(tensor: Tensor, what: str) -> np.ndarray:
-    try:
+    with _naming_damage(what):
         return tensor.array()
-    except (*_DAMAGE, ValueError) as error:
-        raise ValueError(f"{what}: cut short or damaged ({error})") from error
 
 
 def _in_memory(checkpoint: Checkpoint) -> Checkpoint:

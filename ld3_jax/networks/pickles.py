@@ -9,6 +9,7 @@ Tensors stay where they are in the file until `Tensor.array` is called, so an op
 """
 
 import functools
+import math
 import operator
 import pickle
 from collections import OrderedDict
@@ -58,13 +59,15 @@ class Tensor(NamedTuple):
         """The tensor as a read-only array.
 
         Raises:
-            ValueError: if the file is cut short, or the view reaches beyond its storage.
+            ValueError: if the file is cut short, or the view reaches beyond its storage or is larger than it.
         """
         dtype, data = self.storage.dtype, self.storage.read()
+        if min(self.offset, *self.shape, *self.strides, 0) < 0 or math.prod(self.shape) * dtype.itemsize > len(data):
+            raise ValueError(f"a tensor of shape {self.shape} does not fit its {len(data)} bytes")
         strides = [dtype.itemsize * stride for stride in self.strides]
         try:
             return np.ndarray(self.shape, dtype, data, dtype.itemsize * self.offset, strides)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"a tensor of shape {self.shape} does not fit its {len(data)} bytes ({error})") from error
 
 
@@ -103,7 +106,7 @@ def load(file: BufferedIOBase, what: str, storage: Callable[[np.dtype, str, int]
     """
     try:
         return _Unpickler(file, what, storage).load()
-    except _RefusedError:
+    except Refused:
         raise
     except Exception as error:  # a damaged stream may ask for anything, and so raise nearly anything
         raise ValueError(f"{what}: cut short or damaged ({type(error).__name__}: {error})") from error
@@ -128,6 +131,8 @@ def load_stream(file: BufferedIOBase, what: str) -> Any:
         return file.read(sizes[key])
 
     def storage(dtype: np.dtype, key: str, count: int) -> Storage:
+        if count < 0:
+            raise ValueError(f"a storage of {count} numbers")
         sizes[key] = dtype.itemsize * count
         return Storage(dtype, functools.cache(functools.partial(read, key)))
 
@@ -145,11 +150,17 @@ def load_stream(file: BufferedIOBase, what: str) -> Any:
     return content
 
 
-class _RefusedError(ValueError):
-    pass
+# The reader that is written in Python; the other one allocates memory as a damaged file says, before it reads on.
+_OPCODES = {code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]}
 
 
-class _Unpickler(pickle.Unpickler):
+class Refused(ValueError):
+    """A pickle names something that no file of weights needs."""
+
+
+class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
+    dispatch = _OPCODES
+
     def __init__(self, file: BufferedIOBase, what: str, storage: Callable[[np.dtype, str, int], Storage] | None):
         super().__init__(file, encoding="latin1")
         self._what, self._storage = what, storage
@@ -160,7 +171,7 @@ class _Unpickler(pickle.Unpickler):
             return _REBUILD[full]
         if full in _INERT or full.startswith(_INERT_PREFIXES):
             return _inert(full)
-        raise _RefusedError(f"{self._what} names {full}, which no file of weights needs; refused, and nothing was run")
+        raise Refused(f"{self._what} names {full}, which no file of weights needs; refused, and nothing was run")
 
     def persistent_load(self, pid: Any) -> Storage:
         kind, storage, key, _, count, *view = pid
@@ -187,6 +198,19 @@ class _Array(np.ndarray):
     def __setstate__(self, state: tuple) -> None:
         version, shape, dtype, fortran, data = state
         super().__setstate__((version, shape, dtype.value, fortran, bytes(data)))
+
+
+class _Function:
+    """A function of this module that a pickle can call, and not change: setting its state is refused."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError("a function has no state")
 
 
 @functools.cache
@@ -227,13 +251,8 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_REBUILD = {
-    "collections.OrderedDict": OrderedDict,
-    "builtins.set": set,
-    "dnnlib.util.EasyDict": dict,
+_FUNCTIONS = {
     "_codecs.encode": _encode,
-    "numpy.dtype": _DType,
-    "torch.Size": tuple,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
@@ -241,4 +260,11 @@ _REBUILD = {
     "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
     **{f"numpy.{core}.multiarray._reconstruct": _array for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
+}
+_REBUILD = {name: _Function(function) for name, function in _FUNCTIONS.items()} | {
+    "collections.OrderedDict": OrderedDict,
+    "builtins.set": set,
+    "dnnlib.util.EasyDict": dict,
+    "numpy.dtype": _DType,
+    "torch.Size": tuple,
 }

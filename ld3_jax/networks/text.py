@@ -7,16 +7,16 @@ Reference: Radford et al., arXiv:2103.00020 (CLIP); Rombach et al., arXiv:2112.1
 """
 
 import hashlib
-import io
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from ld3_jax.disk import write_atomically
+from ld3_jax.disk import read_arrays, read_json, write_arrays
 
 _TOKENS = 77
 _BATCH = 32
@@ -44,14 +44,16 @@ def read_prompts(path: Path) -> list[str]:
         FileNotFoundError: if there is no such file.
         ValueError: if it holds no prompts.
     """
-    content = path.read_text(encoding="utf-8")
-    lines = content.splitlines()
-    if path.suffix == ".json":
-        try:
-            lines = [annotation["caption"] for annotation in json.loads(content)["annotations"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: no captions of MS-COCO, {{'annotations': [{{'caption': ...}}]}}") from error
-    prompts = [line.strip() for line in lines if line.strip()]
+    try:
+        if path.suffix == ".json":
+            lines = [annotation["caption"] for annotation in read_json(path)["annotations"]]
+        else:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        prompts = [line.strip() for line in lines if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text of UTF-8 ({error})") from error
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: no captions of MS-COCO, {{'annotations': [{{'caption': ...}}]}}") from error
     if not prompts:
         raise ValueError(f"{path}: holds no prompts")
     return prompts
@@ -67,7 +69,8 @@ def embed(
 
     Args:
         prompts: at least one.
-        encoder: the folder of the text encoder and its tokenizer, openai/clip-vit-large-patch14 for Stable Diffusion 1.
+        encoder: the folder of the text encoder and its tokenizer, openai/clip-vit-large-patch14 for Stable Diffusion 1;
+            or text_encoder/ of diffusers, which has tokenizer/ beside it.
         cache: folder of the cached arrays; a file's name tells the prompts and the encoder's files.
         on_batch: called with the numbers of prompts embedded and to embed, after each batch.
 
@@ -75,42 +78,58 @@ def embed(
         The embeddings of the prompts and of the empty prompt, float32.
 
     Raises:
-        FileNotFoundError: if the encoder's folder is missing or lacks its configuration.
+        FileNotFoundError: if the encoder's folder is missing or lacks its configuration or its tokenizer.
         ValueError: if the encoder's file lacks arrays.
         ImportError: if transformers or PyTorch is missing and the cache does not have the arrays.
     """
-    path = cache / f"text-{_key(prompts, encoder)}.npz"
-    if path.is_file():
-        with np.load(path, allow_pickle=False) as arrays:
-            return Embeddings(arrays["prompts"], arrays["empty"])
-    hidden = _encode(["", *prompts], encoder, on_batch)
+    tokenizer = _tokenizer(encoder)
+    path = cache / f"text-{_key(prompts, dict.fromkeys((encoder, tokenizer)))}.npz"
+    if path.exists():
+        try:
+            found = Embeddings(*read_arrays(path, Embeddings._fields))
+            if found.prompts.shape != (len(prompts), *found.empty.shape):
+                raise ValueError(f"{path} holds other arrays")
+            return found
+        except (ValueError, OSError) as error:
+            logging.getLogger(__name__).warning("%s; the prompts are embedded again", error)
+    hidden = _encode(["", *prompts], encoder, tokenizer, on_batch)
     embeddings = Embeddings(hidden[1:], hidden[0])
-    content = io.BytesIO()
-    np.savez(content, **embeddings._asdict())
-    write_atomically(path, content.getvalue())
+    write_arrays(path, embeddings._asdict())
     return embeddings
 
 
-def _key(prompts: Sequence[str], encoder: Path) -> str:
-    """A digest of the prompts and of the encoder's files: their names, sizes and times, for they hold gigabytes."""
+def _tokenizer(encoder: Path) -> Path:
+    """The folder of the encoder's tokenizer: its own, or the one that diffusers puts beside it."""
     if not (encoder / "config.json").is_file():
         raise FileNotFoundError(
             f"{encoder} is not the folder of a text encoder, with config.json, the weights and the tokenizer in it; "
             "for Stable Diffusion 1 it is a copy of https://huggingface.co/openai/clip-vit-large-patch14"
         )
-    stats = [(file.name, file.stat()) for file in sorted(encoder.iterdir())]
+    folders = (encoder, encoder.parent / "tokenizer")
+    for folder in folders:
+        if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+            return folder
+    raise FileNotFoundError(
+        f"no tokenizer (tokenizer.json, or vocab.json and merges.txt) in {' or '.join(map(str, folders))}"
+    )
+
+
+def _key(prompts: Sequence[str], folders: Iterable[Path]) -> str:
+    """A digest of the prompts and of the encoder's files: their names, sizes and times, for they hold gigabytes."""
+    stats = [(file.name, file.stat()) for folder in folders for file in sorted(folder.iterdir())]
     files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     return hashlib.sha256(json.dumps([list(prompts), files]).encode()).hexdigest()[:16]
 
 
-def _encode(texts: Sequence[str], encoder: Path, on_batch: Callable[[int, int], None]) -> np.ndarray:
+def _encode(texts: Sequence[str], encoder: Path, vocabulary: Path, on_batch: Callable[[int, int], None]) -> np.ndarray:
     try:
         import torch
-        from transformers import CLIPTextModel, CLIPTokenizer, logging
+        from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers import logging as transformers_logging
     except ImportError as error:
         raise ImportError(f"text is embedded by the library transformers, once: {_INSTALL} ({error})") from error
-    tokenizer = CLIPTokenizer.from_pretrained(encoder, local_files_only=True)
-    logging.set_verbosity_error()  # the published file holds the image encoder, too, whose arrays would all be listed
+    tokenizer = CLIPTokenizer.from_pretrained(vocabulary, local_files_only=True)
+    transformers_logging.set_verbosity_error()  # the published file has the image encoder, whose arrays would be listed
     loaded: Any = CLIPTextModel.from_pretrained(encoder, local_files_only=True, output_loading_info=True)
     model, info = loaded
     if info["missing_keys"]:

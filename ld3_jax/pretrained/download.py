@@ -56,11 +56,15 @@ def fetch(path: Path, on_progress: Callable[[str, int, int], None] = lambda labe
         on_progress: called with the file's name and the numbers of bytes that are here and that are expected.
 
     Raises:
+        ValueError: if it is a folder; it names the files of weights in it.
         FileNotFoundError: if there is no such file, and its name is not in SOURCES.
         ConnectionError, ValueError: see `download`.
     """
     if path.is_file():
         return path
+    if path.is_dir():
+        within = sorted(str(file) for suffix in files.SUFFIXES for file in path.rglob(f"*{suffix}"))[:10]
+        raise ValueError(f"{path} is a folder; give the file of the weights" + (f", one of {within}" if within else ""))
     if path.name not in SOURCES:
         raise FileNotFoundError(f"no file {path}; by these names files are downloaded: {', '.join(SOURCES)}")
     download(*SOURCES[path.name], path, lambda done, total: on_progress(path.name, done, total))

@@ -19,6 +19,7 @@ from ld3_jax.networks import edm, files, galaxy, gaussian, latent, lazy, text
 from ld3_jax.networks.latent import LatentDiffusion
 from ld3_jax.poses import molecules
 from ld3_jax.pretrained import download
+from ld3_jax.ranges import COUNT_OR_ZERO, POSITIVE, check
 from ld3_jax.schedules import NoiseSchedule, VPLinear
 from ld3_jax.teacher import draw_noise
 
@@ -60,10 +61,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
             raise ValueError(f"network.dtype must be one of {sorted(_DTYPES)}, got {self.dtype!r}")
-        if not self.guidance > 0:
-            raise ValueError(f"network.guidance must be greater than 0, got {self.guidance}")
-        if self.num_prompts < 0:
-            raise ValueError(f"network.num_prompts must not be negative, got {self.num_prompts}")
+        check(
+            {"network.guidance": self.guidance, "network.num_prompts": self.num_prompts},
+            {"network.guidance": POSITIVE, "network.num_prompts": COUNT_OR_ZERO},
+        )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ld3_jax import denoisers
@@ -127,9 +128,11 @@ def make_table(
         schedule's space has them.
 
     Raises:
-        ValueError: if a shape or the solver's number of calls does not fit the grid.
+        ValueError: if a shape or the solver's number of calls does not fit the grid, or the times are integers.
     """
-    t_c = t if t_c is None else t_c
+    t, t_c = jnp.asarray(t), jnp.asarray(t if t_c is None else t_c)
+    if not all(jnp.issubdtype(times.dtype, jnp.floating) for times in (t, t_c)):
+        raise ValueError(f"t and t_c must be of a floating-point dtype, got {t.dtype} and {t_c.dtype}")
     several = len(schedule.parts) > 1
     if t.shape != t_c.shape or not (t.ndim == 1 or (several and t.shape[1:] == (len(schedule.parts),))):
         by_part = f", or by part (n, {len(schedule.parts)})" if several else ""

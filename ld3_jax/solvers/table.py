@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ld3_jax.denoisers import Model
+from ld3_jax.denoisers import Model, check_output
 from ld3_jax.space import add
 
 
@@ -68,7 +68,8 @@ def solve(
     Args:
         model: model(x, t, cond) -> the prediction that the table is for (noise or data).
         table: coefficients, from `make_table` or of your own.
-        x_T: state at t_max, scaled by the prior; an array or any pytree of arrays.
+        x_T: state at t_max, scaled by the prior; an array or any pytree of arrays. The states have the table's dtype if
+            that is the wider one.
         cond: passed to the model.
         remat: recompute the network's activations in the backward pass, so that memory holds only the states.
         retract: how an update moves a base: retract(base, update) -> state. The default adds. On a manifold, base is a
@@ -80,12 +81,14 @@ def solve(
         The state at t_min, shaped like x_T.
 
     Raises:
-        ValueError: if the table's columns do not fit together.
+        ValueError: if the table's columns do not fit together, or the model's prediction is not shaped like x_T.
     """
     _check(table)
 
     def step(state: State, row: Table) -> tuple[State, None]:
-        return advanced(state, row, model(state.x, row.t, cond), retract), None
+        prediction = model(state.x, row.t, cond)
+        check_output(prediction, jax.tree.map(lambda past: past[0], state.history))
+        return advanced(state, row, prediction, retract), None
 
     if remat:
         step = jax.checkpoint(step, prevent_cse=False)
@@ -96,7 +99,8 @@ def solve(
 def begun(table: Table, x_T: PyTree, update_like: PyTree | None = None) -> State:
     """The state before the first row."""
     remembered = jax.tree.leaves(table.predict_history)[0].shape[1]
-    like = x_T if update_like is None else update_like
+    update_like, dtype = x_T if update_like is None else update_like, jax.tree.leaves(table.t)[0]
+    x_T, like = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf, dtype)), (x_T, update_like))
     history = jax.tree.map(lambda leaf: jnp.zeros((remembered, *leaf.shape), leaf.dtype), like)
     return State(x_T, x_T, history)
 

@@ -1,0 +1,110 @@
+"""Mutated files: every reader gives a value or its one error, runs nothing, and needs little time and memory.
+
+python -m pytest tests/test_fuzz.py --mutations=10000
+"""
+
+import io
+import json
+import pickle
+import resource
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from experiments import measurements, workdir
+from ld3_jax import learning
+from ld3_jax.networks import files, pickles, text
+
+GOLDEN = Path(__file__).parent / "golden"
+TENSORS = {"a": torch.arange(12.0).reshape(3, 4), "b.weight": torch.ones(5, dtype=torch.float16)}
+SECONDS, BYTES = 5.0, 500e6
+
+
+def saved(content, **how):
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **how)
+    return buffer.getvalue()
+
+
+def zipped(content):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.ckpt", content)
+    return buffer.getvalue()
+
+
+def weights(path):
+    return {name: array.copy() for name, array in files.read(path).state.items()}
+
+
+def unpickled(path):
+    return pickles.load(io.BytesIO(path.read_bytes()), str(path))
+
+
+STREAM = saved({"state_dict": TENSORS, "epoch": 3}, _use_new_zipfile_serialization=False)
+STEP = {"start": "edm", "step": 1, "loss": 1.0, "valid_loss": 1.0, "best_loss": 1.0, "grad_norm": 0.1, "moved": 0.0}
+READERS = {  # name of a file -> what it holds, and what reads it
+    "new.ckpt": (saved({"state_dict": TENSORS, "epoch": 3}), weights),
+    "old.ckpt": (STREAM, weights),
+    "plain.pkl": (pickle.dumps({"a": np.ones(3), "b": [1, 2], "c": {"d"}}, 4), unpickled),
+    "around.zip": (zipped(STREAM), weights),
+    "model.safetensors": (safetensors.numpy.save({"a": np.ones((3, 4)), "b": np.ones(5, np.int8)}), weights),
+    **{path.name: (path.read_bytes(), learning.load) for path in GOLDEN.glob("schedule_*.json")},
+    "benchmark.json": (json.dumps({"rows": {"a: b": {"c": [1.0, 2.0, 3.0], "d": "e"}}}).encode(), measurements.read),
+    "captions.json": (json.dumps({"annotations": [{"caption": "a cat"}] * 3}).encode(), text.read_prompts),
+    "metrics.jsonl": ((json.dumps(STEP) + "\n").encode() * 3, workdir.read_log),
+}
+RUNS = {"os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect", "pickle.find_class"}
+RAN = []
+sys.addaudithook(lambda event, arguments: RAN.append((event, arguments)) if event in RUNS else None)
+
+
+def mutated(content: bytes, rng: np.random.Generator) -> bytes:
+    """Some bytes changed, cut out, repeated or moved."""
+    data = bytearray(content)
+    for _ in range(rng.integers(1, 5)):
+        at, length = rng.integers(len(data) + 1), int(rng.geometric(0.1))
+        part = data[at : at + length]
+        kind = rng.integers(5)
+        if kind == 0:
+            data[at : at + length] = rng.integers(0, 256, len(part), np.uint8).tobytes()
+        elif kind == 1:
+            del data[at : at + length]
+        elif kind == 2:
+            data[at:at] = part * int(rng.integers(1, 4))
+        elif kind == 3:
+            to = rng.integers(len(data) + 1)
+            data[to : to + length] = part
+        elif at < len(data):
+            data[at] ^= 1 << int(rng.integers(8))
+    return bytes(data)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", READERS)
+def test_a_mutated_file_gives_a_value_or_its_documented_error(name, request, tmp_path):
+    content, read = READERS[name]
+    path, rng = tmp_path / name, np.random.default_rng(list(name.encode()))
+    path.write_bytes(content)
+    read(path)
+    most, refused = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + BYTES, 0
+    for _ in range(request.config.getoption("mutations")):
+        path.write_bytes(mutation := mutated(content, rng))
+        RAN.clear()
+        begun = time.monotonic()
+        try:
+            read(path)
+        except ValueError as error:
+            refused += 1
+            if str(path) not in str(error):
+                raise AssertionError(f"{mutation} is not named") from error
+        assert not RAN, mutation
+        assert time.monotonic() - begun < SECONDS, mutation
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < most, mutation
+    assert refused
