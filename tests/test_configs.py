@@ -3,13 +3,15 @@
 import runpy
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from ml_collections import config_dict
 
 from configs import default
 from experiments import common
 from experiments import train as train_main
-from ld3_jax import learning
+from ld3_jax import learning, pretrained
 from ld3_jax.pretrained import download
 
 CONFIGS = sorted(path for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "default"))
@@ -29,6 +31,7 @@ def shrink(config: config_dict.ConfigDict, folder: Path) -> config_dict.ConfigDi
     if config.network.file:
         config.learn.gamma, config.learn.move_validation = 0.0, False
     config.learn.nfes = (4, 5)
+    config.learn.init = "logsnr"  # races are run in test_experiments.py
     config.learn.batch_size, config.learn.steps, config.learn.validate_every = 2, 2, 2
     return config
 
@@ -50,7 +53,25 @@ def test_a_configuration_opens_with_its_command_and_what_was_measured_or_what_it
     assert ("Needs" if needed else "Measured") in opening
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def named_alone(path: Path) -> bool:
+    """Whether a configuration is the default one with another network."""
+    config = load(path)
+    config.network.name = default.get_config().network.name
+    return config.to_dict() == default.get_config().to_dict()
+
+
+SURVEYS = [path for path in CONFIGS if named_alone(path)]
+OTHERS = [path for path in CONFIGS if path not in SURVEYS]
+
+
+@pytest.mark.parametrize("path", SURVEYS, ids=lambda path: path.stem)
+def test_the_network_of_a_survey_predicts(path):
+    model = pretrained.load(load(path).network.name)
+    x_T, cond = model.draw(jax.random.key(0), 1)
+    assert np.isfinite(jax.jit(model.model)(x_T, model.schedule.t_max, cond)).all()
+
+
+@pytest.mark.parametrize("path", [*SURVEYS[:1], *OTHERS], ids=lambda path: path.stem)
 def test_a_configuration_runs_from_end_to_end(path, tmp_path, capsys):
     for package in EXTRA.get(path.stem, ()):
         pytest.importorskip(package, reason="needs the packages of requirements-docking.txt")

@@ -78,7 +78,7 @@ def kl_bound(student: Student, found: Discretization, teacher: Teacher, x_T: PyT
         cond: n conditions, or None.
 
     Raises:
-        ValueError: if states lie on a manifold, a' is found for fewer than two noises, or the teacher's grid is unknown.
+        ValueError: if states lie on a manifold, a' is found for fewer than two noises, or the grid is unknown.
 
     Reference: Tong et al., arXiv:2405.15506, section 4 and its appendix.
     """
