@@ -17,20 +17,21 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import common, measurements
+from experiments import common, docking, measurements
 from ld3_jax.disk import check_writable, write_atomically
 
 _OUT = common.path_flag("out", None, "A JSON file for the rows.")
 _QUICK = flags.DEFINE_bool("quick", False, "One seed, few cases, a shrunken network: minutes in place of hours.")
-_TABLES = flags.DEFINE_list("tables", list(measurements.TABLES), "Which tables.")
+TABLES = measurements.TABLES | {"docking": docking.docking_table}
+_TABLES = flags.DEFINE_list("tables", list(measurements.TABLES), f"Which of the tables {', '.join(TABLES)}.")
 flags.mark_flags_as_required(["out"])
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def main() -> None:
-    if unknown := set(_TABLES.value) - set(measurements.TABLES):
-        raise ValueError(f"--tables takes some of {sorted(measurements.TABLES)}, got {sorted(unknown)}")
+    if unknown := set(_TABLES.value) - set(TABLES):
+        raise ValueError(f"--tables takes some of {sorted(TABLES)}, got {sorted(unknown)}")
     out = Path(_OUT.value)
     check_writable(out)
     record = measurements.read(out) | {"device": jax.devices()[0].device_kind, "python": platform.python_version()}
@@ -38,8 +39,8 @@ def main() -> None:
     rows = record.setdefault("rows", {})
     print(", ".join([record["device"], *(f"{name} {number}" for name, number in record["packages"].items())]))
     for table in _TABLES.value:
-        print(f"\n{table}: {measurements.TABLES[table].__doc__}")
-        for name, measure in measurements.TABLES[table](_QUICK.value):
+        print(f"\n{table}: {TABLES[table].__doc__}")
+        for name, measure in TABLES[table](_QUICK.value):
             key = f"{table}: {name}{' (quick)' if _QUICK.value else ''}"
             if key not in rows:
                 rows[key] = measure()
@@ -56,13 +57,14 @@ def markdown(record: dict[str, Any]) -> str:
     """The rows as Markdown, a section for each table."""
     packages = ", ".join(f"{name} {number}" for name, number in record["packages"].items())
     lines = [f"Measured on {record['device']} with {packages}. Errors are mean (median) and share in another basin."]
-    for table, rows_of in measurements.TABLES.items():
+    for table, rows_of in TABLES.items():
         rows = {key: row for key, row in record["rows"].items() if key.startswith(f"{table}: ")}
         if not rows:
             continue
         columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-        lines += ["", f"## {table}", "", rows_of.__doc__, "", *(f"- {line}" for line in measurements.summary(rows))]
-        lines += ["", "| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        lines += ["", f"## {table}", "", rows_of.__doc__, ""]
+        lines += [f"- {line}\n" for line in measurements.summary(rows)]
+        lines += ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
         for key, row in rows.items():
             cells = (_figure(row[column]) if column in row else "" for column in columns)
             lines.append(f"| {key.removeprefix(f'{table}: ')} | " + " | ".join(cells) + " |")

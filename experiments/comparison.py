@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jax.tree_util import Partial
+from jaxtyping import PyTree
 
 from ld3_jax import losses
 from ld3_jax.grids import GRIDS
@@ -15,7 +16,6 @@ from ld3_jax.teacher import Pairs
 
 Errors = dict[str, np.ndarray]  # name -> (n,) one number a noise
 SQUARED_ERROR, LPIPS = "squared error", "LPIPS"
-_L2 = Partial(losses.l2)
 _LPIPS_CACHE = Path("~/.cache/ld3_jax").expanduser()
 
 
@@ -27,18 +27,19 @@ class Comparison(NamedTuple):
     samples: dict[str, np.ndarray]
 
 
-def loss_function(name: str, squared_error: Partial = _L2) -> Partial | None:
-    """The loss of that name: of losses.LOSSES, "lpips" with its weights, or None for "both", which takes the pairs.
+def loss_function(name: str, targets: PyTree, squared_error: Partial) -> Partial:
+    """The loss that is learned by: of losses.LOSSES, or "lpips" with its weights, or "both".
 
     Args:
         name: of the loss.
+        targets: the teacher's samples, which scale "both".
         squared_error: the model's own, which "l2" stands for.
     """
     if name == "lpips":
         return losses.lpips(cache=_LPIPS_CACHE)
-    if name == "l2":
-        return squared_error
-    return None if name == "both" else Partial(losses.LOSSES[name])
+    if name == "both":
+        return losses.both(targets, squared_error)
+    return squared_error if name == "l2" else Partial(losses.LOSSES[name])
 
 
 def compare(
@@ -49,8 +50,8 @@ def compare(
     loss: str,
     title: str,
     batch_size: int,
+    squared_error: Partial,
     shown: int = 0,
-    squared_error: Partial = _L2,
 ) -> Comparison:
     """Print how far what was learned and the hand-made grids land from the teacher.
 
@@ -61,10 +62,10 @@ def compare(
         loss: what was learned on: LPIPS is a second measure where it is "lpips".
         title: of the tables.
         batch_size: the most samples to integrate at a time.
-        shown: how many samples of each to return.
         squared_error: of samples and targets; the model's own.
+        shown: how many samples of each to return.
     """
-    measures = {SQUARED_ERROR: squared_error} | ({LPIPS: loss_function(loss)} if loss == "lpips" else {})
+    measures = {SQUARED_ERROR: squared_error} | ({LPIPS: losses.lpips(cache=_LPIPS_CACHE)} if loss == "lpips" else {})
     compared = Comparison({measure: {} for measure in measures}, {}, {})
     grids = {name: on_grid(name, student.schedule, student.solver) for name in GRIDS}
     for name, times in {**found, **grids}.items():
@@ -92,7 +93,7 @@ def summary(errors: Errors, astray: Mapping[str, float]) -> dict[str, dict[str, 
     }
 
 
-def in_another_basin(errors: np.ndarray, targets: np.ndarray, squared_error: Partial = _L2) -> float:
+def in_another_basin(errors: np.ndarray, targets: np.ndarray, squared_error: Partial) -> float:
     """The share of samples whose squared error exceeds `losses.other_basin`."""
     return float((errors > np.asarray(losses.other_basin(targets, squared_error))).mean())
 

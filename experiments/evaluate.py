@@ -10,9 +10,9 @@ import jax
 from absl import flags
 
 from experiments import common, comparison, models
-from ld3_jax.learning import kl_bound, make_student
+from ld3_jax.learning import Learned, Student, kl_bound, make_student
 from ld3_jax.solvers import Solver
-from ld3_jax.teacher import Teacher
+from ld3_jax.teacher import Pairs, Teacher
 
 _SCHEDULE = common.path_flag("schedule", None, "A schedule.json that experiments.train wrote.")
 _NFE = flags.DEFINE_integer(
@@ -47,11 +47,17 @@ def main() -> None:
         squared_error=model.squared_error,
     )
     if math.prod(model.shape) <= _FEW_NUMBERS and _NUM.value > 1:
+        _print_bound(student, learned, teacher, test)
+
+
+def _print_bound(student: Student, learned: Learned, teacher: Teacher, test: Pairs) -> None:
+    try:
         bound = kl_bound(student, learned.found, teacher, test.x_T, test.cond)
-        print(
-            f"KL(teacher || learned) {bound.kl:.4f} +- {bound.kl_error:.4f} nats, LD3's bound on it {bound.value:.4f}"
-        )
-        print(f"({bound.matched:.1%} of the noises matched, {bound.folded:.1%} of them where the student folds)")
+    except ValueError as error:
+        print(f"no bound on KL(teacher || learned): {error}")
+        return
+    print(f"KL(teacher || learned) {bound.kl:.4f} +- {bound.kl_error:.4f} nats, LD3's bound on it {bound.value:.4f}")
+    print(f"({bound.matched:.1%} of the noises matched, {bound.folded:.1%} of them where the student folds)")
 
 
 if __name__ == "__main__":

@@ -12,27 +12,26 @@ from absl import flags
 
 from experiments import common
 from ld3_jax import learning
-from ld3_jax.disk import write_atomically
+from ld3_jax.disk import check_writable, write_atomically
 from ld3_jax.poses import PoseNoise, diffdock
 
-_SCHEDULE = flags.DEFINE_string("schedule", None, "A schedule.json that experiments.train wrote.")
-_OUT = flags.DEFINE_string("out", None, "Where to write.")
-_FORMAT = flags.DEFINE_string("format", None, "The program: diffdock.")
-flags.mark_flags_as_required(["schedule", "out", "format"])
-
+_SCHEDULE = common.path_flag("schedule", None, "A schedule.json that experiments.train wrote.")
+_OUT = common.path_flag("out", None, "Where to write.")
 # Open to additions: from what was learned to what JSON takes.
 FORMATS = {"diffdock": lambda learned: diffdock.schedules(learned, PoseNoise())}
+_FORMAT = flags.DEFINE_enum("format", None, sorted(FORMATS), "The program.")
+flags.mark_flags_as_required(["schedule", "out", "format"])
 
 
 def main() -> None:
-    if _FORMAT.value not in FORMATS:
-        raise ValueError(f"--format must be one of {sorted(FORMATS)}, got {_FORMAT.value!r}")
+    out = Path(_OUT.value)
+    check_writable(out)
     try:
         record = FORMATS[_FORMAT.value](learning.load(_SCHEDULE.value))
     except ValueError as error:
         raise ValueError(f"{_SCHEDULE.value}: {error}") from error
-    write_atomically(Path(_OUT.value), (json.dumps(record, indent=2) + "\n").encode())
-    print(f"wrote {_OUT.value}: {_FORMAT.value}, {record['inference_steps']} steps")
+    write_atomically(out, (json.dumps(record, indent=2) + "\n").encode())
+    print(f"wrote {out}: {_FORMAT.value}, {record['inference_steps']} steps")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from ml_collections import config_dict
 
 from configs import curve, default, paper, times
@@ -22,7 +23,7 @@ from experiments.plan import Plan
 from ld3_jax import learning
 from ld3_jax.disk import numbers, read_json
 from ld3_jax.grids import GRIDS
-from ld3_jax.learning import Discretization, Ended, GradientDescent, Learned, Student, on_grid
+from ld3_jax.learning import Discretization, Ended, GradientDescent, Learned, Student, Task, on_grid
 from ld3_jax.networks import edm, weights
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, draw_noise
@@ -35,13 +36,14 @@ Measure = Callable[[], Row]
 
 
 class Case(NamedTuple):
-    """A student with its pairs, and how it learns."""
+    """A student with its pairs, how it learns, and how it is judged."""
 
     student: Student
     known: Pairs
     held_out: Pairs
     plan: Plan
     seed: int
+    squared_error: Partial
 
 
 def results_table(quick: bool) -> list[tuple[str, Measure]]:
@@ -196,22 +198,27 @@ def configured(survey: str, solver: str, nfe: int, seed: int) -> config_dict.Con
 def prepared(config: config_dict.ConfigDict) -> Case:
     """What a configuration stands for."""
     plan, model = Plan.of(config), models.of_config(config)
-    loss = comparison.loss_function(plan.loss)
-    student = learning.make_student(model.model, model.schedule, plan.solver, loss)
     keys = jax.random.split(jax.random.key(config.seed), 2)
     counts = {"teacher": config.data.train + config.data.valid, "teacher, held-out noise": config.data.test}
-    pairs = [
+    known, held_out = (
         models.teacher_pairs(label, model, plan.teacher, key, count)
         for key, (label, count) in zip(keys, counts.items(), strict=True)
-    ]
-    return Case(student, *pairs, plan, config.seed)
+    )
+    loss = comparison.loss_function(plan.loss, known.x_0, model.squared_error)
+    student = learning.make_student(model.model, model.schedule, plan.solver, loss, model.decode)
+    return Case(student, known, held_out, plan, config.seed, model.squared_error)
+
+
+def task_of(case: Case) -> Task:
+    """What is learned."""
+    key = jax.random.fold_in(jax.random.key(case.seed), 1)
+    return learning.make_task(case.student, case.known, key, case.plan.parametrisation, case.plan.learner)
 
 
 def fitted(case: Case) -> tuple[Learned, Ended]:
     """What is learned, and how learning ended."""
-    plan, key = case.plan, jax.random.fold_in(jax.random.key(case.seed), 1)
-    task = learning.make_task(case.student, case.known, key, plan.parametrisation, plan.learner)
-    ended = learning.learn(task, plan.start(case.student.schedule))
+    task = task_of(case)
+    ended = learning.learn(task, case.plan.start(case.student.schedule))
     return learning.describe(task, ended.state), ended
 
 
@@ -234,9 +241,14 @@ def best_hand_made(case: Case, nfe: int | None = None) -> list[float]:
 
 def errors(case: Case, found: Discretization) -> list[float]:
     """Mean and median squared error on the held-out noises, and the share that ends in another basin."""
-    student = case.student._replace(loss=comparison.loss_function("l2"))
-    each = np.asarray(learning.distances(student, found, case.held_out))
-    return [float(each.mean()), float(np.median(each)), comparison.in_another_basin(each, case.held_out.x_0)]
+    each = squared_errors(case, found)
+    astray = comparison.in_another_basin(each, case.held_out.x_0, case.squared_error)
+    return [float(each.mean()), float(np.median(each)), astray]
+
+
+def squared_errors(case: Case, found: Discretization) -> np.ndarray:
+    """That of each held-out noise."""
+    return np.asarray(learning.distances(case.student._replace(loss=case.squared_error), found, case.held_out))
 
 
 def _flops(model: Callable, x: jax.Array) -> float:

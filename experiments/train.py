@@ -12,7 +12,7 @@ from ml_collections import config_dict, config_flags
 
 from experiments import common, comparison, models, pictures, workdir
 from experiments.plan import Plan
-from ld3_jax import learning, losses
+from ld3_jax import learning
 from ld3_jax.learning import Ended, Learned, Task
 from ld3_jax.pretrained import Pretrained
 from ld3_jax.teacher import Pairs
@@ -30,13 +30,6 @@ def run(config: config_dict.ConfigDict, folder: Path) -> None:
     """Learn and write everything to the workdir, going on where an earlier run of it stopped."""
     plan = Plan.of(config)
     model = models.of_config(config)
-    student = learning.make_student(
-        model.model,
-        model.schedule,
-        plan.solver,
-        comparison.loss_function(plan.loss, model.squared_error),
-        model.decode,
-    )
     start = plan.start(model.schedule)
     keys = jax.random.split(jax.random.key(config.seed), 2)
     watch = common.Stopwatch()
@@ -44,8 +37,8 @@ def run(config: config_dict.ConfigDict, folder: Path) -> None:
         with watch("teacher"):
             known = models.teacher_pairs("teacher", model, plan.teacher, keys[0], config.data.train + config.data.valid)
             test = models.teacher_pairs("teacher, held-out noise", model, plan.teacher, keys[1], config.data.test)
-        if student.loss is None:
-            student = student._replace(loss=losses.both(known.x_0, model.squared_error))
+        loss = comparison.loss_function(plan.loss, known.x_0, model.squared_error)
+        student = learning.make_student(model.model, model.schedule, plan.solver, loss, model.decode)
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         task = learning.make_task(student, known, key, plan.parametrisation, plan.learner)
         workdir.claim(folder, config)
@@ -60,7 +53,7 @@ def _write(folder: Path, plan: Plan, model: Pretrained, task: Task, ended: Ended
     student, learned = task.student, dataclasses.replace(learning.describe(task, ended.state), model=model.identity())
     found = {"learned": learned.found} | ({"start": plan.init.found} if isinstance(plan.init, Learned) else {})
     arguments = {"loss": plan.loss, "title": str(model), "batch_size": plan.learner.valid_batch}
-    arguments["squared_error"] = model.squared_error
+    arguments |= {"squared_error": model.squared_error}
     compared = comparison.compare(student, found, test, shown=model.shown, **arguments)
     for other in task.students():  # of a curve
         if other.solver != student.solver:

@@ -30,7 +30,9 @@ def test_a_table_that_does_not_exist_is_refused(tmp_path):
     command = [sys.executable, "-m", "experiments.benchmark", f"--out={tmp_path / 'b.json'}", "--tables=speed"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert result.returncode == 1
-    assert "--tables takes some of ['curve', 'learners', 'network', 'results'], got ['speed']" in result.stderr
+    assert (
+        "--tables takes some of ['curve', 'docking', 'learners', 'network', 'results'], got ['speed']" in result.stderr
+    )
 
 
 def test_a_case_is_learned_and_judged(tmp_path):

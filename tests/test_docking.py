@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import chex
@@ -168,6 +170,19 @@ def test_diffdocks_sampler_makes_the_same_steps_with_the_exported_times(float64)
     learned = learned_times()
     ours = jax.jit(lambda x_T: learned.sample(smooth, NOISE, x_T))(x_T)
     chex.assert_trees_all_close(ours, x, rtol=1e-6, atol=1e-8)
+
+
+def test_the_export_command_writes_what_the_sampler_takes(tmp_path):
+    schedule, out = tmp_path / "schedule.json", tmp_path / "diffdock.json"
+    learned_times().save(schedule)
+    command = [sys.executable, "-m", "experiments.export", f"--schedule={schedule}", f"--out={out}"]
+    unknown = subprocess.run([*command, "--format=word"], capture_output=True, text=True, timeout=240)
+    assert unknown.returncode == 1
+    assert unknown.stderr.startswith("error: ")
+    assert "diffdock" in unknown.stderr
+    assert not out.exists()
+    subprocess.run([*command, "--format=diffdock"], check=True, capture_output=True, timeout=240)
+    assert json.loads(out.read_text()) == diffdock.schedules(learning.load(schedule), NOISE)
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,9 @@ from ld3_jax import ranges
     ],
 )
 def test_what_is_allowed_is_taken(allowed, values):
-    for value in values:
-        ranges.check({"n": value}, {"n": allowed})
+    given = {f"n[{i}]": value for i, value in enumerate(values)}
+    assert [allowed.lacks(value) for value in values] == [""] * len(values)
+    assert ranges.check(given, dict.fromkeys(given, allowed)) is None
 
 
 @pytest.mark.parametrize(

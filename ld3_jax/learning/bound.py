@@ -11,13 +11,12 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ld3_jax import denoisers
 from ld3_jax.batches import in_batches
 from ld3_jax.denoisers import Model
 from ld3_jax.learning.discretization import Discretization, on_grid
 from ld3_jax.learning.student import Student
 from ld3_jax.schedules import NoiseSchedule
-from ld3_jax.solvers import Solver, Table, solve
+from ld3_jax.solvers import Solver, Table, integrate
 from ld3_jax.teacher import Teacher
 
 Map = Callable[[Array], Array]
@@ -127,17 +126,15 @@ def _compare(
     inputs: tuple[PyTree, PyTree],
     batch_size: int,
 ) -> _Terms:
-    tables = [found.table(schedule, solver) for solver, found in solvers]
-    predicts = [denoisers.convert(model, schedule, solver.prediction) for solver, _ in solvers]
 
     def each(x_T: PyTree, cond: PyTree) -> _Terms:
         x, unravel = ravel_pytree(x_T)
 
-        def psi(predict: Model, table: Table, a: Array) -> Array:
+        def psi(solver: Solver, table: Table, a: Array) -> Array:
             x_T, batch_cond = jax.tree.map(lambda leaf: leaf[None], (unravel(schedule.prior_scale * a), cond))
-            return ravel_pytree(solve(predict, table, x_T, cond=batch_cond, remat=False))[0]
+            return ravel_pytree(integrate(model, schedule, solver, table, x_T, cond=batch_cond, remat=False))[0]
 
-        student, teacher = (partial(psi, *run_with) for run_with in zip(predicts, tables, strict=True))
+        student, teacher = (partial(psi, solver, found.table(schedule, solver)) for solver, found in solvers)
         a = x / schedule.prior_scale
         x_0, jacobian = _with_jacobian(teacher, a)
         found, step = _inverse(student, x_0, a)
@@ -150,7 +147,11 @@ def _compare(
 
 
 def _with_jacobian(psi: Map, a: Float[Array, "d"]) -> tuple[Float[Array, "d"], Float[Array, "d d"]]:
-    jacobian, x = jax.jacfwd(lambda a: 2 * (psi(a),), has_aux=True)(a)
+    def twice(a: Array) -> tuple[Array, Array]:
+        x = psi(a)
+        return x, x  # to differentiate, and as it is
+
+    jacobian, x = jax.jacfwd(twice, has_aux=True)(a)
     return x, jacobian
 
 

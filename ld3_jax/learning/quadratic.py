@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ld3_jax import denoisers, losses
@@ -23,8 +22,8 @@ from ld3_jax.learning.discretization import Discretization
 from ld3_jax.learning.jacobian import Directions, every_factor, sample_and_derivatives, sample_and_jacobian
 from ld3_jax.learning.parametrisation import Params
 from ld3_jax.learning.state import Task, together
-from ld3_jax.learning.student import Student, run
-from ld3_jax.solvers import Expansion, Solver, expand
+from ld3_jax.learning.student import Student
+from ld3_jax.solvers import Expansion, Solver, expand, integrate
 from ld3_jax.teacher import Pairs
 
 _BOUND_ROUNDS = 3  # solutions in which more numbers may reach their bounds
@@ -161,12 +160,13 @@ def _along_factors(task: Task, student: Student, params: Params) -> tuple[Sample
 def _along_numbers(task: Task, student: Student, params: Params) -> tuple[Sampler, Float[Array, "q p"]]:
     """Samples with their derivatives along the numbers themselves: on a manifold, where states are no sums."""
     flat, unravel = ravel_pytree(params)
+    schedule, solver = student.schedule, student.solver
     directions = jnp.asarray(np.eye(len(flat))[_learned(task, params)], flat.dtype)
-    undecoded = student._replace(decode=Partial(_as_it_is))
 
     def sample(pairs: Pairs, at_a_time: int) -> tuple[PyTree, PyTree]:
         def of_numbers(flat: Array) -> PyTree:
-            return run(undecoded, task.discretization(unravel(flat), student), pairs.x_T, pairs.cond)
+            table = task.discretization(unravel(flat), student).table(schedule, solver)
+            return integrate(student.model, schedule, solver, table, pairs.x_T, cond=pairs.cond, remat=False)
 
         return sample_and_derivatives(of_numbers, flat, directions, at_a_time=at_a_time)
 
@@ -209,10 +209,6 @@ def _directions(task: Task, student: Student, params: Params) -> tuple[Direction
 def _learned(task: Task, params: Params) -> Bool[np.ndarray, "p"]:
     """Which of the numbers are learned, in the order of `ravel_pytree`."""
     return np.concatenate([np.ravel(on) for on in jax.tree.leaves(task.parametrisation.learned(params))])
-
-
-def _as_it_is(x: PyTree) -> PyTree:
-    return x
 
 
 def _first_calls(student: Student, found: Discretization) -> Int[np.ndarray, "q"]:

@@ -103,13 +103,11 @@ def race(task: Task, states: Mapping[str, TrainState], advance: Advance) -> tupl
 
 def _loss_of_the_last(task: Task, state: TrainState) -> float:
     """The mean loss of the pairs that come last in the first round, two batches of them."""
-    size, pairs, order = (
-        task.learner.valid_batch,
-        task.train,
-        np.asarray(order_of_round(task, jnp.zeros((), jnp.int32))),
-    )
-    if task.learner.held_out:
-        pairs, order = task.valid, np.arange(task.learner.held_out)
+    size, held_out = task.learner.valid_batch, task.learner.held_out
+    if held_out:
+        pairs, order = task.valid, np.arange(held_out)
+    else:
+        pairs, order = task.train, np.asarray(order_of_round(task, jnp.zeros((), jnp.int32)))
     judged = np.split(order[-2 * size :], 2) if len(order) >= 2 * size else [order]
     means = []
     for one in task.students():

@@ -26,16 +26,28 @@ class Pose(NamedTuple):
     torsions: PyTree[Array]  # (..., m) angles in radians
 
 
+def _turned(q: Array, v: Array) -> Array:
+    return rotations.normalized(rotations.product(q, rotations.exp(v)))
+
+
+def _vector(q: Array) -> Array:
+    return q[..., 1:]
+
+
+def _wrapped(angles: Array, update: Array) -> Array:
+    return kernels.wrap(angles + update)
+
+
+# Translations are vectors, but take solvers in their form for noise, as the other parts do.
+_SPACES = Pose(Space(flat=False), Space(_turned, _vector, flat=False), Space(_wrapped, flat=False))
+
+
 def retract(base: Pose, update: Pose) -> Pose:
     """The pose that an update moves a base to: x + u, R exp(v), torsions modulo full turns.
 
     v is in the frame of the body, and so is the memory of multistep solvers: a rotation of the whole changes no update.
     """
-    return Pose(
-        base.translation + update.translation,
-        rotations.normalized(rotations.product(base.rotation, rotations.exp(update.rotation))),
-        kernels.wrap(base.torsions + update.torsions),
-    )
+    return Pose(*(space.retract(*of_part) for space, *of_part in zip(_SPACES, base, update, strict=True)))
 
 
 def difference(pose: Pose, base: Pose) -> Pose:
@@ -48,7 +60,7 @@ def difference(pose: Pose, base: Pose) -> Pose:
 
 
 def _tangent(pose: Pose) -> Pose:
-    return pose._replace(rotation=pose.rotation[..., 1:])
+    return Pose(*(space.tangent(part) for space, part in zip(_SPACES, pose, strict=True)))
 
 
 def _join(values: Sequence[Any]) -> Pose:
@@ -56,11 +68,6 @@ def _join(values: Sequence[Any]) -> Pose:
 
 
 POSES = Space(retract, _tangent, _join, flat=False)
-_TRANSLATIONS = Space(flat=False)  # a part of poses: in its form for noise, as the other parts
-_ROTATIONS = Space(
-    lambda base, v: rotations.normalized(rotations.product(base, rotations.exp(v))), lambda q: q[..., 1:], flat=False
-)
-_TORUS = Space(lambda base, update: kernels.wrap(base + update), flat=False)
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class TranslationNoise(VEGeometric):
 
     sigma_min: float = 0.1
     sigma_max: float = 19.0
-    space = _TRANSLATIONS
+    space = _SPACES.translation
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class RotationNoise(VEGeometric):
 
     sigma_min: float = 0.03
     sigma_max: float = 1.55
-    space = _ROTATIONS
+    space = _SPACES.rotation
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ class TorsionNoise(VEGeometric):
 
     sigma_min: float = 0.0314
     sigma_max: float = 3.14
-    space = _TORUS
+    space = _SPACES.torsions
 
 
 @dataclass(frozen=True)
