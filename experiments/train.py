@@ -64,7 +64,7 @@ def _write(folder: Path, plan: Plan, model: Pretrained, task: Task, ended: Ended
         for measure, errors in compared.errors.items()
     }
     learned = dataclasses.replace(learned, losses=figures)
-    learned.save(folder / "schedule.json")
+    learned.save(folder / "schedule.json", model.schedule)
     pictures.draw(folder, model, learned, test, compared, float(ended.state.start_loss))
     for name in ("schedule.json", "schedule.png", "loss.png", "samples.png", "metrics.jsonl", "report.json"):
         print(f"wrote {folder / name}")

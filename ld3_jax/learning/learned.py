@@ -18,7 +18,7 @@ from ld3_jax.learning.discretization import Coefficients, Discretization
 from ld3_jax.learning.parametrisation import Params, discretize
 from ld3_jax.learning.student import Student, distances
 from ld3_jax.schedules import NoiseSchedule
-from ld3_jax.solvers import Solver, Table, integrate
+from ld3_jax.solvers import Solver, Table, integrate, plain
 from ld3_jax.teacher import Pairs
 
 FORMAT = "ld3_jax schedule"
@@ -134,10 +134,16 @@ class Learned:
                     f"{range_[1]:g}"
                 )
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, schedule: NoiseSchedule | None = None) -> None:
         """Write it as JSON, atomically; the numbers read back bit for bit.
 
+        Args:
+            path: the file.
+            schedule: the noise schedule. With it the file holds the solver's table, too, which other programs run
+                (`ld3_jax.interop`), unless the states are no vectors.
+
         Raises:
+            ValueError: if the times do not span the range of the noise schedule.
             OSError: if the disk does not take it; what stood at `path` before stays.
         """
         solver = dataclasses.asdict(self.solver)
@@ -155,6 +161,8 @@ class Learned:
             record["version"] = VERSIONS[1]
         if self.t.ndim > 1 or (self.coefficients is not None and not len(self.coefficients.base)):
             record["version"] = VERSIONS[2]
+        if schedule is not None and schedule.space.flat:
+            record["table"] = plain(self.table(schedule), schedule, self.t, self.solver.prediction)
         write_atomically(Path(path), (json.dumps(record, indent=2) + "\n").encode())
 
 

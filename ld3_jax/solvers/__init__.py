@@ -6,6 +6,7 @@ stand in one file.
 
 from ld3_jax.solvers.expansion import Expansion, converted, expand
 from ld3_jax.solvers.family import Family
+from ld3_jax.solvers.plain import plain
 from ld3_jax.solvers.solver import SOLVERS, Solver, integrate, make_table, sample
 from ld3_jax.solvers.table import State, Table, explicit, solve
 
@@ -21,6 +22,7 @@ __all__ = [
     "explicit",
     "integrate",
     "make_table",
+    "plain",
     "sample",
     "solve",
 ]

@@ -1,0 +1,35 @@
+"""Learned solvers in other programs: a loop for arrays of any library, diffusers, k-diffusion, ComfyUI, plain lists.
+
+    table = interop.read("schedule.json")
+    x_0 = interop.solve(table, network, x_T)                                     # PyTorch, NumPy, ...
+    pipe.scheduler = interop.LearnedScheduler.from_file("schedule.json", like=pipe.scheduler)  # diffusers
+    x = interop.sample_learned(model, x, sigmas, table=table)                    # k-diffusion
+
+Nothing here is loaded before it is asked for; docs/interop.md says which program takes what.
+"""
+
+import importlib
+from typing import Any
+
+_PLACES = {
+    "LearnedScheduler": "diffusers",
+    "sample_learned": "standalone.k_diffusion",
+    "PlainTable": "standalone.table",
+    "read": "standalone.table",
+    "solve": "standalone.table",
+}
+_NAMES = {"PlainTable": "Table"}
+
+__all__ = ["LearnedScheduler", "PlainTable", "read", "sample_learned", "solve"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'ld3_jax.interop' has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f"ld3_jax.interop.{_PLACES[name]}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("ld3_jax"):
+            raise
+        raise ImportError(f"interop.{name} needs {error.name}: pip install 'ld3-jax[interop]'") from error
+    return getattr(module, _NAMES.get(name, name))

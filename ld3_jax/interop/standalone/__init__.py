@@ -1,0 +1,13 @@
+"""What runs a schedule.json without the rest of this program: plain Python, and PyTorch for samplers.
+
+Copied with a schedule.json to ComfyUI's `custom_nodes/ld3`, this folder is a custom node.
+"""
+
+import importlib
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"):  # the table alone needs no PyTorch
+        return getattr(importlib.import_module(".comfyui", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,52 @@
+"""A solver as plain numbers: all that a program without this one needs to run it.
+
+The reader and the loop are `ld3_jax.interop.standalone`, which is plain Python.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from ld3_jax.schedules import NoiseSchedule, VPDiscrete
+from ld3_jax.solvers.table import Table
+
+# What is 1 at all times. Programs that measure noise by one number take it to be sigma / alpha, and of flows sigma.
+_PROCESSES: dict[str, Callable[[Any, Any], Any]] = {
+    "ve": lambda alpha, sigma: alpha,
+    "vp": lambda alpha, sigma: alpha**2 + sigma**2,
+    "flow": lambda alpha, sigma: alpha + sigma,
+}
+
+
+def plain(table: Table, schedule: NoiseSchedule, t: Float[Array, "n_points"], prediction: str) -> dict[str, Any]:
+    """A table and the noise levels that belong to it, as JSON takes them.
+
+    Args:
+        table: a solver's table, perhaps with learned changes.
+        schedule: the noise schedule.
+        t: the times of the grid.
+        prediction: what the table takes, "noise" or "data".
+
+    Returns:
+        The table's columns; prediction; `alpha` and `sigma` at the network's times `t`, `grid_alpha` and `grid_sigma`
+        at the grid's; `prior_scale`; `process`, "vp", "ve", "flow" or None for any other; `train_steps`, the N of a
+        `VPDiscrete`, whose time t is (i + 1) / N at step i, or None.
+
+    Raises:
+        ValueError: if the states are no vectors: other programs only add.
+    """
+    if not schedule.space.flat or len(schedule.parts) > 1:
+        raise ValueError(f"a table of plain numbers is of vectors with one time for all, got {schedule}")
+    alpha, sigma = np.asarray(schedule.alpha(t)), np.asarray(schedule.sigma(t))
+    names = [name for name, one in _PROCESSES.items() if np.allclose(one(alpha, sigma), 1, rtol=0, atol=1e-5)]
+    levels = {"alpha": schedule.alpha(table.t), "sigma": schedule.sigma(table.t)}
+    lists = {**table._asdict(), **levels, "grid_alpha": alpha, "grid_sigma": sigma}
+    return {
+        "prediction": prediction,
+        "process": names[0] if names else None,
+        "train_steps": len(schedule.alphas_cumprod) if isinstance(schedule, VPDiscrete) else None,
+        "prior_scale": float(schedule.prior_scale),
+        **{name: np.asarray(column).tolist() for name, column in lists.items()},
+    }
