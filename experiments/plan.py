@@ -13,6 +13,7 @@ from ld3_jax.learning import Discretization, Learned, quadratic
 from ld3_jax.learning.optimizers import RULES
 from ld3_jax.learning.parametrisation import Parametrisation
 from ld3_jax.learning.state import Learner
+from ld3_jax.published import PUBLISHED
 from ld3_jax.ranges import (
     COUNT,
     COUNT_OR_ZERO,
@@ -131,8 +132,8 @@ def _check(config: config_dict.ConfigDict) -> None:
             learn.loss,
             [*losses.LOSSES, "both", "lpips"] if learn.learner == "optax" else losses.OF_SQUARES,
         ),
-        ("learn.init", "race" if learn.init.endswith(".json") else learn.init, [*grids.GRIDS, "race"]),
-        ("teacher.grid", config.teacher.grid, grids.GRIDS),
+        ("learn.init", "race" if learn.init.endswith(".json") else learn.init, [*grids.GRIDS, *PUBLISHED, "race"]),
+        ("teacher.grid", config.teacher.grid, [*grids.GRIDS, *PUBLISHED]),
         ("learn.logits_rule", learn.logits_rule, RULES),
         ("learn.shifts_rule", learn.shifts_rule, RULES),
         ("learn.coefficients_rule", learn.coefficients_rule, RULES),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ld3_jax.published import PUBLISHED
 from ld3_jax.schedules import NoiseSchedule
 
 
@@ -18,9 +19,10 @@ def grid(name: str, schedule: NoiseSchedule, n: int) -> Float[Array, "{n}+1"]:
         quadratic  t = t_min + (t_max - t_min) (1 - u)^2
         logsnr     even in the half-log-SNR lam
         edm        s = sigma/alpha with s^(1/7) even
+    and those of `published.PUBLISHED`, for the models that they were made for.
 
     Args:
-        name: one of GRIDS.
+        name: one of GRIDS, or of `published.PUBLISHED`.
         schedule: the noise schedule.
         n: number of steps, at least 1.
 
@@ -28,17 +30,19 @@ def grid(name: str, schedule: NoiseSchedule, n: int) -> Float[Array, "{n}+1"]:
         (n + 1,) descending times, exactly t_max and t_min at the ends.
 
     Raises:
-        ValueError: if the name is unknown, n < 1 or the noise schedule has no finite lam at its ends.
+        ValueError: if the name is unknown, n < 1 the noise schedule has no finite lam at its ends, or a published
+            grid is of another noise schedule.
 
     Reference: Lu et al., arXiv:2206.00927 (uniform, logsnr); Song et al., arXiv:2010.02502 (quadratic); Karras et al.,
     arXiv:2206.00364 (edm, rho = 7).
     """
-    if name not in GRIDS:
-        raise ValueError(f"grid must be one of {sorted(GRIDS)}, got {name!r}")
+    known = {**GRIDS, **{name: levels.times for name, levels in PUBLISHED.items()}}
+    if name not in known:
+        raise ValueError(f"grid must be one of {sorted(known)}, got {name!r}")
     if n < 1:
         raise ValueError(f"a grid needs at least 1 step, got {n}")
     check_ends(schedule, jnp.result_type(float))
-    t = GRIDS[name](schedule, jnp.linspace(0.0, 1.0, n + 1))
+    t = known[name](schedule, jnp.linspace(0.0, 1.0, n + 1))
     return t.at[0].set(schedule.t_max).at[-1].set(schedule.t_min)
 
 

@@ -1,0 +1,177 @@
+"""What was learned as a list, for programs that take numbers and no code; each list says what it cannot hold."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from ld3_jax.interop.standalone.table import Table as PlainTable
+from ld3_jax.learning import Discretization, Learned
+from ld3_jax.schedules import NoiseSchedule
+from ld3_jax.solvers import Table
+
+_DIGITS = 7  # significant; programs keep single precision
+_MANY = 15  # steps from which diffusers' lower_order_final does nothing
+
+
+class Listed(NamedTuple):
+    """A list, and what a program makes of it.
+
+    Attributes:
+        values: the numbers.
+        record: what goes with them; None where the program takes the bare list.
+        lost: what was learned and is not in the list.
+        notes: how the list differs otherwise from what was learned.
+        t: the times that a program reads off the list; the last is t_min even where the program goes on to 0.
+        ends_at_zero: whether the program's last step goes to a noise of 0.
+    """
+
+    values: list[float]
+    record: dict[str, Any] | None
+    lost: list[str]
+    notes: list[str]
+    t: Float[np.ndarray, "n_points"]
+    ends_at_zero: bool = False
+
+
+def sigmas(learned: Learned, table: PlainTable, last: str = "kept") -> Listed:
+    """Noise levels, sigma / alpha or of flows sigma, for samplers with one sigma (ComfyUI, A1111, Forge, k-diffusion).
+
+    Args:
+        learned: what was learned.
+        table: its table.
+        last: "kept": n + 1 numbers; "zero": the last one is 0; "dropped": n numbers, for programs that append a 0.
+
+    Raises:
+        ValueError: if `last` is another value, or the noise schedule is none that such programs know.
+    """
+    _known(table, ("vp", "ve", "flow"))
+    levels, t = table.levels, np.asarray(learned.t, float)
+    if last not in _LAST:
+        raise ValueError(f"last must be one of {sorted(_LAST)}, got {last!r}")
+    values = {"kept": levels, "zero": [*levels[:-1], 0.0], "dropped": levels[:-1]}[last]
+    notes = [_LAST[last].format(last=_plain(levels[-1]))]
+    return Listed(values, None, _lost(learned), notes, t, last != "kept")
+
+
+_LAST = {
+    "kept": "the last of the n + 1 numbers is {last}: a program that expects 0 there leaves that noise in the sample",
+    "zero": "the last of the n + 1 numbers is 0 in place of {last}: the last step goes to the data prediction",
+    "dropped": "n numbers, for programs that append 0: the last step goes there, and not to {last}",
+}
+
+
+def diffusers_timesteps(learned: Learned, table: PlainTable) -> Listed:
+    """What diffusers' DPMSolverMultistepScheduler takes as `timesteps=`, with the arguments to construct it with.
+
+    Raises:
+        ValueError: if the solver is none of its own, or the noise schedule not that of a network of discrete steps.
+    """
+    _known(table, ("vp",))
+    solver, steps = learned.solver, table.train_steps
+    if solver.name not in ("ddim", "dpmpp"):
+        raise ValueError(f"DPMSolverMultistepScheduler runs dpmpp or ddim, got {solver}")
+    if steps is None:
+        raise ValueError("timesteps are those of a network of discrete steps (VPDiscrete)")
+    if solver.lower_order_final and solver.n_steps >= _MANY and solver.order > 1:
+        raise ValueError(
+            f"from {_MANY} steps on DPMSolverMultistepScheduler does not lower the order; learn with lower_order_final "
+            f"False, got {solver}"
+        )
+    exact = steps * np.asarray(learned.t, float)[:-1] - 1
+    values = np.rint(exact)
+    if (np.diff(values) >= 0).any():
+        raise ValueError(f"rounded to integers the timesteps no longer descend: {exact.tolist()}")
+    arguments = {
+        "algorithm_type": "dpmsolver++",
+        "solver_order": solver.order,
+        "solver_type": "midpoint",
+        "lower_order_final": solver.lower_order_final,
+        "final_sigmas_type": "sigma_min",
+        "num_train_timesteps": steps,
+    }
+    notes = [f"timesteps are rounded to integers, by at most {np.abs(values - exact).max():.2f}"]
+    record = {"scheduler": "DPMSolverMultistepScheduler", "arguments": arguments}
+    t = np.append((values + 1) / steps, float(learned.t[-1]))
+    return Listed(values.astype(int).tolist(), record, _lost(learned), notes, t)
+
+
+def diffusers_sigmas(learned: Learned, table: PlainTable) -> Listed:
+    """What diffusers' Euler schedulers take as `sigmas=`: n + 1 of them, or of flows n, to which it appends 0.
+
+    Raises:
+        ValueError: if the solver is not of order 1, or not Euler's on that noise schedule.
+    """
+    _known(table, ("vp", "ve", "flow"))
+    solver, flow = learned.solver, table.process == "flow"
+    levels, t = table.levels, np.asarray(learned.t, float)
+    in_sigma = table.process != "vp" and np.allclose(t, levels, rtol=1e-5)  # there Euler's steps are ddim's
+    if solver.order != 1 or solver.name not in ("ddim", "dpmpp", "ipndm", *(("euler",) if in_sigma else ())):
+        raise ValueError(f"diffusers' Euler schedulers make ddim's steps; learn with solver.name=ddim, got {solver}")
+    if flow:
+        record = {"scheduler": "FlowMatchEulerDiscreteScheduler", "arguments": {"shift": 1.0}}
+        notes = [f"the scheduler appends 0: the last step goes there, and not to {_plain(levels[-1])}"]
+        return Listed(levels[:-1], record, _lost(learned), notes, t, True)
+    scale = _plain(1 / table.grid_alpha[0] * table.prior_scale)
+    record = {"scheduler": "EulerDiscreteScheduler", "arguments": {"final_sigmas_type": "sigma_min"}}
+    notes = [f"start from normal noise times {scale}; the scheduler's own init_noise_sigma is {_plain(levels[0])}"]
+    return Listed(levels, record, _lost(learned), notes, t)
+
+
+def text(values: list[float]) -> str:
+    """Comma-separated plain decimals, without exponents, which some programs misread."""
+    return ", ".join(_plain(value) for value in values)
+
+
+def as_run(listed: Listed, learned: Learned, schedule: NoiseSchedule) -> Table:
+    """The table of what a program makes of a list, with a solver of the same formula as the learned one.
+
+    Where it ends at zero, the last step is that of order 1 to the data prediction, as programs make it.
+
+    Args:
+        listed: the list.
+        learned: what was learned.
+        schedule: its noise schedule.
+    """
+    t = jnp.asarray(listed.t, learned.t.dtype)
+    table = Discretization(t, t).table(schedule, learned.solver)
+    return _to_zero(table, schedule, learned.solver.prediction) if listed.ends_at_zero else table
+
+
+def _to_zero(table: Table, schedule: NoiseSchedule, prediction: str) -> Table:
+    """The last row replaced by x' = D, the data prediction of its call."""
+    at = table.t[-1]
+    of_base, of_newest = (0.0, 1.0)
+    if prediction == "noise":
+        of_base, of_newest = 1 / schedule.alpha(at), -schedule.sigma(at) / schedule.alpha(at)
+    k = table.predict_history.shape[1]
+    weights = jnp.zeros(k, table.t.dtype).at[0].set(of_newest)
+    return table._replace(
+        predict_base=table.predict_base.at[-1].set(of_base),
+        predict_history=table.predict_history.at[-1].set(weights),
+    )
+
+
+def _known(table: PlainTable, processes: tuple[str, ...]) -> None:
+    if table.process not in processes:
+        raise ValueError(f"the program knows noise schedules of the kinds {list(processes)}, got {table.process!r}")
+
+
+def _lost(learned: Learned) -> list[str]:
+    t, t_c = np.asarray(learned.t, float), np.asarray(learned.t_c, float)
+    lost = [] if learned.coefficients is None else ["coefficients"]
+    return lost + ([] if np.allclose(t, t_c, rtol=1e-5, atol=1e-7) else ["network times"])
+
+
+def _plain(value: float) -> str:
+    return np.format_float_positional(value, precision=_DIGITS, fractional=False, trim="0")
+
+
+# What a program takes, by name.
+LISTS: dict[str, Callable[[Learned, PlainTable], Listed]] = {
+    "sigmas": sigmas,
+    "diffusers-timesteps": diffusers_timesteps,
+    "diffusers-sigmas": diffusers_sigmas,
+}

@@ -1,0 +1,104 @@
+"""Grids that others have published, as lists of noise levels, and lists of the user's own."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ld3_jax.schedules import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class Levels:
+    """A descending list of noise levels.
+
+    Attributes:
+        values: sigma / alpha, or of flows sigma.
+        flow: whether they are a flow's.
+        source: where they were published.
+
+    Raises:
+        ValueError: unless there are at least three, descending, above 0, and of flows at most 1.
+    """
+
+    values: tuple[float, ...]
+    flow: bool = False
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        levels, most = np.asarray(self.values, float), 1.0 if self.flow else np.inf
+        descends = levels.ndim == 1 and len(levels) > 2 and bool(np.all(np.diff(levels) < 0))
+        if not descends or not 0 < levels[-1] < levels[0] <= most:
+            raise ValueError(
+                f"noise levels must be at least three descending numbers above 0{' and at most 1' * self.flow}, "
+                f"got {list(self.values)}"
+            )
+
+    def times(self, schedule: NoiseSchedule, u: Float[Array, "n_points"]) -> Float[Array, "n_points"]:
+        """The times at u in [0, 1] along the list, whose ends are those of the noise schedule.
+
+        Between its numbers, their logarithm is linear.
+
+        Args:
+            schedule: the noise schedule, whose levels they are.
+            u: positions.
+
+        Raises:
+            ValueError: if the list is of another range, or of another kind of noise schedule.
+        """
+        self._check(schedule)
+        ends = jnp.asarray([schedule.t_max, schedule.t_min], u.dtype)
+        ends = schedule.log_sigma(ends) if self.flow else -schedule.lam(ends)
+        logs = jnp.concatenate([ends[:1], jnp.log(jnp.asarray(self.values[1:-1], u.dtype)), ends[1:]])
+        level = jnp.interp(u, jnp.linspace(0.0, 1.0, len(logs), dtype=u.dtype), logs)
+        return schedule.inverse_lam(jnp.log1p(-jnp.exp(level)) - level if self.flow else -level)
+
+    def _check(self, schedule: NoiseSchedule) -> None:
+        with jax.ensure_compile_time_eval():
+            ends = jnp.asarray([schedule.t_max, schedule.t_min])
+            alpha, sigma = np.asarray(schedule.alpha(ends)), np.asarray(schedule.sigma(ends))
+        here, mine = sigma if self.flow else sigma / alpha, (self.values[0], self.values[-1])
+        if self.flow and not np.allclose(alpha + sigma, 1, atol=1e-3):
+            raise ValueError(f"these noise levels are of a flow, alpha + sigma = 1, and not of {schedule}"[:300])
+        if not np.allclose(here, mine, rtol=_SAME_END) or not here[0] > self.values[1] > self.values[-2] > here[1]:
+            raise ValueError(
+                f"these noise levels run from {mine[0]:g} to {mine[1]:g}, those of the noise schedule from "
+                f"{here[0]:g} to {here[1]:g}"
+            )
+
+
+_SAME_END = 0.05  # how far, relatively, a list's end may be from the noise schedule's
+
+_AYS = "Align Your Steps, Sabour et al., arXiv:2404.14507; the figures of ComfyUI's AlignYourStepsScheduler"
+_GITS = "GITS, Chen et al., arXiv:2405.11326; the figures of ComfyUI's GITSScheduler, 10 steps, coefficient 1.15"
+_OSS = "Optimal Steps, Pei et al., arXiv:2503.21774; the figures of ComfyUI's OptimalStepsScheduler"
+
+PUBLISHED = {
+    "ays-sd15": Levels(
+        (14.6146412293, 6.4745760956, 3.8636745985, 2.6946151520, 1.8841921177, 1.3943805092, 0.9642583904,
+         0.6523686016, 0.3977456272, 0.1515232662, 0.0291671582),
+        source=_AYS,
+    ),
+    "ays-sdxl": Levels(
+        (14.6146412293, 6.3184485287, 3.7681790315, 2.1811480769, 1.3405244945, 0.8620721141, 0.5550693289,
+         0.3798540708, 0.2332364134, 0.1114188177, 0.0291671582),
+        source=_AYS,
+    ),
+    "ays-svd": Levels((700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002), source=_AYS),
+    "gits-sd15": Levels(
+        (14.61464119, 6.77309084, 3.07277966, 1.91321158, 1.24153244, 0.803307, 0.52423614, 0.34370604, 0.19894916,
+         0.09824532, 0.02916753),
+        source=_GITS,
+    ),
+    "optimal-flux": Levels(
+        (0.9968, 0.9886, 0.9819, 0.975, 0.966, 0.9471, 0.9158, 0.8287, 0.5512, 0.2808, 0.001), flow=True, source=_OSS
+    ),
+    "optimal-wan": Levels(
+        (1.0, 0.997, 0.995, 0.993, 0.991, 0.989, 0.987, 0.985, 0.98, 0.975, 0.973, 0.968, 0.96, 0.946, 0.927, 0.902,
+         0.864, 0.776, 0.539, 0.208, 0.001),
+        flow=True,
+        source=_OSS,
+    ),
+}  # fmt: skip

@@ -1,0 +1,158 @@
+"""Lists for programs that take numbers: what they hold, what they lack, and what diffusers makes of them."""
+
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from learned_anything import moved
+from noise_schedules import SCHEDULES
+
+from ld3_jax import interop
+from ld3_jax.interop import lists
+from ld3_jax.interop.standalone.table import from_record
+from ld3_jax.schedules import VPDiscrete
+from ld3_jax.solvers import Solver, plain, solve
+
+# diffusers makes arrays of tensors in a way that NumPy 2 warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+Z = np.random.default_rng(0).normal(size=(4, 2, 1, 1)).astype(np.float32)
+TIMES = {"network_times": 0, "coefficients": 0}
+DISCRETE = VPDiscrete(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
+DPMPP, DDIM = Solver("dpmpp", 4, 2), Solver("ddim", 4)
+
+
+def of(schedule, solver, **how):
+    learned = moved(schedule, solver, **{**TIMES, **how})
+    return learned, from_record(plain(learned.table(schedule), schedule, learned.t, solver.prediction))
+
+
+def data(x, t):
+    """A data prediction, of either library's arrays."""
+    numpy = torch if isinstance(x, torch.Tensor) else jnp
+    return numpy.tanh(x * (1 - 0.3 * t)) * 0.8 + 0.1
+
+
+def run(table):
+    return np.asarray(solve(lambda x, t, cond: data(x, t), table, jnp.asarray(Z)))
+
+
+def relative(given, expected):
+    return float(np.sqrt(np.mean((np.asarray(given) - expected) ** 2) / np.mean(expected**2)))
+
+
+@pytest.mark.parametrize("name", ["VPLinear", "VELinear", "RectifiedFlow"])
+def test_sigmas_are_plain_decimals_of_the_levels(name):
+    schedule = SCHEDULES[name]
+    learned, table = of(schedule, DPMPP)
+    t = learned.t
+    levels = schedule.sigma(t) / (1 if name == "RectifiedFlow" else schedule.alpha(t))
+    for last, expected in {"kept": levels, "zero": [*levels[:-1], 0], "dropped": levels[:-1]}.items():
+        listed = lists.sigmas(learned, table, last)
+        text = lists.text(listed.values)
+        assert re.fullmatch(r"\d+\.\d+(, \d+\.\d+)*", text)
+        np.testing.assert_allclose([float(word) for word in text.split(", ")], expected, rtol=1e-6)
+        assert listed.ends_at_zero == (last != "kept")
+        assert not listed.lost
+        assert lists.text([table.levels[-1]]) in listed.notes[0]
+
+
+def test_a_small_number_has_no_exponent():
+    assert lists.text([1e-3, 2.5e-7, 80.0]) == "0.001, 0.00000025, 80.0"
+
+
+@pytest.mark.parametrize(
+    "solver", [Solver("dpmpp", 4, 3), Solver("ipndm", 4, 2), Solver("unipc", 4), Solver("heun", 5)]
+)
+def test_the_step_to_zero_gives_the_data_prediction(solver):
+    schedule = SCHEDULES["VPLinear"]
+    learned, table = of(schedule, solver)
+    to_zero = lists.as_run(lists.sigmas(learned, table, "zero"), learned, schedule)
+    seen = []
+
+    def network(x, t):
+        seen.append(np.asarray(data(jnp.asarray(x), t)))
+        return seen[-1]
+
+    loop = from_record(plain(to_zero, schedule, learned.t, solver.prediction))
+    given = interop.solve(loop, network, Z, "data")
+    np.testing.assert_allclose(given, seen[-1], rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_learned_and_is_not_in_the_list_is_named():
+    for how, lost in [
+        ({}, []),
+        ({"coefficients": 0.01}, ["coefficients"]),
+        ({"network_times": 0.1}, ["network times"]),
+        ({"coefficients": 0.01, "network_times": 0.1}, ["coefficients", "network times"]),
+    ]:
+        assert lists.sigmas(*of(DISCRETE, DPMPP, **how)).lost == lost
+
+
+@pytest.mark.parametrize(
+    ("make", "schedule", "solver", "message"),
+    [
+        (lists.diffusers_timesteps, DISCRETE, Solver("unipc", 4), "runs dpmpp or ddim, got unipc"),
+        (lists.diffusers_timesteps, SCHEDULES["VPLinear"], DPMPP, "network of discrete steps"),
+        (lists.diffusers_timesteps, SCHEDULES["VELinear"], DPMPP, r"kinds \['vp'\], got 've'"),
+        (lists.diffusers_timesteps, DISCRETE, Solver("dpmpp", 15), "learn with lower_order_final False"),
+        (lists.diffusers_sigmas, DISCRETE, DPMPP, "make ddim's steps"),
+        (lists.diffusers_sigmas, DISCRETE, Solver("euler", 4), "make ddim's steps"),
+        (lists.diffusers_sigmas, SCHEDULES["VEGeometric"], Solver("euler", 4), "make ddim's steps"),
+    ],
+)
+def test_what_a_scheduler_would_do_otherwise_is_refused(make, schedule, solver, message):
+    with pytest.raises(ValueError, match=message):
+        make(*of(schedule, solver))
+
+
+def test_an_unknown_convention_is_refused():
+    with pytest.raises(ValueError, match=r"last must be one of \['dropped', 'kept', 'zero'\], got 'one'"):
+        lists.sigmas(*of(DISCRETE, DPMPP), "one")
+
+
+def in_diffusers(scheduler, x, time):
+    """A scheduler's loop, with a network that gives the data."""
+    for t in scheduler.timesteps:
+        inputs = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(data(inputs, time(float(t))), t, x, return_dict=False)[0]
+    return x
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_dpm_solver_of_diffusers_makes_the_steps_of_its_list(order):
+    diffusers = pytest.importorskip("diffusers")
+    learned, table = of(DISCRETE, Solver("dpmpp", 4, order))
+    listed = lists.diffusers_timesteps(learned, table)
+    arguments = {**listed.record["arguments"], "prediction_type": "sample", "beta_schedule": "linear"}
+    scheduler = getattr(diffusers, listed.record["scheduler"])(**arguments)
+    scheduler.set_timesteps(timesteps=listed.values)
+    given = in_diffusers(scheduler, torch.from_numpy(Z), lambda t: (t + 1) / 1000)
+    assert relative(given, run(lists.as_run(listed, learned, DISCRETE))) < 1e-5
+    assert 1e-5 < relative(given, run(learned.table(DISCRETE))) < 1e-2  # the rounding
+
+
+def test_euler_of_diffusers_makes_the_steps_of_its_list():
+    diffusers = pytest.importorskip("diffusers")
+    learned, table = of(DISCRETE, DDIM)
+    listed = lists.diffusers_sigmas(learned, table)
+    scheduler = getattr(diffusers, listed.record["scheduler"])(prediction_type="sample", **listed.record["arguments"])
+    scheduler.set_timesteps(sigmas=listed.values)
+    start = torch.from_numpy(Z) / table.grid_alpha[0]
+    given = in_diffusers(scheduler, start, lambda t: (t + 1) / 1000) * table.grid_alpha[-1]
+    assert relative(given, run(lists.as_run(listed, learned, DISCRETE))) < 1e-4
+
+
+def test_flow_euler_of_diffusers_makes_the_steps_of_its_list():
+    diffusers = pytest.importorskip("diffusers")
+    schedule = SCHEDULES["RectifiedFlow"]
+    learned, table = of(schedule, DDIM)
+    listed = lists.diffusers_sigmas(learned, table)
+    scheduler = getattr(diffusers, listed.record["scheduler"])(**listed.record["arguments"])
+    scheduler.set_timesteps(sigmas=listed.values)
+    x = torch.from_numpy(Z)
+    for t in scheduler.timesteps:
+        time = float(t) / 1000
+        x = scheduler.step((x - data(x, time)) / time, t, x, return_dict=False)[0]
+    assert relative(x, run(lists.as_run(listed, learned, schedule))) < 1e-5
