@@ -80,6 +80,18 @@ def test_the_step_to_zero_gives_the_data_prediction(solver):
     np.testing.assert_allclose(given, seen[-1], rtol=1e-4, atol=1e-5)
 
 
+def test_an_order_that_a_program_does_not_lower_is_said_and_measured():
+    schedule = SCHEDULES["VPLinear"]
+    learned, table = of(schedule, DPMPP)
+    listed = lists.sigmas(learned, table)
+    assert "learn with lower_order_final False" in listed.notes[1]
+    assert relative(run(lists.as_run(listed, learned, schedule)), run(learned.table(schedule))) > 1e-3
+    kept = of(schedule, Solver("dpmpp", 4, 2, lower_order_final=False))
+    listed = lists.sigmas(*kept)
+    assert len(listed.notes) == 1
+    assert relative(run(lists.as_run(listed, kept[0], schedule)), run(kept[0].table(schedule))) < 1e-6
+
+
 def test_what_was_learned_and_is_not_in_the_list_is_named():
     for how, lost in [
         ({}, []),

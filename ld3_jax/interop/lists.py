@@ -1,6 +1,7 @@
 """What was learned as a list, for programs that take numbers and no code; each list says what it cannot hold."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from ld3_jax.interop.standalone.table import Table as PlainTable
 from ld3_jax.learning import Discretization, Learned
 from ld3_jax.schedules import NoiseSchedule
-from ld3_jax.solvers import Table
+from ld3_jax.solvers import Solver, Table
 
 _DIGITS = 7  # significant; programs keep single precision
 _MANY = 15  # steps from which diffusers' lower_order_final does nothing
@@ -24,6 +25,7 @@ class Listed(NamedTuple):
         record: what goes with them; None where the program takes the bare list.
         lost: what was learned and is not in the list.
         notes: how the list differs otherwise from what was learned.
+        solver: what a program runs on it.
         t: the times that a program reads off the list; the last is t_min even where the program goes on to 0.
         ends_at_zero: whether the program's last step goes to a noise of 0.
     """
@@ -32,6 +34,7 @@ class Listed(NamedTuple):
     record: dict[str, Any] | None
     lost: list[str]
     notes: list[str]
+    solver: Solver
     t: Float[np.ndarray, "n_points"]
     ends_at_zero: bool = False
 
@@ -52,8 +55,14 @@ def sigmas(learned: Learned, table: PlainTable, last: str = "kept") -> Listed:
     if last not in _LAST:
         raise ValueError(f"last must be one of {sorted(_LAST)}, got {last!r}")
     values = {"kept": levels, "zero": [*levels[:-1], 0.0], "dropped": levels[:-1]}[last]
-    notes = [_LAST[last].format(last=_plain(levels[-1]))]
-    return Listed(values, None, _lost(learned), notes, t, last != "kept")
+    notes, solver = [_LAST[last].format(last=_plain(levels[-1]))], learned.solver
+    if solver.name == "dpmpp" and solver.order > 1:
+        if solver.lower_order_final:
+            notes.append(
+                "k-diffusion's dpmpp_2m lowers its order in a step to 0 alone; learn with lower_order_final False"
+            )
+        solver = replace(solver, lower_order_final=False)
+    return Listed(values, None, _lost(learned), notes, solver, t, last != "kept")
 
 
 _LAST = {
@@ -95,7 +104,7 @@ def diffusers_timesteps(learned: Learned, table: PlainTable) -> Listed:
     notes = [f"timesteps are rounded to integers, by at most {np.abs(values - exact).max():.2f}"]
     record = {"scheduler": "DPMSolverMultistepScheduler", "arguments": arguments}
     t = np.append((values + 1) / steps, float(learned.t[-1]))
-    return Listed(values.astype(int).tolist(), record, _lost(learned), notes, t)
+    return Listed(values.astype(int).tolist(), record, _lost(learned), notes, solver, t)
 
 
 def diffusers_sigmas(learned: Learned, table: PlainTable) -> Listed:
@@ -113,11 +122,11 @@ def diffusers_sigmas(learned: Learned, table: PlainTable) -> Listed:
     if flow:
         record = {"scheduler": "FlowMatchEulerDiscreteScheduler", "arguments": {"shift": 1.0}}
         notes = [f"the scheduler appends 0: the last step goes there, and not to {_plain(levels[-1])}"]
-        return Listed(levels[:-1], record, _lost(learned), notes, t, True)
+        return Listed(levels[:-1], record, _lost(learned), notes, solver, t, True)
     scale = _plain(1 / table.grid_alpha[0] * table.prior_scale)
     record = {"scheduler": "EulerDiscreteScheduler", "arguments": {"final_sigmas_type": "sigma_min"}}
     notes = [f"start from normal noise times {scale}; the scheduler's own init_noise_sigma is {_plain(levels[0])}"]
-    return Listed(levels, record, _lost(learned), notes, t)
+    return Listed(levels, record, _lost(learned), notes, solver, t)
 
 
 def text(values: list[float]) -> str:
@@ -126,7 +135,7 @@ def text(values: list[float]) -> str:
 
 
 def as_run(listed: Listed, learned: Learned, schedule: NoiseSchedule) -> Table:
-    """The table of what a program makes of a list, with a solver of the same formula as the learned one.
+    """The table of what a program makes of a list.
 
     Where it ends at zero, the last step is that of order 1 to the data prediction, as programs make it.
 
@@ -136,8 +145,8 @@ def as_run(listed: Listed, learned: Learned, schedule: NoiseSchedule) -> Table:
         schedule: its noise schedule.
     """
     t = jnp.asarray(listed.t, learned.t.dtype)
-    table = Discretization(t, t).table(schedule, learned.solver)
-    return _to_zero(table, schedule, learned.solver.prediction) if listed.ends_at_zero else table
+    table = Discretization(t, t).table(schedule, listed.solver)
+    return _to_zero(table, schedule, listed.solver.prediction) if listed.ends_at_zero else table
 
 
 def _to_zero(table: Table, schedule: NoiseSchedule, prediction: str) -> Table:
