@@ -1,6 +1,6 @@
 """Lists of others as schedules, and schedules as lists: the two commands, end to end."""
 
-import json
+import re
 import subprocess
 import sys
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 from learned_anything import moved
 
-from experiments import from_list
 from ld3_jax import learning, pretrained
 from ld3_jax.interop import read
+from ld3_jax.interop.others import read_times
 from ld3_jax.networks.latent import scaled_linear
 from ld3_jax.schedules import RectifiedFlow, VELinear
 from ld3_jax.solvers import Solver
@@ -28,12 +28,12 @@ def test_a_text_of_levels_is_read_whatever_ends_it(tmp_path):
     path = tmp_path / "sigmas.txt"
     for end in ("0.002", "0", "0.0"):
         path.write_text(f"[80.0, 10, 1;\n 0.1, {end}]\n")
-        found = from_list.read(str(path), VELinear(), 4)
+        found = read_times(str(path), VELinear(), 4)
         np.testing.assert_allclose(found.t, [80, 10, 1, 0.1, 0.002], rtol=1e-5)
-    finer = from_list.read(str(path), VELinear(), 8)
+    finer = read_times(str(path), VELinear(), 8)
     np.testing.assert_allclose(finer.t[3], np.sqrt(10), rtol=1e-5)
     path.write_text("0.999 0.5 0.25 0")
-    np.testing.assert_allclose(from_list.read(str(path), RectifiedFlow(), 3).t, [0.999, 0.5, 0.25, 1e-3], rtol=1e-5)
+    np.testing.assert_allclose(read_times(str(path), RectifiedFlow(), 3).t, [0.999, 0.5, 0.25, 1e-3], rtol=1e-5)
 
 
 @pytest.mark.parametrize("version", ["zip", "stream"])
@@ -41,16 +41,16 @@ def test_ld3_s_own_file_is_read(tmp_path, version):
     t, t_c = torch.tensor([80.0, 5, 0.4, 0.002]), torch.tensor([80.0, 4.5, 0.5, 0.002])
     content = {"params1": torch.zeros(3), "params2": torch.zeros(4), "best_t_steps": torch.cat([t, t_c])}
     torch.save(content, tmp_path / "best_v2.pt", _use_new_zipfile_serialization=version == "zip")
-    found = from_list.read(str(tmp_path / "best_v2.pt"), VELinear(), 3)
+    found = read_times(str(tmp_path / "best_v2.pt"), VELinear(), 3)
     np.testing.assert_allclose(found.t, t)
     np.testing.assert_allclose(found.t_c, t_c)
     with pytest.raises(ValueError, match=r"best_v2\.pt: 2 x 5 times are needed for 4 steps, got .* \(8,\)"):
-        from_list.read(str(tmp_path / "best_v2.pt"), VELinear(), 4)
+        read_times(str(tmp_path / "best_v2.pt"), VELinear(), 4)
     with pytest.raises(ValueError, match=r"must descend from 1 to 0\.001"):
-        from_list.read(str(tmp_path / "best_v2.pt"), SD, 3)
+        read_times(str(tmp_path / "best_v2.pt"), SD, 3)
     torch.save({"other": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"lacks best_t_steps and holds \['other'\]"):
-        from_list.read(str(tmp_path / "other.pt"), VELinear(), 3)
+        read_times(str(tmp_path / "other.pt"), VELinear(), 3)
 
 
 def test_what_is_no_list_is_refused(tmp_path):
@@ -63,12 +63,12 @@ def test_what_is_no_list_is_refused(tmp_path):
     ]:
         path.write_text(text)
         with pytest.raises(ValueError, match=f"{path}.*{message}"):
-            from_list.read(str(path), VELinear(), 3)
+            read_times(str(path), VELinear(), 3)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="neither text nor"):
-        from_list.read(str(path), VELinear(), 3)
+        read_times(str(path), VELinear(), 3)
     with pytest.raises(FileNotFoundError):
-        from_list.read("nothing.txt", VELinear(), 3)
+        read_times("nothing.txt", VELinear(), 3)
 
 
 def run(program, *arguments, fails=False):
@@ -80,35 +80,24 @@ def run(program, *arguments, fails=False):
 
 def test_a_schedule_becomes_a_list_and_the_list_a_schedule(tmp_path):
     ring = pretrained.load("ring")
-    learned = moved(ring.schedule, Solver("dpmpp", 4, 2, lower_order_final=False), network_times=0, coefficients=0)
+    learned = moved(ring.schedule, Solver("dpmpp", 4, 2, lower_order_final=False), network_times=0)
     mine, out, theirs = tmp_path / "schedule.json", tmp_path / "sigmas.txt", tmp_path / "theirs.json"
     learning.Learned(learned.solver, learned.found, learned.lam, ring.identity()).save(mine)
-    said = run("export", f"--schedule={mine}", f"--out={out}", "--format=sigmas", "--check", "--num=50")
-    assert "squared 0, relative 0" in said
+    command = ["export", f"--schedule={mine}", f"--out={out}", "--format=sigmas"]
+    said = run(*command, fails=True)
+    assert "a list of times cannot hold the coefficients that were learned" in said
+    assert not out.exists()
+    said = run(*command, "--lossy", "--check", "--num=50")
+    assert "not in it: coefficients" in said
+    assert 1e-4 < float(re.search(r"relative (\S+)", said)[1]) < 1
     run(
         "from_list", "--config=configs/gaussian.py", f"--list={out}", f"--out={theirs}",
         "--config.solver.name=dpmpp", "--config.solver.order=2", "--config.solver.nfe=4",
         "--config.solver.lower_order_final=False",
-        "--config.learn.what=('times',)",
     )  # fmt: skip
     again = learning.load(theirs)
     assert again.solver == learned.solver
+    assert again.coefficients is None
     np.testing.assert_allclose(again.t, learned.t, rtol=1e-4)
     assert again.model == ring.identity()
     np.testing.assert_allclose(read(theirs).levels, levels(ring.schedule, jnp.asarray(again.t)), rtol=1e-5)
-
-
-def test_a_list_does_not_silently_lose_what_was_learned(tmp_path):
-    learned = moved(SD, Solver("dpmpp", 4, 2))
-    path, out = tmp_path / "schedule.json", tmp_path / "list.json"
-    learned.save(path, SD)
-    arguments = [f"--schedule={path}", f"--out={out}", "--format=diffusers-timesteps"]
-    said = run("export", *arguments, fails=True)
-    assert "cannot hold the coefficients and network times that were learned" in said
-    assert not out.exists()
-    said = run("export", *arguments, "--lossy")
-    assert "not in it: coefficients, network times" in said
-    record = json.loads(out.read_text())
-    assert record["scheduler"] == "DPMSolverMultistepScheduler"
-    assert record["timesteps"] == np.rint(1000 * np.asarray(learned.t)[:-1] - 1).tolist()
-    assert record["notes"][1:] == ["not in it: coefficients", "not in it: network times"]

@@ -21,11 +21,22 @@ def test_the_package_loads_without_what_only_some_need():
     assert done.returncode == 0, done.stderr[-3000:]
     loaded = set(json.loads(done.stdout))
     assert "jax" in loaded
-    heavy = {"orbax", "matplotlib", "flax", "PIL", "tensorstore", "ml_collections", "absl.app", "torch", "tqdm"}
+    heavy = {
+        "orbax",
+        "matplotlib",
+        "flax",
+        "PIL",
+        "tensorstore",
+        "ml_collections",
+        "absl.app",
+        "torch",
+        "diffusers",
+        "tqdm",
+    }
     assert not loaded & heavy
 
 
-@pytest.mark.parametrize("name", [*ld3_jax.__all__, "checkpoint", "plots", "pretrained", "__version__"])
+@pytest.mark.parametrize("name", [*ld3_jax.__all__, "checkpoint", "interop", "plots", "pretrained", "__version__"])
 def test_public_names_are_there(name):
     assert getattr(ld3_jax, name) is not None
 

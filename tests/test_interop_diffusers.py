@@ -1,5 +1,6 @@
 """In diffusers' own pipelines the scheduler gives JAX's sample: all that was learned, with and without guidance."""
 
+import dataclasses
 import json
 
 import jax
@@ -92,10 +93,19 @@ def test_ddpm_s_pipeline_gives_jax_s_sample(tmp_path, monkeypatch, ddpm, solver)
     )
     network = in_jax(lambda x, t: ddpm.unet(x, t).sample, x_T.shape)
     close(given, learned.sample(network, DDPM, jnp.asarray(x_T.numpy())))
-    plain = learned.__class__(solver, learned.found._replace(coefficients=None), learned.lam)
-    with pytest.raises(AssertionError):  # what was learned matters
-        close(given, plain.sample(network, DDPM, jnp.asarray(x_T.numpy())))
     assert calls == solver.nfe
+
+
+def test_what_was_learned_matters(ddpm):
+    """By more than the tolerance, so that the tests above would fail without it."""
+    x_T = torch.randn(2, 3, 4, 4)
+    network = in_jax(lambda x, t: ddpm.unet(x, t).sample, x_T.shape)
+    learned = moved(DDPM, SOLVERS[0])
+    expected = learned.sample(network, DDPM, jnp.asarray(x_T.numpy()))
+    found = learned.found
+    for less in (found._replace(coefficients=None), found._replace(t_c=found.t)):
+        with pytest.raises(AssertionError):
+            close(dataclasses.replace(learned, found=less).sample(network, DDPM, jnp.asarray(x_T.numpy())), expected)
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=str)
