@@ -226,4 +226,5 @@ def test_dpmpp_2m_of_k_diffusion_is_ours_with_an_order_that_does_not_fall(tmp_pa
     theirs = sampling.sample_dpmpp_2m(
         denoiser(schedule, []), x_T, torch.tensor(table.levels), {"gain": 1.0}, disable=True
     )
-    np.testing.assert_allclose(theirs, learned.sample(in_jax, schedule, jnp.asarray(x_T.numpy())), rtol=1e-4, atol=1e-4)
+    expected = learned.sample(in_jax, schedule, jnp.asarray(x_T.numpy()))
+    np.testing.assert_allclose(theirs, expected, rtol=1e-4, atol=1e-4 * float(np.abs(expected).max()))
