@@ -19,8 +19,7 @@ from ld3_jax import interop, to_noise
 from ld3_jax.learning import load
 from ld3_jax.solvers import Solver
 
-SOLVERS = [Solver("dpmpp", 5), Solver("unipc", 5), Solver("ipndm", 5), Solver("heun", 6), Solver("dpm2", 5)]
-SOLVERS += [Solver("deis", 5), Solver("euler", 4)]
+SOLVERS = [Solver("dpmpp", 4), Solver("unipc", 4), Solver("ipndm", 5), Solver("heun", 4)]
 Z = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
 STANDALONE = Path("ld3_jax/interop/standalone")
 
