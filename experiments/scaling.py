@@ -28,6 +28,7 @@ SAMPLES, NFE, USUAL_NFE = 50_000, 5, 50
 PAIRS, TEACHER_NFE, BATCH = 100, 40, 10  # configs/default.py
 LEARNING_CALLS = 28_100  # of README.md's first command, in report.json: no matter which network
 NUMBERS = 24  # that Gauss-Newton solves for with 5 calls
+STEP_BYTES = 4 * (NUMBERS**2 + NUMBERS + 1)
 TANGENTS = 2  # directions of one sample at a time, by --config.learn.tangents
 
 
@@ -90,62 +91,64 @@ def main() -> None:
 
 def page(found: Costs, utilisation: float) -> str:
     """The page, in Markdown."""
-    of_derivative = (found.derivatives - found.call) / TANGENTS
-    step = 4 * (NUMBERS**2 + NUMBERS + 1)
+    gigabytes = {field: getattr(found, field) / 1e9 for field in ("weights", "call_bytes", "derivatives_bytes")}
     rows = [_row(found, one, count, utilisation) for one in ACCELERATORS for count in DEVICES]
     return f"""# What it costs on many devices
 
-Computed by `python -m experiments.scaling`, not measured: no accelerator was at hand. Stable Diffusion 1.5, 512 x 512 pixels,
-with guidance, so that a call is two passes of the U-Net; {NFE} calls; learned as in `configs/default.py`.
+Computed by `python -m experiments.scaling`, not measured: no accelerator was at hand. Stable Diffusion 1.5, 512 x 512
+pixels, with guidance, so that a call is two passes of the U-Net; {NFE} calls; learned as in `configs/default.py`.
 
 | of one sample | TFLOP |
 |---|---|
 | a call | {found.call / 1e12:.2f} |
-| a derivative of it along one direction | {of_derivative / 1e12:.2f} |
+| a derivative of it along one direction | {_derivative(found) / 1e12:.2f} |
 | {NFE} calls | {NFE * found.call / 1e12:.1f} |
 | {USUAL_NFE} calls | {USUAL_NFE * found.call / 1e12:.1f} |
 | decoding | {found.decode / 1e12:.2f} |
 
-FLOPs are those of XLA's cost analysis of the traced networks. The teacher makes {PAIRS * TEACHER_NFE:,} calls for {PAIRS} pairs; learning
-makes {LEARNING_CALLS:,} (the README's first command; the network does not change their number), counted as derivatives.
+These are the FLOPs of XLA's cost analysis of the traced networks. The teacher makes {PAIRS * TEACHER_NFE:,} calls for
+{PAIRS} pairs. Learning makes {LEARNING_CALLS:,}, as the README's first command does: their number does not depend on
+the network. Each is counted as a derivative.
 
-| device | number | teacher | learning | {SAMPLES:,} samples, {NFE} calls | {USUAL_NFE} calls | all-reduce of a step |
-|---|---|---|---|---|---|---|
+| device | number | teacher | learning | {SAMPLES:,} samples, {NFE} calls | {USUAL_NFE} calls |
+|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-- **Assumed**: {utilisation:.0%} of the peak in bfloat16 is reached; the peak is {_listed("peak", 1e12, "TFLOP/s")}. Time for compiling,
-  loading and writing is left out, and in learning that for the image's decoding and LPIPS.
-- **Learning** takes batches of {BATCH}, the next multiple of the devices if that is more: so {DEVICES[-1]} devices learn from {DEVICES[-1]} samples
-  a step, which takes more pairs than {PAIRS} (`data.train`), in the time of one sample a device. More than {BATCH} devices gain little.
-- **Communication**: a step of Gauss-Newton all-reduces a matrix, a gradient and a loss, {NUMBERS}² + {NUMBERS} + 1 numbers or {step:,} bytes, and
-  nothing else, as its compiled program for eight devices shows. The column is 2 (N - 1) / N times that over the link
-  ({_listed("link", 1e9, "GB/s")}); in truth latency decides. Teacher and samples communicate nothing but the results.
-- **Memory** of a device: {found.weights / 1e9:.1f} GB of weights in float32; beside them {found.call_bytes / 1e9:.1f} GB for a call of one sample, and
-  {found.derivatives_bytes / 1e9:.1f} GB with the derivatives along {TANGENTS} directions, which `--config.learn.tangents={TANGENTS}` takes at a time. These are XLA's
-  figures for the CPU, whose attention holds all weights of 4096 x 4096 positions. Devices have {_listed("memory", 1e9, "GB")}.
-- Peaks, memory and links: NVIDIA's data sheet of the H100 SXM (without sparsity; NVLink), Google's documentation of TPU v5e.
-  Links between hosts are slower.
+- **Assumed**: {utilisation:.0%} of the peak in bfloat16 is reached; the peak is {_listed("peak", 1e12, "TFLOP/s")}.
+  Compiling, loading and writing are left out, and in learning the decoding and the loss.
+- **Learning** takes {BATCH} samples a step, or the next multiple of the devices: {DEVICES[-1]} devices take
+  {DEVICES[-1]}, which needs as many pairs (`data.train`), in the time that each needs for one. Beyond {BATCH} devices
+  learning gets no faster.
+- **Communication**: a step of Gauss-Newton all-reduces a matrix, a gradient and a loss, and nothing else, as its
+  compiled program for eight devices shows: {NUMBERS}² + {NUMBERS} + 1 numbers, {STEP_BYTES:,} bytes. Over links of
+  {_listed("link", 1e9, "GB/s")} that is the links' latency. Teacher and samples communicate their results alone.
+- **Memory** of a device: {gigabytes["weights"]:.1f} GB of weights in float32, and {gigabytes["call_bytes"]:.1f} GB for
+  a call of one sample, or {gigabytes["derivatives_bytes"]:.1f} GB with derivatives along {TANGENTS} directions, which
+  `--config.learn.tangents={TANGENTS}` takes at a time. So says XLA for a CPU, where attention holds its weights of
+  4096 x 4096 positions. Devices have {_listed("memory", 1e9, "GB")}.
+- Peaks, memory and links are those of NVIDIA's data sheet (without sparsity; NVLink) and of Google's documentation of
+  the TPU v5e. Links between hosts are slower.
 """
 
 
+def _derivative(found: Costs) -> float:
+    return (found.derivatives - found.call) / TANGENTS
+
+
 def _row(found: Costs, accelerator: Accelerator, count: int, utilisation: float) -> str:
-    """A line of the table: the samples that one device gets of each batch, one after the other, at its speed."""
-    speed = utilisation * accelerator.peak
-    teacher = TEACHER_NFE * math.ceil(PAIRS / count) * found.call
-    derivative = (found.derivatives - found.call) / TANGENTS
-    learning = LEARNING_CALLS / BATCH * math.ceil(BATCH / count) * derivative
-    each = math.ceil(SAMPLES / count)
-    samples = [each * (nfe * found.call + found.decode) for nfe in (NFE, USUAL_NFE)]
-    times = " | ".join(_time(flops / speed) for flops in (teacher, learning, *samples))
-    reduced = 2 * (count - 1) / count * 4 * (NUMBERS**2 + NUMBERS + 1) / accelerator.link
-    return f"| {accelerator.name} | {count} | {times} | {f'{1e9 * reduced:.0f} ns' if count > 1 else '-'} |"
+    """A line of the table: as long as a device takes for the samples that it gets."""
+    flops = [
+        TEACHER_NFE * math.ceil(PAIRS / count) * found.call,
+        LEARNING_CALLS / BATCH * math.ceil(BATCH / count) * _derivative(found),
+        *(math.ceil(SAMPLES / count) * (nfe * found.call + found.decode) for nfe in (NFE, USUAL_NFE)),
+    ]
+    times = [_time(one / (utilisation * accelerator.peak)) for one in flops]
+    return f"| {accelerator.name} | {count} | {' | '.join(times)} |"
 
 
 def _time(seconds: float) -> str:
-    value, unit = next(
-        (seconds / size, unit) for size, unit in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= size or unit == "s"
-    )
-    return f"{value:.1f} {unit}"
+    size, unit = next((size, unit) for size, unit in ((3600, "h"), (60, "min"), (0, "s")) if seconds >= size)
+    return f"{seconds / (size or 1):.1f} {unit}"
 
 
 def _listed(field: str, unit: float, name: str) -> str:
