@@ -104,6 +104,9 @@ def test_samples_are_drawn_as_a_picture_and_as_arrays(finished):
     assert np.abs(np.linalg.norm(samples, axis=-1) - 1).max() < 0.6  # near the ring
     main("sample", schedule, "--num=5", f"--out={folder / 'gallery.png'}")
     assert (folder / "gallery.png").stat().st_size > 1000
+    main("sample", schedule, "--num=10", "--batch_size=4", f"--out={folder / 'samples'}/")
+    files = sorted((folder / "samples").glob("*.npz"))
+    np.testing.assert_array_equal(np.concatenate([np.load(file)["samples"] for file in files]), samples)
 
 
 def test_learned_coefficients_reach_the_comparison_and_the_samples(finished, tmp_path):
@@ -478,6 +481,7 @@ def test_any_error_is_one_line(error, message, tmp_path, monkeypatch):
     [
         ("train", ["--config=configs/gaussian.py", "--workdir="], "flag --workdir=: it must not be empty"),
         ("sample", ["--schedule=s.json", "--out=README.md/x.png"], "cannot write README.md/x.png: "),
+        ("sample", ["--schedule=s.json", "--out=README.md/"], "cannot write README.md/config.json: "),
     ],
 )
 def test_a_bad_flag_is_one_clear_error(name, arguments, message):
