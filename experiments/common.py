@@ -1,6 +1,7 @@
 """What the mains share: flags and errors, progress."""
 
 import difflib
+import os
 import runpy
 import sys
 import tempfile
@@ -18,8 +19,15 @@ from ml_collections import config_dict
 from tqdm import tqdm
 
 from ld3_jax import batches
+from ld3_jax.processes import is_first
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Work with the other processes of this command on all their devices. SLURM, Open MPI, Kubernetes and TPU pods say "
+    "which they are; elsewhere JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
+)
 _LINE_EVERY_S = 5.0
 _COMPILING = [
     f"/jax/core/compile/{part}_duration" for part in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
@@ -38,16 +46,37 @@ def run(main: Callable[[], None]) -> None:
             jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/ld3_jax/compiled").expanduser()))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         try:
-            with jax.set_mesh(batches.all_devices()) if len(jax.local_devices()) > 1 else nullcontext():
+            if _DISTRIBUTED.value:
+                _join()
+            with jax.set_mesh(batches.all_devices()) if jax.device_count() > 1 else nullcontext():
                 main()
         except KeyboardInterrupt:
-            sys.exit("\ninterrupted; the same command goes on from here")
+            _end("\ninterrupted; the same command goes on from here")
         except Exception as error:
             if _DEBUG.value:
                 raise
-            sys.exit(f"error: {_message(error)}")
+            _end(f"error: {_message(error)}")
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def _join() -> None:
+    """Meet the other processes, before anything else is asked of JAX; the first one alone prints."""
+    names = ("num_processes", "process_id")
+    try:
+        given = {name: int(os.environ[f"JAX_{name.upper()}"]) for name in names if f"JAX_{name.upper()}" in os.environ}
+        jax.distributed.initialize(**given)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"--distributed: {error} (python -m ... --help says who tells the processes)") from error
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for as long as the process lives
+
+
+def _end(message: str) -> None:
+    if not jax.distributed.is_initialized():
+        sys.exit(message)
+    print(message, file=sys.stderr, flush=True)
+    os._exit(1)  # the others may wait for this process for ever: so the runtime ends them, too
 
 
 def _message(error: Exception) -> str:
@@ -156,6 +185,9 @@ def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
     Yields:
         update(done, **figures): so many of the total are done; the figures are shown beside.
     """
+    if not is_first():
+        yield lambda done, **figures: None
+        return
     if sys.stderr.isatty():
         with tqdm(
             total=total, desc=label, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"

@@ -9,6 +9,7 @@ from jax.tree_util import Partial
 from jaxtyping import PyTree
 
 from ld3_jax import losses
+from ld3_jax.batches import to_host
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning import Discretization, Student, on_grid
 from ld3_jax.learning.student import losses_in_batches, run_in_batches
@@ -70,10 +71,10 @@ def compare(
     grids = {name: on_grid(name, student.schedule, student.solver) for name in GRIDS}
     for name, times in {**found, **grids}.items():
         samples = run_in_batches(student, times, test.x_T, test.cond, batch_size=batch_size)
-        compared.samples[name] = np.asarray(samples[:shown])
+        compared.samples[name] = to_host(samples[:shown])
         for measure, function in measures.items():
             each = losses_in_batches(function, samples, test.x_0, batch_size=batch_size)
-            compared.errors[measure][name] = np.asarray(each)
+            compared.errors[measure][name] = to_host(each)
         compared.astray[name] = in_another_basin(compared.errors[SQUARED_ERROR][name], test.x_0, squared_error)
     for measure, errors in compared.errors.items():
         _print_table(errors, compared.astray, f"{title}, {student.solver}\n{measure}")

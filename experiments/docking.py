@@ -9,6 +9,7 @@ from configs import docking
 from experiments import measurements
 from experiments.measurements import Case, Measure, Row
 from ld3_jax import learning
+from ld3_jax.batches import to_host
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning import Discretization, on_grid
 from ld3_jax.poses import checks, molecules
@@ -61,7 +62,7 @@ def measured(case: Case, found: Discretization, molecule: str) -> Row:
         "median RMSD": checks.median(rmsd),
         "under 0.5": checks.share(rmsd < 0.5),
         "under 2": checks.share(rmsd < 2.0),
-        "passes checks": checks.share(checks.passes(molecules.load(molecule), np.asarray(samples))),
+        "passes checks": checks.share(checks.passes(molecules.load(molecule), to_host(samples))),
     }
     shown = {name: "{:.3f} ({:.3f}-{:.3f})".format(*values) for name, values in intervals.items()}
     return {"mean square": float(np.mean(rmsd**2)), **shown}

@@ -21,6 +21,7 @@ from experiments import comparison, models
 from experiments.common import Stopwatch
 from experiments.plan import Plan
 from ld3_jax import learning
+from ld3_jax.batches import to_host
 from ld3_jax.disk import numbers, read_json
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning import Discretization, Ended, GradientDescent, Learned, Student, Task, on_grid
@@ -248,7 +249,7 @@ def errors(case: Case, found: Discretization) -> list[float]:
 
 def squared_errors(case: Case, found: Discretization) -> np.ndarray:
     """That of each held-out noise."""
-    return np.asarray(learning.distances(case.student._replace(loss=case.squared_error), found, case.held_out))
+    return to_host(learning.distances(case.student._replace(loss=case.squared_error), found, case.held_out))
 
 
 def _flops(model: Callable, x: jax.Array) -> float:

@@ -57,7 +57,7 @@ def of_schedule(path: Path, nfe: int | None = None) -> tuple[Learned, Pretrained
 
 def teacher_pairs(label: str, model: Pretrained, teacher: Teacher, key: Array, count: int) -> Pairs:
     """The teacher's pairs from noise of that key, decoded, with a progress bar."""
-    with common.progress(label, -(-count // teacher.batch_size)) as update:
+    with common.progress(label, batches.equal_batches(count, teacher.batch_size)[0]) as update:
         pairs = make_pairs(
             model.model,
             model.schedule,

@@ -10,6 +10,7 @@ from experiments import comparison
 from experiments.comparison import Comparison
 from experiments.workdir import read_log
 from ld3_jax import plots
+from ld3_jax.batches import to_host
 from ld3_jax.grids import GRIDS, grid
 from ld3_jax.learning import Learned
 from ld3_jax.pretrained import Pretrained
@@ -32,7 +33,7 @@ def draw(
     errors = compared.errors[comparison.SQUARED_ERROR]
     best = comparison.best_hand_made(errors)
     labels = {"learned": "learned", best: f"best hand-made:\n{best}"}
-    rows = {"teacher": np.asarray(test.x_0[: model.shown])}
+    rows = {"teacher": to_host(test.x_0[: model.shown])}
     rows |= {label: compared.samples[name] for name, label in labels.items()}
     notes = {label: [f"{loss:.4f}" for loss in errors[name][: model.shown]] for name, label in labels.items()}
     same_noise(folder / "samples.png", model, rows, f"{title}: samples from the same noise", notes)
@@ -70,3 +71,8 @@ def gallery(path: Path, model: Pretrained, samples: np.ndarray, title: str) -> N
         plots.scatter_rows(path, {f"{len(samples)} samples": samples}, title)
     else:
         plots.image_grid(path, np.clip(model.display(samples, samples), 0, 1))
+
+
+def png(model: Pretrained, sample: np.ndarray) -> bytes:
+    """A picture of one sample, on a scale of its own."""
+    return plots.png(np.clip(model.display(sample[None], sample[None])[0], 0, 1))

@@ -1,19 +1,21 @@
-"""Draw samples with a learned discretisation.
+"""Draw samples with a learned discretisation: a picture, an array, or any number of them into a folder.
 
 python -m experiments.sample --schedule=runs/quasar5/schedule.json --num=64 --out=runs/quasar5/samples.png
+python -m experiments.sample --schedule=runs/quasar5/schedule.json --num=50000 --batch_size=256 --out=runs/quasar5/many/
+
+A folder fills batch by batch, in memory that does not grow with the number of samples; after an interruption the same
+command goes on. Schedule, seed and a sample's number fix it, up to the rounding of batches of another size.
 """
 
 import io
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import flags
 
-from experiments import common, models, pictures
-from ld3_jax.batches import check_finite
+from experiments import common, many, models, pictures
 from ld3_jax.disk import check_writable, write_atomically
-from ld3_jax.learning.student import make_student, run_in_batches
+from ld3_jax.pretrained import Pretrained
 
 _SCHEDULE = common.path_flag("schedule", None, "A schedule.json that experiments.train wrote.")
 _NFE = flags.DEFINE_integer(
@@ -21,7 +23,13 @@ _NFE = flags.DEFINE_integer(
 )
 _NUM = flags.DEFINE_integer("num", 64, "How many samples.", **common.COUNT)
 _OUT = common.path_flag(
-    "out", None, "Where to write: a picture (.png), the arrays themselves (.npy), or of molecules .sdf or .html."
+    "out",
+    None,
+    "Where to write: a picture (.png), the arrays themselves (.npy), or of molecules .sdf or .html; without an ending, "
+    "or with a / at the end, a folder.",
+)
+_FORMAT = flags.DEFINE_string(
+    "format", "npz", "Of the files in a folder: npz (a batch each), png (a sample each), or of molecules sdf or html."
 )
 _SEED = flags.DEFINE_integer("seed", 1, "Seed of the noise.", **common.SEED)
 _BATCH = flags.DEFINE_integer("batch_size", 32, "The most samples to draw at a time.", **common.COUNT)
@@ -29,19 +37,30 @@ flags.mark_flags_as_required(["schedule", "out"])
 
 
 def main() -> None:
-    out = Path(_OUT.value)
-    check_writable(out)
+    out, num, seed = Path(_OUT.value), _NUM.value, _SEED.value
+    is_folder = _OUT.value.endswith("/") or not out.suffix
+    check_writable(out / "config.json" if is_folder else out)
     learned, model = models.of_schedule(Path(_SCHEDULE.value), _NFE.value)
-    endings = [".png", ".npy", *model.formats]
-    if out.suffix not in endings:
-        raise ValueError(f"--out must end in {', '.join(endings[:-1])} or {endings[-1]}, got {out.name!r}")
-    student = make_student(model.model, model.schedule, learned.solver, decode=model.decode)
-    x_T, cond = model.draw(jax.random.key(_SEED.value), _NUM.value)
-    samples = np.asarray(run_in_batches(student, learned.found, x_T, cond, batch_size=_BATCH.value))
-    check_finite(samples, "the samples")
-    what = f"{model}, {learned.solver}, learned"
+    what = f"samples of {model}, {learned.solver}, learned"
+    if is_folder:
+        if _FORMAT.value not in many.formats(model):
+            raise ValueError(f"--format must be one of {many.formats(model)} for {model}, got {_FORMAT.value!r}")
+        many.fill(out, learned, model, num=num, size=_BATCH.value, seed=seed, format=_FORMAT.value)
+    else:
+        endings = [".png", ".npy", *model.formats]
+        if out.suffix not in endings:
+            raise ValueError(
+                f"--out must end in {', '.join(endings)}, or for a folder in nothing or /, got {out.name!r}"
+            )
+        num = min(num, pictures.MOST) if out.suffix == ".png" else num
+        size = min(num, _BATCH.value)
+        drawn = many.batches(learned, model, range(0, num, size), num=num, size=size, seed=seed)
+        _write(out, model, np.concatenate([samples for _, samples in drawn]), what)
+    print(f"wrote {out}: {'the first ' if num < _NUM.value else ''}{num} {what}")
+
+
+def _write(out: Path, model: Pretrained, samples: np.ndarray, what: str) -> None:
     if out.suffix == ".png":
-        samples = samples[: pictures.MOST]
         pictures.gallery(out, model, samples, what)
     elif out.suffix in model.formats:
         write_atomically(out, model.formats[out.suffix](samples))
@@ -49,7 +68,6 @@ def main() -> None:
         buffer = io.BytesIO()
         np.save(buffer, samples)
         write_atomically(out, buffer.getvalue())
-    print(f"wrote {out}: {'the first ' if len(samples) < _NUM.value else ''}{len(samples)} samples of {what}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """The folder of a run: whose it is, the record of its steps, and learning that goes on where it stopped."""
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -15,6 +16,7 @@ from experiments import common
 from ld3_jax import checkpoint, learning
 from ld3_jax.disk import check_writable, naming, read_json, write_atomically
 from ld3_jax.learning import Discretization, Ended, StepMetrics, Task, TrainState
+from ld3_jax.processes import is_first
 
 
 @contextmanager
@@ -27,21 +29,22 @@ def held(workdir: Path, config: config_dict.ConfigDict) -> Iterator[None]:
     """
     path = workdir / "config.json"
     check_writable(path)
-    lock = filelock.FileLock(workdir / ".lock")  # the system frees it when the process ends, however it ends
-    try:
-        acquired = lock.acquire(blocking=False)
-    except filelock.Timeout as error:
-        raise ValueError(f"another process is at work in {workdir}; wait for it, or take another --workdir") from error
-    with acquired:
+    with _locked(workdir) if is_first() else nullcontext():
         if path.exists():
             there = read_json(path)
             if not isinstance(there, dict):
-                raise ValueError(f"{path}: not a configuration; take another --workdir")
+                raise ValueError(f"{path}: not a configuration; take another folder")
             if different := common.differences(there, _plain(config)):
-                raise ValueError(
-                    f"{workdir} holds another configuration: {'; '.join(different)}. Take another --workdir."
-                )
+                raise ValueError(f"{workdir} holds another configuration: {'; '.join(different)}. Take another folder.")
         yield
+
+
+def _locked(workdir: Path) -> AbstractContextManager:
+    lock = filelock.FileLock(workdir / ".lock")  # the system frees it when the process ends, however it ends
+    try:
+        return lock.acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise ValueError(f"another process is at work in {workdir}; wait for it, or take another folder") from error
 
 
 def claim(workdir: Path, config: config_dict.ConfigDict) -> None:
@@ -130,6 +133,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def _open_log(path: Path, leg: _Leg) -> TextIO:
     """metrics.jsonl, open to go on with a leg; later lines of the leg tell of lost steps."""
+    if not is_first():
+        return open(os.devnull, "a")
     kept = [one for one in read_log(path) if one["start"] != leg.start or not leg.done < one["step"] <= leg.until]
     write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
     return path.open("a", buffering=1)

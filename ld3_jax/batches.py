@@ -1,7 +1,8 @@
 """Many samples as equal batches, one after the other, each spread over the devices of the mesh in context.
 
 Under `with jax.set_mesh(mesh):` every batch of this library is divided along its first axis among the mesh's devices,
-and all else is copied to each of them. Without a mesh nothing is moved.
+and all else is copied to each of them. Without a mesh nothing is moved. The devices may be those of several processes,
+which then all run the same program.
 """
 
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from jaxtyping import Array, Bool, PyTree
 
 
 def all_devices() -> Mesh:
-    """A mesh of all local devices, for `jax.set_mesh`, whose one axis the compiler may use as it sees fit."""
-    return Mesh(np.array(jax.local_devices()), ("data",), axis_types=(AxisType.Auto,))
+    """A mesh of all processes' devices, for `jax.set_mesh`, whose one axis the compiler may use as it sees fit."""
+    return Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
 
 
 def device_count() -> int:
@@ -51,7 +52,7 @@ def in_batches(function: Callable[[PyTree], PyTree], inputs: PyTree, batch_size:
 
 def finite(samples: PyTree) -> Bool[np.ndarray, "n"]:
     """Which of n samples hold finite numbers only."""
-    return np.asarray(_finite(samples))
+    return to_host(_finite(samples))
 
 
 def check_finite(samples: PyTree, what: str, remedy: str = "") -> None:
@@ -84,6 +85,11 @@ def spread(batch: PyTree) -> PyTree:
     return jax.lax.with_sharding_constraint(batch, PartitionSpec(mesh.axis_names)) if mesh.axis_names else batch
 
 
+def whole(tree: PyTree) -> PyTree:
+    """Ask the compiler to keep a pytree on each of the devices, under jit; so every process can read it."""
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec()) if _mesh().axis_names else tree
+
+
 def divide(batch: PyTree) -> PyTree:
     """Divide a batch among the devices, outside jit."""
     return _put(batch, PartitionSpec(_mesh().axis_names))
@@ -92,6 +98,11 @@ def divide(batch: PyTree) -> PyTree:
 def replicate(tree: PyTree) -> PyTree:
     """Copy a pytree to each of the devices, outside jit; without a mesh, the pytree itself."""
     return _put(tree, PartitionSpec())
+
+
+def to_host(tree: PyTree) -> PyTree:
+    """NumPy arrays, in every process, of arrays that may lie divided among the devices of several."""
+    return jax.tree.map(np.asarray, replicate(tree))
 
 
 def _put(tree: PyTree, spec: PartitionSpec) -> PyTree:

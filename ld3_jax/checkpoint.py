@@ -7,10 +7,14 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from ld3_jax.batches import replicate
 from ld3_jax.disk import read_json, write_atomically
+from ld3_jax.processes import is_first, of_first
 
 _KEEP = 2
 
@@ -19,7 +23,8 @@ def save(folder: Path, step: int, state: PyTree) -> None:
     """Keep a state; older ones than the one before it are deleted.
 
     Beside the checkpoint lies its seal, with the SHA-256 of each of its files and the shapes of its arrays. It is
-    written last: at any moment, even if the process is killed, what is sealed is whole.
+    written last: at any moment, even if the process is killed, what is sealed is whole. Of several processes the first
+    one alone saves, and the state must be whole on its devices, as that of a learner is.
 
     Args:
         folder: where the checkpoints lie; made if missing.
@@ -29,10 +34,13 @@ def save(folder: Path, step: int, state: PyTree) -> None:
     Raises:
         OSError: if the disk does not take it; the message names the checkpoint, and earlier ones stay.
     """
+    if not is_first():
+        return
     path = folder.absolute() / f"{step:08d}"
+    state = jax.tree.map(np.asarray, state)
     _seal(path).unlink(missing_ok=True)
     try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(path, args=ocp.args.StandardSave(state), force=True)
     except (OSError, ValueError) as error:  # a ValueError of TensorStore, with hundreds of characters
         raise OSError(None, f"cannot write {path}: {str(error).split(':')[0]}") from error
@@ -49,8 +57,16 @@ def restore(folder: Path, fresh: PyTree) -> PyTree:
     Args:
         folder: where the checkpoints lie.
         fresh: a state of the same structure, shapes and dtypes, to return if there is none.
+
+    Returns:
+        The state, on each device of the mesh in context; of several processes, all get what the first one finds.
     """
-    expected = jax.tree.map(ocp.utils.to_shape_dtype_struct, fresh)
+    host = jax.tree.map(np.asarray, fresh)
+    found = of_first(_latest(folder, host) if is_first() else host)
+    return fresh if found is host else replicate(jax.tree.map(jnp.asarray, found))
+
+
+def _latest(folder: Path, fresh: PyTree) -> PyTree:
     for seal in reversed(_seals(folder)):
         path = seal.absolute().with_suffix("")
         try:
@@ -58,10 +74,18 @@ def restore(folder: Path, fresh: PyTree) -> PyTree:
         except ValueError:
             whole = False
         if whole:
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-                return checkpointer.restore(path, args=ocp.args.StandardRestore(expected))
+            with _checkpointer() as checkpointer:
+                return checkpointer.restore(path, args=ocp.args.StandardRestore(fresh))
         logging.getLogger(__name__).warning("%s is damaged, or of another run; learning goes on from before it", path)
     return fresh
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """Orbax's, by this process alone, whatever others there are."""
+    several = {"primary_host": 0, "active_processes": {0}, "barrier_sync_key_prefix": "first"}
+    options = ocp.options.MultiprocessingOptions(**several if jax.process_count() > 1 else {})
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def _seal(path: Path) -> Path:

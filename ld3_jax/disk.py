@@ -1,4 +1,7 @@
-"""What touches the disk everywhere: whole files, files of arrays, JSON, and names for arrays."""
+"""What touches the disk everywhere: whole files, files of arrays, JSON, and names for arrays.
+
+Of several processes (`ld3_jax.processes`) the first one alone writes.
+"""
 
 import hashlib
 import io
@@ -15,6 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Float, PyTree
+
+from ld3_jax.processes import is_first
 
 # What NumPy raises of a damaged file, or one of another kind.
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, AttributeError, TypeError, SyntaxError, MemoryError)
@@ -40,6 +45,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: if the disk does not take it; the message names the file, and an earlier file stays.
     """
+    if not is_first():
+        return
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -61,6 +68,8 @@ def check_writable(path: Path) -> None:
     Raises:
         OSError: if not; the message names the file.
     """
+    if not is_first():
+        return
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():

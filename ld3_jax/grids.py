@@ -1,6 +1,7 @@
 """Hand-made time grids: n + 1 descending times from t_max to t_min."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,12 @@ def grid(name: str, schedule: NoiseSchedule, n: int) -> Float[Array, "{n}+1"]:
     if n < 1:
         raise ValueError(f"a grid needs at least 1 step, got {n}")
     check_ends(schedule, jnp.result_type(float))
-    t = known[name](schedule, jnp.linspace(0.0, 1.0, n + 1))
+    return _points(known[name], schedule, n)
+
+
+@functools.partial(jax.jit, static_argnames=("time_at", "n"))
+def _points(time_at: Callable[[NoiseSchedule, Array], Array], schedule: NoiseSchedule, n: int) -> Array:
+    t = time_at(schedule, jnp.linspace(0.0, 1.0, n + 1))
     return t.at[0].set(schedule.t_max).at[-1].set(schedule.t_min)
 
 

@@ -97,18 +97,20 @@ def image_grid(path: Path, images: np.ndarray) -> None:
         path: where to write a PNG.
         images: (n, height, width, 1 or 3) in [0, 1].
     """
-    n, height, width, channels = images.shape
+    n, height, width, _ = images.shape
     side = math.ceil(math.sqrt(n))
     scale = max(1, _PIXELS // max(height, width))
-    shown = colormaps["magma"](images[..., 0])[..., :3] if channels == 1 else images
-    shown = (255 * shown + 0.5).astype(np.uint8).repeat(scale, 1).repeat(scale, 2)
+    shown = _colours(images).repeat(scale, 1).repeat(scale, 2)
     shown = np.pad(shown, ((0, -n % side), (0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
     rows = shown.reshape(-1, side, *shown.shape[1:]).swapaxes(1, 2)
     sheet = rows.reshape(len(rows) * rows.shape[1], -1, 3)
     sheet = np.pad(sheet, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=255)
-    buffer = io.BytesIO()
-    Image.fromarray(sheet).save(buffer, format="png")
-    write_atomically(Path(path), buffer.getvalue())
+    write_atomically(Path(path), _png(sheet))
+
+
+def png(image: np.ndarray) -> bytes:
+    """A PNG of an image (height, width, 1 or 3) in [0, 1], pixel by pixel."""
+    return _png(_colours(image))
 
 
 def scatter_rows(path: Path, rows: Mapping[str, np.ndarray], title: str) -> None:
@@ -131,6 +133,17 @@ def _color_of_grid(name: str) -> str:
     """The same in all pictures, for a name that begins with a grid's."""
     grids, grid = list(GRIDS), name.split()[0]
     return _COLORS[grids.index(grid) if grid in grids else len(grids)]
+
+
+def _colours(images: np.ndarray) -> np.ndarray:
+    shown = colormaps["magma"](images[..., 0])[..., :3] if images.shape[-1] == 1 else images
+    return (255 * shown + 0.5).astype(np.uint8)
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="png")
+    return buffer.getvalue()
 
 
 def _show(axes: Axes, image: np.ndarray) -> None:

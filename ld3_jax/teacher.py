@@ -9,7 +9,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ld3_jax import solvers, teacher_cache
 from ld3_jax.batches import check_finite, divide, equal_batches, finite, replicate
@@ -130,9 +130,12 @@ def make_pairs(
 
 
 @partial(jax.jit, static_argnums=(1, 2))
-def draw_noise(key: PRNGKeyArray, count: int, shape: tuple[int, ...]) -> Array:
-    """Standard normal noise z (count, *shape). Each sample has its own key, so it does not depend on the count."""
-    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(jnp.arange(count))
+def draw_noise(key: PRNGKeyArray, count: int, shape: tuple[int, ...], first: int | Int[Array, ""] = 0) -> Array:
+    """Standard normal noise z (count, *shape) of the samples number `first` and following.
+
+    Each sample has a key of its own, `fold_in(key, number)`, so it does not depend on what is drawn with it.
+    """
+    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(first + jnp.arange(count))
 
 
 def _count(x_T: PyTree, cond: PyTree) -> int:

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from ld3_jax.batches import to_host
 from ld3_jax.denoisers import Model
 from ld3_jax.disk import digest, read_arrays, write_arrays, write_atomically
+from ld3_jax.processes import is_first, of_first
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 
@@ -37,7 +39,7 @@ def folder(
         "schedule": {"name": type(schedule).__name__, **dataclasses.asdict(schedule)},
         "solver": dataclasses.asdict(solver),
         "t": digest(t),
-        "inputs": digest(inputs),
+        "inputs": digest(to_host(inputs)),
         "batch": size,
         "dtype": str(jnp.result_type(float)),
     }
@@ -54,11 +56,21 @@ def write(path: Path, samples: PyTree) -> None:
     Raises:
         OSError: if the disk does not take it.
     """
-    write_arrays(path, {f"arr_{i}": leaf for i, leaf in enumerate(jax.tree.leaves(samples))})
+    write_arrays(path, {f"arr_{i}": leaf for i, leaf in enumerate(jax.tree.leaves(to_host(samples)))})
 
 
 def read(path: Path, like: PyTree) -> PyTree | None:
-    """The samples in a file, shaped like `like`; None if there is none or it is damaged (zip checks each CRC)."""
+    """The samples in a file, shaped like `like`; None if there is none or it is damaged (zip checks each CRC).
+
+    Of several processes all get what the first one finds.
+    """
+    found = _read(path, like) if is_first() else None
+    if not of_first(found is not None):
+        return None
+    return jax.tree.map(jnp.asarray, of_first(like if found is None else found))
+
+
+def _read(path: Path, like: PyTree) -> PyTree | None:
     if not path.exists():
         return None
     leaves, structure = jax.tree.flatten(like)
@@ -70,4 +82,4 @@ def read(path: Path, like: PyTree) -> PyTree | None:
     except (ValueError, OSError) as error:
         logging.getLogger(__name__).warning("damaged teacher cache file %s is made again (%s)", path, error)
         return None
-    return jax.tree.unflatten(structure, map(jnp.asarray, arrays))
+    return jax.tree.unflatten(structure, arrays)

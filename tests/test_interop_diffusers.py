@@ -80,7 +80,7 @@ def close(given, expected):
     assert np.abs(np.asarray(given) - expected).max() < 1e-3 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+@pytest.mark.parametrize("solver", [SOLVERS[0], SOLVERS[3]], ids=str)
 def test_ddpm_s_pipeline_gives_jax_s_sample(tmp_path, monkeypatch, ddpm, solver):
     learned = moved(DDPM, solver)
     learned.save(tmp_path / "schedule.json", DDPM)
@@ -108,7 +108,7 @@ def test_what_was_learned_matters(ddpm):
             close(dataclasses.replace(learned, found=less).sample(network, DDPM, jnp.asarray(x_T.numpy())), expected)
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+@pytest.mark.parametrize("solver", SOLVERS[1:3], ids=str)
 def test_stable_diffusion_s_pipeline_with_guidance_gives_jax_s_sample(tmp_path, monkeypatch, stable_diffusion, solver):
     pipe, schedule = stable_diffusion, SD
     learned = moved(schedule, solver)

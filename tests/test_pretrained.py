@@ -173,6 +173,7 @@ def test_each_prompt_is_drawn_once_before_any_comes_twice(prompted):
     model = load(on_progress=lambda *call: calls.append(call))
     drawn = model.draw_condition(jax.random.key(0), 6)[:, 0, 0]
     assert sorted(drawn[:3].tolist()) == sorted(drawn[3:].tolist()) == [0.0, 1.0, 2.0]
+    assert model.draw_condition(jax.random.key(0), 3, 2)[:, 0, 0].tolist() == drawn[2:5].tolist()
     assert calls == [("text", 1, 1)]
 
 
@@ -191,7 +192,10 @@ def test_drawn_states_have_the_priors_scale_and_do_not_depend_on_their_number():
     noise_key, cond_key = jax.random.split(key)
     np.testing.assert_array_equal(x_T, 80.0 * draw_noise(noise_key, 3, model.shape))
     np.testing.assert_array_equal(cond, model.draw_condition(cond_key, 3))
-    np.testing.assert_allclose(model.draw(key, 2)[0], x_T[:2], rtol=1e-6)
+    for count, first in ((2, 0), (2, 1)):
+        some = model.draw(key, count, first)
+        np.testing.assert_allclose(some[0], x_T[first : first + count], rtol=1e-6)
+        np.testing.assert_array_equal(some[1], cond[first : first + count])
     assert pretrained.load("ring").draw(key, 2)[1] is None
 
 

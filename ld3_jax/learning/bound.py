@@ -11,7 +11,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ld3_jax.batches import in_batches
+from ld3_jax.batches import in_batches, to_host
 from ld3_jax.denoisers import Model
 from ld3_jax.learning.discretization import Discretization, on_grid
 from ld3_jax.learning.student import Student
@@ -86,7 +86,7 @@ def kl_bound(student: Student, found: Discretization, teacher: Teacher, x_T: PyT
     accurate = on_grid(teacher.grid, student.schedule, teacher.solver)
     solvers = (student.solver, found), (teacher.solver, accurate)
     terms = _compare(student.model, student.schedule, solvers, (x_T, cond), teacher.batch_size)
-    terms = jax.tree.map(np.asarray, terms)
+    terms = to_host(terms)
     matched = terms.matched.sum()
     if matched < 2:
         raise ValueError(

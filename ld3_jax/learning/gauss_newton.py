@@ -14,7 +14,6 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ld3_jax.batches import spread
 from ld3_jax.learning import quadratic
 from ld3_jax.learning.parametrisation import Params
 from ld3_jax.learning.quadratic import Quadratic, network_calls, quadratic_model, solution
@@ -119,7 +118,7 @@ def averaged_step(task: Task, state: TrainState) -> tuple[TrainState, StepMetric
     """
     learner, old, number = task.learner, state.learner, state.step + 1
     indices = batch_indices(task, state.step)
-    pairs = spread(jax.tree.map(lambda leaf: leaf[indices], task.train))
+    pairs = jax.tree.map(lambda leaf: leaf[indices], task.train)
     model = quadratic_model(task, state.params, pairs, learner.tangents)
     new = Averages(
         optax.incremental_update(model.gradient, old.gradient, 1 - learner.momentum),

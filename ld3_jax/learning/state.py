@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from ld3_jax.batches import whole
 from ld3_jax.learning.discretization import Discretization
 from ld3_jax.learning.parametrisation import Parametrisation, Params, discretize
 from ld3_jax.learning.student import Student, distances
@@ -156,7 +157,7 @@ def judge(state: TrainState, loss: Array) -> TrainState:
 
 def unless_done(state: TrainState, new: TrainState) -> TrainState:
     """The new state, or where learning is done the old one."""
-    return jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, new)
+    return whole(jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, new))
 
 
 def finite_or_inf(loss: Array) -> Array:

@@ -149,16 +149,17 @@ class PoseNoise(NoiseSchedule):
         return Pose(*(part.sigma(time) for part, time in zip(self.parts, times, strict=True)))
 
 
-def draw_prior(key: PRNGKeyArray, count: int, torsions: int, noise: PoseNoise = PoseNoise()) -> Pose:
+def draw_prior(key: PRNGKeyArray, count: int, torsions: int, noise: PoseNoise = PoseNoise(), first: int = 0) -> Pose:
     """Initial poses: a normal translation, a uniform rotation and uniform torsions.
 
-    Each sample has its own key, so it does not depend on the count.
+    Each sample has its own key, so it does not depend on what is drawn with it.
 
     Args:
         key: of the draws.
         count: how many.
         torsions: how many torsions a pose has; 0 for a rigid ligand.
         noise: whose largest translation it is.
+        first: number of the first sample.
     """
 
     def one(i: Array) -> Pose:
@@ -169,7 +170,7 @@ def draw_prior(key: PRNGKeyArray, count: int, torsions: int, noise: PoseNoise = 
             kernels.uniform_angles(keys[2], (torsions,)),
         )
 
-    return jax.vmap(one)(jnp.arange(count))
+    return jax.vmap(one)(first + jnp.arange(count))
 
 
 def add_noise(key: PRNGKeyArray, poses: Pose, sigmas: Pose) -> Pose:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ld3_jax import denoisers, losses, poses
 from ld3_jax.disk import digest
@@ -24,7 +24,7 @@ from ld3_jax.schedules import NoiseSchedule, VPLinear
 from ld3_jax.teacher import draw_noise
 
 OnProgress = Callable[[str, int, int], None]
-DrawCondition = Callable[[PRNGKeyArray, int], PyTree]
+Draw = Callable[[PRNGKeyArray, int, int], PyTree]
 Display = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -80,8 +80,10 @@ class Pretrained:
         shown: how many samples a row of pictures takes.
         display: display(samples, like) -> images in [0, 1]; None for points in the plane.
         decode: from states at t_min to samples.
-        draw_condition: draw_condition(key, n) -> n conditions; None if the model takes none.
-        draw_prior: draw_prior(key, n) -> n initial states; None: normal noise of the shape, scaled by the prior.
+        draw_condition: draw_condition(key, n, first) -> n conditions, each fixed by key and number, from number `first`
+            on; None if the model takes none.
+        draw_prior: draw_prior(key, n, first) -> n initial states likewise; None: normal noise of the shape, scaled by
+            the prior.
         squared_error: squared_error(samples, targets) -> (n,) squared distances.
         differences: whether the difference of two images from `display` is one.
         formats: ending of a file -> the file's content from samples; arrays and pictures can always be written.
@@ -95,8 +97,8 @@ class Pretrained:
     shown: int = 8
     display: Display | None = None
     decode: Partial = dataclasses.field(default_factory=lambda: Partial(_unchanged))
-    draw_condition: DrawCondition | None = None
-    draw_prior: DrawCondition | None = None
+    draw_condition: Draw | None = None
+    draw_prior: Draw | None = None
     squared_error: Partial = dataclasses.field(default_factory=lambda: Partial(losses.l2))
     differences: bool = True
     formats: Mapping[str, Callable[[np.ndarray], bytes]] = dataclasses.field(default_factory=dict)
@@ -104,14 +106,17 @@ class Pretrained:
     def __str__(self) -> str:
         return self.name
 
-    def draw(self, key: PRNGKeyArray, count: int) -> tuple[PyTree, PyTree]:
-        """Initial states (count, *shape), scaled by the prior, and their conditions, or None."""
+    def draw(self, key: PRNGKeyArray, count: int, first: int = 0) -> tuple[PyTree, PyTree]:
+        """Initial states (count, *shape), scaled by the prior, and their conditions, or None, from number `first` on.
+
+        Each is fixed by the key and its number, whatever is drawn with it.
+        """
         noise_key, cond_key = jax.random.split(key)
         if self.draw_prior:
-            x_T = self.draw_prior(noise_key, count)
+            x_T = self.draw_prior(noise_key, count, first)
         else:
-            x_T = self.schedule.prior_scale * draw_noise(noise_key, count, self.shape)
-        return x_T, self.draw_condition(cond_key, count) if self.draw_condition else None
+            x_T = self.schedule.prior_scale * draw_noise(noise_key, count, self.shape, first)
+        return x_T, self.draw_condition(cond_key, count, first) if self.draw_condition else None
 
     def identity(self) -> dict[str, Any]:
         """What a file of learned times must say of its model; the digest is of weights and guidance."""
@@ -157,8 +162,8 @@ def _edm(name: str, settings: Settings, on_progress: OnProgress) -> Pretrained:
         model, schedule, shape = edm.from_state(network, checkpoint.state, settings.file, dtype=_DTYPES[settings.dtype])
     classes = network.module.label_dim
 
-    def draw_condition(key: PRNGKeyArray, count: int) -> Array:
-        return jax.nn.one_hot(jax.random.randint(key, (count,), 0, classes), classes)
+    def draw_condition(key: PRNGKeyArray, count: int, first: int = 0) -> Array:
+        return jax.nn.one_hot(_draw_classes(key, count, classes, first), classes)
 
     drawn = draw_condition if classes else None
     return Pretrained(name, settings, model, schedule, shape, display=_rgb, draw_condition=drawn)
@@ -216,7 +221,7 @@ def _docking(name: str, settings: Settings, on_progress: OnProgress) -> Pretrain
         shown=6,
         display=partial(molecules.images, complex_),
         decode=Partial(poses.atoms, complex_.ligand),
-        draw_prior=lambda key, count: poses.draw_prior(key, count, torsions, noise),
+        draw_prior=lambda key, count, first=0: poses.draw_prior(key, count, torsions, noise, first),
         squared_error=poses.mean_square(complex_.ligand),
         differences=False,
         formats={".sdf": partial(molecules.sdf, complex_), ".html": partial(molecules.page, complex_)},
@@ -276,31 +281,38 @@ def _check_conditions(name: str, network: LatentDiffusion, settings: Settings) -
 
 def _latent_conditions(
     network: LatentDiffusion, loaded: latent.Pretrained, settings: Settings, on_progress: OnProgress
-) -> tuple[DrawCondition | None, Array | None]:
+) -> tuple[Draw | None, Array | None]:
     """How conditions are drawn, and the one that stands for none."""
     if loaded.embed is not None:
         embed, classes = loaded.embed, network.classes - 1  # the last one stands for none
         return (
-            lambda key, count: embed(jax.random.randint(key, (count,), 0, classes)),
+            lambda key, count, first=0: embed(_draw_classes(key, count, classes, first)),
             embed(jnp.array([classes]))[0],
         )
     if network.context_shape is None:
         return None, None
     if settings.random_weights:
         shape = network.context_shape
-        return lambda key, count: jax.random.normal(key, (count, *shape)), jnp.zeros(shape)
+        return lambda key, count, first=0: draw_noise(key, count, shape, first), jnp.zeros(shape)
     prompts = text.read_prompts(Path(settings.prompts))[: settings.num_prompts or None]
     found = text.embed(
         prompts, Path(settings.text_encoder), _TEXT_CACHE, lambda done, total: on_progress("text", done, total)
     )
     contexts = jnp.asarray(found.prompts)
 
-    def draw_condition(key: PRNGKeyArray, count: int) -> Array:
-        # Each prompt once before any comes twice.
-        rounds = [jax.random.permutation(k, len(contexts)) for k in jax.random.split(key, -(-count // len(contexts)))]
-        return contexts[jnp.concatenate(rounds)[:count]]
+    def draw_condition(key: PRNGKeyArray, count: int, first: int = 0) -> Array:
+        # In rounds: each prompt once before any comes twice.
+        round_, skipped = divmod(first, len(contexts))
+        keys = [jax.random.fold_in(key, round_ + i) for i in range(-(-(skipped + count) // len(contexts)))]
+        order = jnp.concatenate([jax.random.permutation(one, len(contexts)) for one in keys])
+        return contexts[order[skipped : skipped + count]]
 
     return draw_condition, jnp.asarray(found.empty)
+
+
+def _draw_classes(key: PRNGKeyArray, count: int, classes: int, first: int) -> Int[Array, "count"]:
+    keys = jax.vmap(partial(jax.random.fold_in, key))(first + jnp.arange(count))
+    return jax.vmap(lambda one: jax.random.randint(one, (), 0, classes))(keys)
 
 
 def _rgb(images: np.ndarray, like: np.ndarray) -> np.ndarray:

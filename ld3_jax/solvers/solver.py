@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -138,11 +139,12 @@ def make_table(
         by_part = f", or by part (n, {len(schedule.parts)})" if several else ""
         raise ValueError(f"t and t_c must be vectors of one length{by_part}, got shapes {t.shape} and {t_c.shape}")
     solver = _as_solver(solver).for_steps(len(t) - 1)
+    family = SOLVERS[solver.name]
     if not several:
-        return _table(schedule, t, t_c, solver)
+        return _table(schedule, t, t_c, solver, family)
     return joined(
         schedule,
-        [_table(part, *of_part((t, t_c), i), solver) for i, part in enumerate(schedule.parts)],
+        [_table(part, *of_part((t, t_c), i), solver, family) for i, part in enumerate(schedule.parts)],
     )
 
 
@@ -156,8 +158,9 @@ def joined(schedule: NoiseSchedule, tables: list[Table]) -> Table:
     return Table(*map(schedule.space.join, zip(*tables, strict=True)))
 
 
-def _table(schedule: NoiseSchedule, t: Array, t_c: Array, solver: Solver) -> Table:
-    table = SOLVERS[solver.name].table(
+@partial(jax.jit, static_argnames=("family",))  # one program, where a table is made outside of any other
+def _table(schedule: NoiseSchedule, t: Array, t_c: Array, solver: Solver, family: Family) -> Table:
+    table = family.table(
         schedule,
         t,
         t_c,

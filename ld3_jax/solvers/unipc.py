@@ -50,14 +50,27 @@ def _weights(h: Array, r: list[Array], variant: str) -> Array:
     b_h = {"bh1": z, "bh2": jnp.expm1(z)}[variant]
     nodes = jnp.stack(r, -1) if r else jnp.zeros((len(h), 0), h.dtype)
     if len(r) > 1:
-        powers = jnp.stack([nodes**k for k in range(len(r))], -2)
-        moments = [math.factorial(k + 1) * z * phi(k + 2, z) / b_h for k in range(len(r))]
-        rho = jnp.linalg.solve(powers, jnp.stack(moments, -1)[..., None])[..., 0]
+        rho = _weights_of_moments(r, [math.factorial(k + 1) * z * phi(k + 2, z) / b_h for k in range(len(r))])
     else:
         rho = jnp.full_like(nodes, 0.5)
     at_nodes = -b_h[:, None] * rho / nodes
     at_start = -jnp.expm1(z)[:, None] - at_nodes.sum(-1, keepdims=True)
     return jnp.concatenate([at_start, at_nodes], -1)
+
+
+def _weights_of_moments(nodes: list[Array], moments: list[Array]) -> Array:
+    """The rho of sum_i r_i^k rho_i = moment_k: rho_i is Lagrange's polynomial of node i, with moment_k for r^k.
+
+    In closed form, since on accelerators a solver of general systems costs more than all else in a table.
+    """
+    rho = []
+    for i, r_i in enumerate(nodes):
+        polynomial = [jnp.ones_like(r_i)]  # coefficients of r^0, r^1, ...
+        for r_j in nodes[:i] + nodes[i + 1 :]:
+            terms = zip([0.0, *polynomial], [*polynomial, 0.0], strict=True)
+            polynomial = [(lower - r_j * same) / (r_i - r_j) for lower, same in terms]
+        rho.append(sum(c * moment for c, moment in zip(polynomial, moments, strict=True)))
+    return jnp.stack(rho, -1)
 
 
 FAMILIES = {"unipc": Family(unipc, "data", orders=(1, 2, 3), variants=("bh1", "bh2"))}
