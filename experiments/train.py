@@ -52,13 +52,15 @@ def _write(folder: Path, plan: Plan, model: Pretrained, task: Task, ended: Ended
     """Compare what was learned, and write it with its pictures."""
     student, learned = task.student, dataclasses.replace(learning.describe(task, ended.state), model=model.identity())
     found = {"learned": learned.found} | ({"start": plan.init.found} if isinstance(plan.init, Learned) else {})
+    found |= comparison.baselines(["dmn"], student)
     arguments = {"loss": plan.loss, "title": str(model), "batch_size": plan.learner.valid_batch}
     arguments |= {"squared_error": model.squared_error}
     compared = comparison.compare(student, found, test, shown=model.shown, **arguments)
     for other in task.students():  # of a curve
         if other.solver != student.solver:
             read_off = learned.for_calls(other.solver.nfe, model.schedule)
-            comparison.compare(other, {"learned": read_off.found}, test, **arguments)
+            beside = comparison.baselines(["dmn"], other)
+            comparison.compare(other, {"learned": read_off.found} | beside, test, **arguments)
     figures = {"loss": plan.loss, **learned.losses} | {
         "unseen" + (" LPIPS" if measure == comparison.LPIPS else ""): comparison.summary(errors, compared.astray)
         for measure, errors in compared.errors.items()
