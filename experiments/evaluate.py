@@ -1,4 +1,4 @@
-"""Compare what was learned with other grids, hand-made and of other methods, against a converged teacher on noise of your choice.
+"""Compare what was learned with other grids, against a converged teacher on noise of your choice.
 
 python -m experiments.evaluate --schedule=runs/quasar5/schedule.json
 """
@@ -29,7 +29,7 @@ _DISTANCES = flags.DEFINE_bool("distances", False, "Compare the distributions of
 _BATCH = flags.DEFINE_integer("batch_size", 25, "The most samples to integrate at a time.", **common.COUNT)
 flags.mark_flags_as_required(["schedule"])
 
-_PROBES = 64  # states that the baselines look at the model with
+_PROBES = 32  # states that the baselines look at the model with
 _FEW_NUMBERS = 100  # a state with no more of them has its densities compared, too
 
 

@@ -42,7 +42,7 @@ try:
 except PackageNotFoundError:  # run from a checkout
     __version__ = "0.3.0"
 
-_ON_DEMAND = ("checkpoint", "plots", "pretrained")  # they load Orbax, matplotlib, Flax
+_ON_DEMAND = ("baselines", "checkpoint", "metrics", "plots", "pretrained")  # SciPy, Orbax, matplotlib, Flax
 
 __all__ = [
     "SOLVERS",

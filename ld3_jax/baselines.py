@@ -4,8 +4,7 @@ Each is a function of the noise schedule, the number of steps and a `Probe`, a m
 are arrays in a vector space.
 """
 
-import functools
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -25,6 +24,7 @@ _TEACHER_STEPS = 60
 _GITS_COEFFICIENT = 1.15
 _ALONE = 3
 _SMOOTHING, _DIFFERENCE = (0.1, 0.01, 0.0), 1e-6
+_LEAST_SHARE = 1e-4  # of the range of lam that a step takes, so that none vanishes in a line search
 
 
 class Probe(NamedTuple):
@@ -36,7 +36,7 @@ class Probe(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """An accurate trajectory of each of the probe's states, in y = x / alpha, where dy / ds = eps for s = sigma / alpha.
+    """An accurate trajectory of each of the probe's states, in y = x / alpha: dy / ds = eps with s = sigma / alpha.
 
     Attributes:
         t: times from t_max to t_min.
@@ -91,7 +91,7 @@ def dmn(schedule: NoiseSchedule, n: int, probe: Probe | None = None) -> Float[Ar
     return schedule.inverse_lam(jnp.asarray(_least_bound(tuple(starts)), jnp.result_type(float)))
 
 
-@functools.lru_cache
+@lru_cache
 def _least_bound(starts: tuple[tuple[float, ...], ...]) -> Float[np.ndarray, "points"]:
     """The half-log-SNRs with the least `dmn_bound`, from each of several starts with the same ends."""
     first, last = starts[0][0], starts[0][-1]
@@ -99,7 +99,8 @@ def _least_bound(starts: tuple[tuple[float, ...], ...]) -> Float[np.ndarray, "po
     def lam_of(logits: np.ndarray) -> np.ndarray:
         padded = np.append(logits, np.zeros((*logits.shape[:-1], 1)), -1)
         shares = np.exp(padded - padded.max(-1, keepdims=True))
-        inner = np.cumsum(shares, -1)[..., :-1] / shares.sum(-1, keepdims=True)
+        shares = _LEAST_SHARE + (1 - _LEAST_SHARE * shares.shape[-1]) * shares / shares.sum(-1, keepdims=True)
+        inner = np.cumsum(shares, -1)[..., :-1]
         ends = np.broadcast_to([first, last], (*logits.shape[:-1], 2))
         return np.concatenate([ends[..., :1], first + (last - first) * inner, ends[..., 1:]], -1)
 
@@ -111,7 +112,7 @@ def _least_bound(starts: tuple[tuple[float, ...], ...]) -> Float[np.ndarray, "po
 
     found = []
     for start in starts:
-        gaps = np.diff(start)
+        gaps = np.maximum(np.diff(start) - _LEAST_SHARE * (last - first), 1e-6)
         logits = np.log(gaps[:-1] / gaps[-1])
         for smoothing in _SMOOTHING if len(logits) else ():
             logits = optimize.minimize(bound_and_gradient, logits, (smoothing,), method="BFGS", jac=True).x
@@ -151,7 +152,7 @@ def dmn_bound(lam: Float[np.ndarray, "*s points"], smoothing: float = 0.0) -> Fl
         weight = weight * np.exp(lam[..., :-1]) * _shifted(error[..., :-1], k, 0.0)
         squares = squares + weight**2
         total = total + _shifted(np.where(alone, 0, weight), -k, 0.0)
-    return np.sqrt(squares)[..., alone].sum(-1) + np.sqrt(total**2 + smoothing**2).sum(-1)
+    return np.asarray(np.sqrt(squares)[..., alone].sum(-1) + np.sqrt(total**2 + smoothing**2).sum(-1))
 
 
 def _shifted(values: Float[np.ndarray, "*s n"], k: int, filled: float) -> Float[np.ndarray, "*s n"]:
@@ -164,8 +165,9 @@ def _shifted(values: Float[np.ndarray, "*s n"], k: int, filled: float) -> Float[
 def gits(schedule: NoiseSchedule, n: int, probe: Probe) -> Float[Array, "{n}+1"]:
     """The points of an accurate trajectory between which Euler steps deviate the least.
 
-    The cost of a step is how much further than the trajectory it leads away from the line that joins the trajectory's
-    ends; costs are averaged over the probe's states, and c_1 + 1.15 (c_2 + 1.15 (c_3 + ...)) is minimised.
+    The cost of a step from a point of the trajectory is how much further from the line that joins the trajectory's ends
+    it leads than the trajectory itself; costs are averaged over the probe's states, and c_1 + 1.15 (c_2 + 1.15 (c_3 +
+    ...)) is minimised.
 
     Reference: Chen et al., arXiv:2405.11326, whose coefficient, cost, teacher (iPNDM-4, 60 steps) and grid of
     candidates (edm) these are.
@@ -240,16 +242,15 @@ def _trajectory(probe: Probe, schedule: NoiseSchedule, t: Array, solver: Solver)
 @jax.jit
 def _gits_costs(path: Trajectory) -> Float[Array, "points points"]:
     y, eps = (values.reshape(*values.shape[:2], -1) for values in (path.y, path.eps))
-    first, last = y[:1], y[-1:]
+    end, line = y[-1], y[-1] - y[0]
+    line = line / jnp.linalg.norm(line, axis=-1, keepdims=True)
 
     def deviation(y: Array) -> Float[Array, "points batch"]:
-        """Distance of the start from the line through y and the end."""
-        towards = last - y
-        towards = towards / jnp.maximum(jnp.linalg.norm(towards, axis=-1, keepdims=True), 1e-20)
-        along = ((last - first) * towards).sum(-1, keepdims=True)
-        return jnp.linalg.norm(last - first - along * towards, axis=-1)
+        """Distance from the line that joins the ends."""
+        rest = end[None] - y
+        return jnp.linalg.norm(rest - (rest * line[None]).sum(-1, keepdims=True) * line[None], axis=-1)
 
-    own = deviation(y).at[-1].set(0)
+    own = deviation(y)
 
     def from_point(i: Array) -> Float[Array, "points"]:
         stepped = y[i][None] + (path.s - path.s[i])[:, None, None] * eps[i][None]

@@ -188,14 +188,14 @@ def bootstrap(statistic: Callable, *values: Num[np.ndarray, "n"], resamples: int
     return Interval(float(statistic(*values)), float(low), float(high))
 
 
-def mean(values: Num[np.ndarray, "*s n"]) -> np.ndarray:
+def mean(values: Num[np.ndarray, "*s n"]) -> Float[np.ndarray, "*s"]:
     """Of the last axis."""
-    return values.mean(-1)
+    return np.asarray(values.mean(-1))
 
 
-def median(values: Num[np.ndarray, "*s n"]) -> np.ndarray:
+def median(values: Num[np.ndarray, "*s n"]) -> Float[np.ndarray, "*s"]:
     """Of the last axis."""
-    return np.median(values, -1)
+    return np.asarray(np.median(values, -1))
 
 
 def pixels(images: Num[np.ndarray, "n h w channels"], side: int = 8) -> Float[np.ndarray, "n _"]:

@@ -150,6 +150,32 @@ def test_evaluate_prints_the_comparison_on_other_noise(finished):
     assert "30 held-out noises" in result.stdout
     assert result.stdout.index("learned") < result.stdout.index("quadratic")  # best first
     assert "KL(teacher || learned)" in result.stdout
+    assert "  dmn  " in result.stdout
+    assert "median, with 95 % interval: learned 0." in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--baselines=dmn,ays", "--baselines takes some of ['dmn', 'gits', 'optimal steps'], got ['ays']"),
+        ("--distances", "--distances compares images; the samples of ring are none"),
+    ],
+)
+def test_evaluate_names_what_it_cannot_compare(finished, flag, message):
+    result = main("evaluate", f"--schedule={finished[0] / 'run' / 'schedule.json'}", flag, check=False)
+    assert message in result.stderr
+
+
+def test_distances_are_printed_nearest_first(capsys):
+    rng = np.random.default_rng(0)
+    target = rng.standard_normal((100, 16, 16, 1))
+    distributions.print_distances({"far": target + 1, "near": target + 0.01 * rng.standard_normal(target.shape)}, target)
+    printed = capsys.readouterr().out
+    assert "of pixels (64 features)" in printed
+    assert "of radial profiles (8 features)" in printed
+    near, far = (line.split() for line in printed.splitlines() if line.split()[:1] in (["near"], ["far"]))
+    assert near[0] == "near"
+    assert float(near[1]) < 0.01 < float(far[1])
 
 
 def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
