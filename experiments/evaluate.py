@@ -29,7 +29,7 @@ _DISTANCES = flags.DEFINE_bool("distances", False, "Compare the distributions of
 _BATCH = flags.DEFINE_integer("batch_size", 25, "The most samples to integrate at a time.", **common.COUNT)
 flags.mark_flags_as_required(["schedule"])
 
-_PROBES = 32  # states that the baselines look at the model with
+_PROBES = 64  # states that the baselines look at the model with
 _FEW_NUMBERS = 100  # a state with no more of them has its densities compared, too
 
 

@@ -99,13 +99,13 @@ def curve_table(quick: bool) -> list[tuple[str, Measure]]:
 
 
 def baselines_table(quick: bool) -> list[tuple[str, Measure]]:
-    """Grids of other methods, which look at 32 of the training noises, beside what is learned; DPM-Solver++ 3M."""
+    """Grids of other methods, which look at 64 of the training noises, beside what is learned; DPM-Solver++ 3M."""
     surveys, nfes = (("hsc32",), (5,)) if quick else (("hsc32", "ztf32", "quasar72"), (5, 8))
 
     def measure(survey: str, nfe: int) -> Row:
         config = configured(survey, "dpmpp", nfe, 0)
         case = prepared(config)
-        probe = Probe(case.student.model, case.known.x_T[:32])
+        probe = Probe(case.student.model, case.known.x_T[:64])
         others = comparison.baselines(BASELINES, case.student, probe)
         row = {"hand-made": best_hand_made(case)} | {name: errors(case, found) for name, found in others.items()}
         for name, plan in {"times": Plan.of(times.with_times_alone(config)), "everything": case.plan}.items():

@@ -197,8 +197,8 @@ def optimal_steps(schedule: NoiseSchedule, n: int, probe: Probe) -> Float[Array,
 
 
 # Each gives n + 1 times; those of OF_MODEL call the network.
-BASELINES = {"dmn": dmn, "gits": gits, "optimal steps": optimal_steps}
-OF_MODEL = ("gits", "optimal steps")
+BASELINES = {"dmn": dmn, "gits": gits, "oss": optimal_steps}
+OF_MODEL = ("gits", "oss")
 
 
 def trajectory(schedule: NoiseSchedule, probe: Probe, n: int) -> Trajectory:

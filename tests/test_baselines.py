@@ -95,7 +95,7 @@ def test_optimal_steps_takes_the_euler_path_that_ends_nearest(probe, path):
     ends = jax.jit(jax.vmap(lambda t: sample(probe.model, VP, probe.x_T, t, solver="ddim")))(times)
     far = ((np.asarray(ends / VP.alpha(path.t[-1])) - np.asarray(path.y[-1])) ** 2).sum(-1)
     best = np.sort(1 + far.argmin(0))
-    t = baseline("optimal steps", VP, 2, probe)
+    t = baseline("oss", VP, 2, probe)
     np.testing.assert_allclose(t[1], path.t[(best[3] + best[4]) // 2], rtol=1e-6)
 
 
@@ -115,7 +115,7 @@ def test_dmn_on_galaxies_has_the_error_of_the_published_code():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"must be one of \['dmn', 'gits', 'optimal steps'\], got 'ays'"):
+    with pytest.raises(ValueError, match=r"must be one of \['dmn', 'gits', 'oss'\], got 'ays'"):
         baseline("ays", VP, 5)
     with pytest.raises(ValueError, match="at least 1 step, got 0"):
         baseline("dmn", VP, 0)

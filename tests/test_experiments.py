@@ -19,7 +19,7 @@ import pytest
 from jax.tree_util import Partial
 
 from configs import gaussian as gaussian_config
-from experiments import common, models, workdir
+from experiments import common, distributions, models, workdir
 from experiments import train as train_main
 from experiments.plan import Plan
 from ld3_jax import checkpoint, learning, pretrained
@@ -157,7 +157,7 @@ def test_evaluate_prints_the_comparison_on_other_noise(finished):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--baselines=dmn,ays", "--baselines takes some of ['dmn', 'gits', 'optimal steps'], got ['ays']"),
+        ("--baselines=dmn,ays", "--baselines takes some of ['dmn', 'gits', 'oss'], got ['ays']"),
         ("--distances", "--distances compares images; the samples of ring are none"),
     ],
 )
@@ -169,7 +169,8 @@ def test_evaluate_names_what_it_cannot_compare(finished, flag, message):
 def test_distances_are_printed_nearest_first(capsys):
     rng = np.random.default_rng(0)
     target = rng.standard_normal((100, 16, 16, 1))
-    distributions.print_distances({"far": target + 1, "near": target + 0.01 * rng.standard_normal(target.shape)}, target)
+    near = target + 0.01 * rng.standard_normal(target.shape)
+    distributions.print_distances({"far": target + 1, "near": near}, target)
     printed = capsys.readouterr().out
     assert "of pixels (64 features)" in printed
     assert "of radial profiles (8 features)" in printed
