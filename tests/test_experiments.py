@@ -174,7 +174,7 @@ def test_distances_are_printed_nearest_first(capsys):
     printed = capsys.readouterr().out
     assert "of pixels (64 features)" in printed
     assert "of radial profiles (8 features)" in printed
-    near, far = (line.split() for line in printed.splitlines() if line.split()[:1] in (["near"], ["far"]))
+    near, far, *_ = (line.split() for line in printed.splitlines() if line.split()[:1] in (["near"], ["far"]))
     assert near[0] == "near"
     assert float(near[1]) < 0.01 < float(far[1])
 
