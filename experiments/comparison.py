@@ -1,6 +1,6 @@
-"""What was learned beside the hand-made grids, on held-out noise."""
+"""What was learned beside the hand-made grids and those of other methods, on held-out noise."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +8,8 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import PyTree
 
-from ld3_jax import losses
+from ld3_jax import losses, metrics
+from ld3_jax.baselines import Probe, baseline
 from ld3_jax.batches import to_host
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning import Discretization, Student, on_grid
@@ -54,7 +55,7 @@ def compare(
     squared_error: Partial,
     shown: int = 0,
 ) -> Comparison:
-    """Print how far what was learned and the hand-made grids land from the teacher.
+    """Print how far what was learned, baselines and the hand-made grids land from the teacher.
 
     Args:
         student: what to run; its own loss is not used.
@@ -81,6 +82,20 @@ def compare(
     return compared
 
 
+def baselines(names: Iterable[str], student: Student, probe: Probe | None = None) -> dict[str, Discretization]:
+    """Other methods' times for a student; none on a manifold, where they are not defined.
+
+    Args:
+        names: of ld3_jax.baselines.BASELINES.
+        student: what runs on them.
+        probe: the model with some initial states, for those that look at it.
+    """
+    if not student.schedule.space.flat:
+        return {}
+    times = {name: baseline(name, student.schedule, student.solver.n_steps, probe) for name in names}
+    return {name: Discretization(t, t) for name, t in times.items()}
+
+
 def best_hand_made(errors: Errors) -> str:
     """The hand-made grid with the least mean error."""
     return min(GRIDS, key=lambda name: float(errors[name].mean()))
@@ -99,11 +114,21 @@ def in_another_basin(errors: np.ndarray, targets: np.ndarray, squared_error: Par
     return float((errors > np.asarray(losses.other_basin(targets, squared_error))).mean())
 
 
+def print_intervals(errors: Errors) -> None:
+    """Print how sure the means and medians are, and their ratios on the same noises."""
+    best = best_hand_made(errors)
+    for name, statistic in (("mean", metrics.mean), ("median", metrics.median)):
+        learned = metrics.bootstrap(statistic, errors["learned"])
+        ratio = metrics.bootstrap(lambda a, b, of=statistic: of(a) / of(b), errors[best], errors["learned"])
+        print(f"{name}, with 95 % interval: learned {learned}; {best} is {ratio} times that")
+
+
 def _print_table(errors: Errors, astray: Mapping[str, float], what: str) -> None:
     """The comparison, best first."""
     print(f"\n{what} against the teacher on {len(errors['learned'])} held-out noises:\n")
-    print(f"  {'grid':<10}{'mean':>11}{'median':>11}{'another basin':>16}{'mean vs learned':>18}")
+    width = max(10, *(len(name) + 2 for name in errors))
+    print(f"  {'grid':<{width}}{'mean':>11}{'median':>11}{'another basin':>16}{'mean vs learned':>18}")
     for name, values in sorted(errors.items(), key=lambda item: float(item[1].mean())):
         ratio = values.mean() / errors["learned"].mean()
-        print(f"  {name:<10}{values.mean():>11.5f}{np.median(values):>11.5f}{astray[name]:>16.1%}{ratio:>17.2f}x")
+        print(f"  {name:<{width}}{values.mean():>11.5f}{np.median(values):>11.5f}{astray[name]:>16.1%}{ratio:>17.2f}x")
     print(flush=True)

@@ -1,4 +1,4 @@
-"""Compare what was learned with every hand-made grid, against a converged teacher on noise of your choice.
+"""Compare what was learned with other grids, against a converged teacher on noise of your choice.
 
 python -m experiments.evaluate --schedule=runs/quasar5/schedule.json
 """
@@ -7,9 +7,11 @@ import math
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import flags
 
-from experiments import common, comparison, models
+from experiments import common, comparison, distributions, models
+from ld3_jax.baselines import BASELINES, Probe
 from ld3_jax.learning import Learned, Student, kl_bound, make_student
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, Teacher
@@ -22,9 +24,12 @@ _NUM = flags.DEFINE_integer("num", 200, "How many noises.", **common.COUNT)
 _SEED = flags.DEFINE_integer("seed", 1000, "Seed of the noise; not the one it was learned with.", **common.SEED)
 _TEACHER_NFE = flags.DEFINE_integer("teacher_nfe", 60, "Network calls of the teacher: UniPC-3 on the logsnr grid.")
 _CACHE = common.path_flag("cache", "runs/teacher", "Folder of the teacher's samples.")
+_BASELINES = flags.DEFINE_list("baselines", ["dmn"], f"Other methods' grids to compare with: {', '.join(BASELINES)}.")
+_DISTANCES = flags.DEFINE_bool("distances", False, "Compare the distributions of samples, too; use --num=2000.")
 _BATCH = flags.DEFINE_integer("batch_size", 25, "The most samples to integrate at a time.", **common.COUNT)
 flags.mark_flags_as_required(["schedule"])
 
+_PROBES = 64  # states that the baselines look at the model with
 _FEW_NUMBERS = 100  # a state with no more of them has its densities compared, too
 
 
@@ -33,19 +38,29 @@ def main() -> None:
         solver = Solver("unipc", _TEACHER_NFE.value)
     except ValueError as error:
         raise ValueError(f"--teacher_nfe: {error}") from error
+    if unknown := set(_BASELINES.value) - set(BASELINES):
+        raise ValueError(f"--baselines takes some of {list(BASELINES)}, got {sorted(unknown)}")
     learned, model = models.of_schedule(Path(_SCHEDULE.value), _NFE.value)
+    if _DISTANCES.value:
+        distributions.check(model, _NUM.value)
     teacher = Teacher(solver, "logsnr", _BATCH.value, Path(_CACHE.value), model.name)
     student = make_student(model.model, model.schedule, learned.solver, decode=model.decode)
-    test = models.teacher_pairs("teacher", model, teacher, jax.random.key(_SEED.value), _NUM.value)
-    comparison.compare(
+    key = jax.random.key(_SEED.value)
+    test = models.teacher_pairs("teacher", model, teacher, key, _NUM.value)
+    probe = Probe(model.model, *model.draw(jax.random.fold_in(key, 1), _PROBES))
+    compared = comparison.compare(
         student,
-        {"learned": learned.found},
+        {"learned": learned.found} | comparison.baselines(_BASELINES.value, student, probe),
         test,
         loss=learned.losses.get("loss", "l2"),
         title=str(model),
         batch_size=_BATCH.value,
         squared_error=model.squared_error,
+        shown=_NUM.value if _DISTANCES.value else 0,
     )
+    comparison.print_intervals(compared.errors[comparison.SQUARED_ERROR])
+    if _DISTANCES.value:
+        distributions.print_distances(compared.samples, np.asarray(test.x_0))
     if math.prod(model.shape) <= _FEW_NUMBERS and _NUM.value > 1:
         _print_bound(student, learned, teacher, test)
 

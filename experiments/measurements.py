@@ -21,6 +21,7 @@ from experiments import comparison, models
 from experiments.common import Stopwatch
 from experiments.plan import Plan
 from ld3_jax import learning
+from ld3_jax.baselines import BASELINES, Probe
 from ld3_jax.batches import to_host
 from ld3_jax.disk import numbers, read_json
 from ld3_jax.grids import GRIDS
@@ -98,6 +99,23 @@ def curve_table(quick: bool) -> list[tuple[str, Measure]]:
     return [(f"{survey} {nfe}", partial(measure, survey, nfe)) for survey in surveys for nfe in nfes]
 
 
+def baselines_table(quick: bool) -> list[tuple[str, Measure]]:
+    """Grids of other methods, which look at 64 of the training noises, beside what is learned; DPM-Solver++ 3M."""
+    surveys, nfes = (("hsc32",), (5,)) if quick else (("hsc32", "ztf32", "quasar72"), (5, 8))
+
+    def measure(survey: str, nfe: int) -> Row:
+        config = configured(survey, "dpmpp", nfe, 0)
+        case = prepared(config)
+        probe = Probe(case.student.model, case.known.x_T[:64])
+        others = comparison.baselines(BASELINES, case.student, probe)
+        row = {"hand-made": best_hand_made(case)} | {name: errors(case, found) for name, found in others.items()}
+        for name, plan in {"times": Plan.of(times.with_times_alone(config)), "everything": case.plan}.items():
+            row[name] = errors(case, fitted(case._replace(plan=plan))[0].found)
+        return row
+
+    return [(f"{survey} {nfe}", partial(measure, survey, nfe)) for survey in surveys for nfe in nfes]
+
+
 def learners_table(quick: bool) -> list[tuple[str, Measure]]:
     """Learners from the same start on hsc32, DPM-Solver++ 3M with 5 calls: run time of each, compiled, and error."""
     case = partial(configured, "hsc32", "dpmpp", 5, 0)
@@ -148,7 +166,13 @@ def network_table(quick: bool) -> list[tuple[str, Measure]]:
     return [(dtype.__name__, lambda dtype=dtype: measure(dtype)) for dtype in dtypes]
 
 
-TABLES = {"results": results_table, "curve": curve_table, "learners": learners_table, "network": network_table}
+TABLES = {
+    "results": results_table,
+    "curve": curve_table,
+    "baselines": baselines_table,
+    "learners": learners_table,
+    "network": network_table,
+}
 
 
 def summary(rows: dict[str, Row]) -> list[str]:

@@ -42,7 +42,8 @@ try:
 except PackageNotFoundError:  # run from a checkout
     __version__ = "0.3.0"
 
-_ON_DEMAND = ("checkpoint", "interop", "plots", "pretrained")  # they load Orbax, PyTorch, matplotlib, Flax
+# They load SciPy, Orbax, PyTorch, matplotlib, Flax.
+_ON_DEMAND = ("baselines", "checkpoint", "interop", "metrics", "plots", "pretrained")
 
 __all__ = [
     "SOLVERS",

@@ -31,7 +31,8 @@ def test_a_table_that_does_not_exist_is_refused(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert result.returncode == 1
     assert (
-        "--tables takes some of ['curve', 'docking', 'learners', 'network', 'results'], got ['speed']" in result.stderr
+        "--tables takes some of ['baselines', 'curve', 'docking', 'learners', 'network', 'results'], got ['speed']"
+        in result.stderr
     )
 
 

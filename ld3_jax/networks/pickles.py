@@ -34,7 +34,7 @@ _STORAGES = {
     "torch.BoolStorage": np.dtype("?"),
 }
 # What training frameworks leave in a checkpoint beside the weights, and classes that are only ever an argument.
-_INERT_PREFIXES = ("lightning.", "pytorch_lightning.", "omegaconf.", "torch.nn.modules.")
+_INERT_PREFIXES = ("lightning.", "pytorch_lightning.", "omegaconf.", "torch.nn.modules.", "__torch__.")
 _INERT = {"typing.Any", "collections.defaultdict", "numpy.ndarray", *_STORAGES} | {
     f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "object", "str", "tuple")
 }
@@ -247,6 +247,10 @@ def _scalar(dtype: _DType, data: bytes) -> np.generic:
     return np.frombuffer(data, dtype.value)[0]
 
 
+def _list(values: list) -> list:
+    return list(values)
+
+
 def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
@@ -257,6 +261,7 @@ _FUNCTIONS = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch.storage._load_from_bytes": _storage_of_bytes,
+    "torch.jit._pickle.build_intlist": _list,
     "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
     **{f"numpy.{core}.multiarray._reconstruct": _array for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},

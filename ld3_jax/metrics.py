@@ -1,0 +1,246 @@
+"""Distances between distributions of samples, and intervals of what is measured on few.
+
+Features are rows of numbers, one for each sample, from any extractor. Arithmetic is NumPy's, in double precision.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Num
+
+from ld3_jax.disk import read_arrays, write_arrays
+
+_ROWS = 1000  # of a matrix of distances that is held at a time
+
+
+class Statistics(NamedTuple):
+    """What the Frechet distance needs of a distribution of features.
+
+    Attributes:
+        mean: of the features.
+        covariance: of the features, divided by count - 1.
+        count: of samples; None where a file does not say.
+    """
+
+    mean: Float[np.ndarray, "d"]
+    covariance: Float[np.ndarray, "d d"]
+    count: int | None = None
+
+
+class Interval(NamedTuple):
+    """A figure and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
+
+
+def statistics(batches: Iterable[Num[np.ndarray, "_ d"]]) -> Statistics:
+    """Mean and covariance of features that come in batches, in memory that does not grow with their number.
+
+    Args:
+        batches: arrays (n_i, d), of any sizes.
+
+    Raises:
+        ValueError: if there are fewer than two samples in all, or features that are not finite.
+
+    Reference: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances",
+    1979.
+    """
+    count, mean, scatter = 0, np.zeros(()), np.zeros(())
+    for batch in batches:
+        batch = np.asarray(batch, np.float64)
+        if not np.isfinite(batch).all():
+            raise ValueError("features must be finite")
+        if not len(batch):
+            continue
+        own = batch.mean(0)
+        centred, shift, total = batch - own, own - mean, count + len(batch)
+        scatter = scatter + centred.T @ centred + np.outer(shift, shift) * (count * len(batch) / total)
+        mean, count = mean + shift * (len(batch) / total), total
+    if count < 2:
+        raise ValueError(f"a covariance needs at least 2 samples, got {count}")
+    return Statistics(mean, scatter / (count - 1), count)
+
+
+def frechet(a: Statistics, b: Statistics) -> float:
+    """The squared Frechet distance of two Gaussians, |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)); of Inception's
+    features it is the FID.
+
+    It grows as the number of samples falls, so only distances from equal numbers compare.
+
+    Raises:
+        ValueError: if they have another number of features, or no more samples than features.
+
+    Reference: Heusel et al., arXiv:1706.08500; Dowson and Landau, "The Frechet distance between multivariate normal
+    distributions", 1982.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"features of one kind are compared, got {len(a.mean)} and {len(b.mean)} of them")
+    for count in (a.count, b.count):
+        if count is not None and count <= len(a.mean):
+            raise ValueError(
+                f"{count} samples of {len(a.mean)} features: their covariance is singular, and the distance says more "
+                f"of their number than of them; at least {len(a.mean) + 1} samples are needed, or fewer features"
+            )
+    values, vectors = np.linalg.eigh(a.covariance)
+    root = vectors * np.sqrt(np.maximum(values, 0))
+    # The eigenvalues of A B are those of the symmetric root^T B root.
+    product = np.linalg.eigvalsh(root.T @ b.covariance @ root)
+    trace = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(np.maximum(product, 0)).sum()
+    return float(((a.mean - b.mean) ** 2).sum() + trace)
+
+
+def write_statistics(path: Path, of: Statistics) -> None:
+    """Write reference statistics as EDM does: a .npz with `mu` and `sigma`, the covariance.
+
+    Raises:
+        OSError: if the disk does not take it.
+    """
+    write_arrays(path, {"mu": of.mean, "sigma": of.covariance})
+
+
+def read_statistics(path: Path) -> Statistics:
+    """Read reference statistics that EDM's or StyleGAN3's programs, or `write_statistics`, wrote.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged or holds no mean and covariance.
+    """
+    mean, covariance = (np.asarray(array) for array in read_arrays(path, ("mu", "sigma")))
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
+        raise ValueError(f"{path}: mu (d,) and sigma (d, d) are expected, got {mean.shape} and {covariance.shape}")
+    if not all(array.dtype.kind == "f" and np.isfinite(array).all() for array in (mean, covariance)):
+        raise ValueError(f"{path}: mu and sigma must be finite numbers")
+    return Statistics(mean.astype(np.float64), covariance.astype(np.float64))
+
+
+def kid(x: Num[np.ndarray, "n d"], y: Num[np.ndarray, "m d"], *, blocks: int = 10, seed: int = 0) -> Interval:
+    """The kernel distance (KID): the unbiased squared maximum mean discrepancy under the kernel (x.y / d + 1)^3.
+
+    The samples are dealt into blocks, and a block of x is compared with one of y that holds other indices, so that
+    samples from the same noise do not meet: the estimates are independent and unbiased, and may be negative. The
+    interval is Student's of their mean.
+
+    Args:
+        x: features.
+        y: features of what they are compared with.
+        blocks: how many, at least 2.
+        seed: of the deal.
+
+    Raises:
+        ValueError: if a block would hold fewer than 2 samples.
+
+    Reference: Binkowski et al., arXiv:1801.01401; Zaremba et al., arXiv:1307.1954, for blocks.
+    """
+    from scipy import stats
+
+    count = min(len(x), len(y))
+    if blocks < 2 or count // blocks < 2:
+        raise ValueError(f"at least 2 blocks of at least 2 samples are needed, got {blocks} of {count} samples")
+    order = np.random.default_rng(seed).permutation(count)[: count // blocks * blocks].reshape(blocks, -1)
+    each = [_discrepancy(x[one], y[other]) for one, other in zip(order, np.roll(order, 1, 0), strict=True)]
+    margin = stats.t.ppf(0.975, blocks - 1) * np.std(each, ddof=1) / np.sqrt(blocks)
+    return Interval(float(np.mean(each)), float(np.mean(each) - margin), float(np.mean(each) + margin))
+
+
+class PrecisionRecall(NamedTuple):
+    """The share of samples that look real, and the share of what is real that samples cover."""
+
+    precision: float
+    recall: float
+
+
+def precision_recall(real: Num[np.ndarray, "n d"], samples: Num[np.ndarray, "m d"], k: int = 3) -> PrecisionRecall:
+    """Improved precision and recall.
+
+    A set covers a point that is at most as far from one of its members as that member's k-th neighbour in the set.
+    Precision is the share of samples that `real` covers, recall the share of `real` that the samples cover.
+
+    Raises:
+        ValueError: if a set has no k-th neighbours.
+
+    Reference: Kynkaanniemi et al., arXiv:1904.06991.
+    """
+    if not 1 <= k < min(len(real), len(samples)):
+        raise ValueError(f"k must be from 1 to less than the {len(real)} and {len(samples)} samples, got {k}")
+    return PrecisionRecall(_covered(real, samples, k), _covered(samples, real, k))
+
+
+def bootstrap(statistic: Callable, *values: Num[np.ndarray, "n"], resamples: int = 2000, seed: int = 0) -> Interval:
+    """A statistic with its 95 % percentile bootstrap interval.
+
+    Args:
+        statistic: of arrays with samples along the last axis; it reduces that axis, as `np.mean` with axis=-1.
+        *values: one number for each sample; of several arrays the same samples are drawn, so that what was measured
+            on the same noise stays paired: `bootstrap(lambda a, b: a.mean(-1) / b.mean(-1), a, b)`.
+        resamples: how many.
+        seed: of the draws.
+    """
+    values = tuple(np.asarray(value, np.float64) for value in values)
+    drawn = np.random.default_rng(seed).integers(0, len(values[0]), (resamples, len(values[0])))
+    low, high = np.quantile(statistic(*(value[drawn] for value in values)), (0.025, 0.975))
+    return Interval(float(statistic(*values)), float(low), float(high))
+
+
+def mean(values: Num[np.ndarray, "*s n"]) -> Float[np.ndarray, "*s"]:
+    """Of the last axis."""
+    return np.asarray(values.mean(-1))
+
+
+def median(values: Num[np.ndarray, "*s n"]) -> Float[np.ndarray, "*s"]:
+    """Of the last axis."""
+    return np.asarray(np.median(values, -1))
+
+
+def pixels(images: Num[np.ndarray, "n h w channels"], side: int = 8) -> Float[np.ndarray, "n _"]:
+    """Pixels, averaged over squares so that at most `side` a side are left: a cheap extractor."""
+    n, h, w, channels = images.shape
+    rows, columns = -(-h // side), -(-w // side)
+    images = np.asarray(images, np.float64)[:, : h // rows * rows, : w // columns * columns]
+    return images.reshape(n, h // rows, rows, w // columns, columns, channels).mean((2, 4)).reshape(n, -1)
+
+
+def radial_profile(images: Num[np.ndarray, "n h w channels"]) -> Float[np.ndarray, "n _"]:
+    """Mean over rings one pixel wide around the centre, out to the nearest edge: a cheap extractor of round objects."""
+    n, h, w, channels = images.shape
+    y, x = np.indices((h, w))
+    ring = np.hypot(y - (h - 1) / 2, x - (w - 1) / 2).astype(int).ravel()
+    inside = ring < min(h, w) // 2
+    one_hot = np.eye(ring[inside].max() + 1)[ring[inside]]
+    flat = np.asarray(images, np.float64).reshape(n, h * w, channels)[:, inside]
+    return np.einsum("npc,pr->nrc", flat, one_hot / one_hot.sum(0)).reshape(n, -1)
+
+
+# Extractors that need no weights; distances of their features do not compare with published ones.
+EXTRACTORS = {"pixels": pixels, "radial profiles": radial_profile}
+
+
+def _discrepancy(x: np.ndarray, y: np.ndarray) -> float:
+    """The unbiased squared maximum mean discrepancy of two sets of one size."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    m = len(x)
+    xx, yy, xy = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    return ((xx.sum() - np.trace(xx)) + (yy.sum() - np.trace(yy))) / (m * (m - 1)) - 2 * xy.mean()
+
+
+def _covered(by: np.ndarray, points: np.ndarray, k: int) -> float:
+    """The share of points that a set covers."""
+    radii = [np.partition(far, k, axis=1)[:, k] for far in _square_distances(by, by)]  # the nearest is itself
+    radii = np.concatenate(radii)
+    return float(np.concatenate([(far <= radii).any(1) for far in _square_distances(points, by)]).mean())
+
+
+def _square_distances(a: np.ndarray, b: np.ndarray) -> Iterable[np.ndarray]:
+    """Squared distances from each row of a to all of b, some rows at a time."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    centre = b.mean(0)
+    a, b = a - centre, b - centre
+    for i in range(0, len(a), _ROWS):
+        part = a[i : i + _ROWS]
+        yield np.maximum((part**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * part @ b.T, 0)
