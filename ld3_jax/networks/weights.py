@@ -74,6 +74,16 @@ def fill(
     return jax.tree.unflatten(structure, leaves)
 
 
+def published(params: PyTree) -> dict[str, np.ndarray]:
+    """Parameters under the names and in the layouts that `fill` reads: its inverse."""
+    state = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.asarray(leaf)
+        is_kernel = path[-1].key == "kernel"
+        state[_official_name(path, "")] = np.moveaxis(array, (-2, -1), (1, 0)) if is_kernel else array
+    return state
+
+
 def random(shapes: PyTree, seed: int = 0) -> PyTree:
     """Parameters drawn by NumPy, where the published ones are not at hand: fast, and the same on every device.
 

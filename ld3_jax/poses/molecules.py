@@ -46,6 +46,7 @@ class Complex(NamedTuple):
         poses: (k, ...) poses that are known.
         fit: (k,) how far each pose is from the atoms that it was taken from, as RMSD in angstrom.
         pocket: (n, 3) heavy atoms of the protein near the ligand, of the moment of the most central pose.
+        pocket_elements: their symbols.
         protein: the same as the text of a PDB file, in the coordinates of the package's files.
         origin: (3,) the origin in those coordinates.
     """
@@ -56,6 +57,7 @@ class Complex(NamedTuple):
     poses: Pose
     fit: Float[np.ndarray, "k"]
     pocket: Float[np.ndarray, "n 3"]
+    pocket_elements: list[str]
     protein: str
     origin: Float[np.ndarray, "3"]
 
@@ -114,14 +116,14 @@ def sdf(found: Complex, positions: Float[np.ndarray, "k n 3"]) -> bytes:
 def page(found: Complex, positions: Float[np.ndarray, "k n 3"]) -> bytes:
     """A page that shows the positions in the pocket, see `view.page`."""
     shown = {"samples": np.asarray(positions)}
-    return view.page(f"{found.name} in its pocket", shown, _elements(found), bonds(found), found.pocket).encode()
+    return view.page(f"{found.name} in its pocket", shown, elements(found), bonds(found), found.pocket).encode()
 
 
 def images(
     found: Complex, positions: Float[np.ndarray, "k n 3"], like: Float[np.ndarray, "k n 3"]
 ) -> Float[np.ndarray, "k side side 3"]:
     """An image of each of the positions beside those that they should be, see `view.images`."""
-    return view.images(np.asarray(positions), np.asarray(like), _elements(found), bonds(found), found.pocket)
+    return view.images(np.asarray(positions), np.asarray(like), elements(found), bonds(found), found.pocket)
 
 
 def bonds(found: Complex) -> list[tuple[int, int]]:
@@ -141,7 +143,8 @@ def placed(found: Complex, positions: Float[np.ndarray, "k n 3"]) -> list[Any]:
     return copies
 
 
-def _elements(found: Complex) -> list[str]:
+def elements(found: Complex) -> list[str]:
+    """Symbols of the ligand's atoms."""
     return [atom.GetSymbol() for atom in found.molecule.GetAtoms()]
 
 
@@ -246,8 +249,8 @@ def _complex(name: str, molecule: Any, positions: np.ndarray, atom_group: Any, p
     origin = positions[central].mean(0)
     ligand = to_ligand(molecule, positions[central])
     poses, fit = to_poses(ligand, positions - origin)
-    pocket = pockets[central]
-    return Complex(name, molecule, ligand, poses, fit, pocket - origin, _pdb(atom_group, pocket), origin)
+    pocket, symbols = pockets[central], list(atom_group.elements)
+    return Complex(name, molecule, ligand, poses, fit, pocket - origin, symbols, _pdb(atom_group, pocket), origin)
 
 
 def _pdb(atom_group: Any, positions: np.ndarray) -> str:

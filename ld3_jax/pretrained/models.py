@@ -15,7 +15,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ld3_jax import denoisers, losses, poses
 from ld3_jax.disk import digest
-from ld3_jax.networks import edm, files, galaxy, gaussian, latent, lazy, text
+from ld3_jax.networks import edm, files, galaxy, gaussian, latent, lazy, pose, text
 from ld3_jax.networks.latent import LatentDiffusion
 from ld3_jax.poses import molecules
 from ld3_jax.pretrained import download
@@ -210,21 +210,36 @@ def _gaussian(name: str, settings: Settings, on_progress: OnProgress) -> Pretrai
 def _docking(name: str, settings: Settings, on_progress: OnProgress) -> Pretrained:
     """The exact score of a ligand's known poses in its pocket; samples are the positions of its atoms."""
     _refuse(name, settings, *_OF_FILES)
-    complex_, noise = molecules.load(name), poses.PoseNoise()
-    torsions = len(complex_.ligand.bonds)
+    found, noise = molecules.load(name), poses.PoseNoise()
+    return _of_poses(name, settings, found, poses.noise_model(found.poses, noise), noise)
+
+
+def _docking_network(name: str, settings: Settings, on_progress: OnProgress) -> Pretrained:
+    """A network that was trained on the trajectory's poses; its weights come with this package, or are a file's."""
+    _refuse(name, settings, *(setting for setting in _OF_FILES if setting != "file"))
+    found, noise = molecules.load(molecules.TRAJECTORY), poses.PoseNoise()
+    context = pose.context_of(found)
+    params = pose.read(Path(settings.file) if settings.file else pose.ERGOTAMINE, context)
+    return _of_poses(name, settings, found, pose.noise_model(params, context, noise), noise)
+
+
+def _of_poses(
+    name: str, settings: Settings, found: molecules.Complex, model: Partial, noise: poses.PoseNoise
+) -> Pretrained:
+    torsions = len(found.ligand.bonds)
     return Pretrained(
         name,
         settings,
-        poses.noise_model(complex_.poses, noise),
+        model,
         noise,
-        complex_.ligand.positions.shape,
+        found.ligand.positions.shape,
         shown=6,
-        display=partial(molecules.images, complex_),
-        decode=Partial(poses.atoms, complex_.ligand),
+        display=partial(molecules.images, found),
+        decode=Partial(poses.atoms, found.ligand),
         draw_prior=lambda key, count, first=0: poses.draw_prior(key, count, torsions, noise, first),
-        squared_error=poses.mean_square(complex_.ligand),
+        squared_error=poses.mean_square(found.ligand),
         differences=False,
-        formats={".sdf": partial(molecules.sdf, complex_), ".html": partial(molecules.page, complex_)},
+        formats={".sdf": partial(molecules.sdf, found), ".html": partial(molecules.page, found)},
     )
 
 
@@ -234,6 +249,7 @@ MODELS: dict[str, Callable[[str, Settings, OnProgress], Pretrained]] = {
     **dict.fromkeys(galaxy.SURVEYS, _galaxy),
     "ring": _gaussian,
     **dict.fromkeys((molecules.TRAJECTORY, *molecules.CRYSTALS), _docking),
+    f"{molecules.TRAJECTORY}_network": _docking_network,
 }
 
 
