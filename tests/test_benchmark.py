@@ -9,21 +9,41 @@ import pytest
 from configs import gaussian
 from experiments import measurements
 
+# The program with a table whose rows say when they were measured; the second is interrupted the first time.
+PROGRAM = """
+import time
+from pathlib import Path
+from experiments import benchmark, common
 
-def test_the_quick_benchmark_measures_saves_and_does_not_measure_again(tmp_path):
+def interrupted():
+    if not Path({marker!r}).exists():
+        Path({marker!r}).touch()
+        raise KeyboardInterrupt
+    return {{"at": time.time(), "error": [0.5, 0.25, 0.125]}}
+
+benchmark.TABLES["clock"] = table = lambda quick: [("one", lambda: {{"at": time.time()}}), ("two", interrupted)]
+table.__doc__ = "When."
+common.run(benchmark.main)
+"""
+
+
+def test_rows_are_saved_one_by_one_and_not_measured_again(tmp_path):
     out = tmp_path / "benchmark.json"
-    command = [sys.executable, "-m", "experiments.benchmark", f"--out={out}", "--quick", "--tables=network"]
-    first = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert first.returncode == 0, first.stderr
+    program = PROGRAM.format(marker=str(tmp_path / "interrupted"))
+    command = [sys.executable, "-c", program, f"--out={out}", "--quick", "--tables=clock"]
+    first, second = (subprocess.run(command, capture_output=True, text=True, timeout=240) for _ in range(2))
+    assert first.returncode == 1
+    assert first.stderr.strip().endswith("interrupted; the same command goes on from here")
+    assert second.returncode == 0, second.stderr
     record = json.loads(out.read_text())
     assert {"device", "packages", "python", "rows"} <= set(record)
-    assert record["packages"]["jax"] in first.stdout
-    assert all(row["learning s"] > 0 and row["TFLOP/s"] > 0 for row in record["rows"].values())
-    again = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert again.stdout == first.stdout
-    assert json.loads(out.read_text()) == record
-    assert "\n## network\n" in out.with_suffix(".md").read_text()
-    assert "| float32 (quick) |" in out.with_suffix(".md").read_text()
+    assert record["packages"]["jax"] in second.stdout
+    one, two = (record["rows"][f"clock: {name} (quick)"] for name in ("one", "two"))
+    assert f"at {one['at']:.4g}" in first.stdout
+    assert one["at"] < two["at"]
+    text = out.with_suffix(".md").read_text()
+    assert "\n## clock\n\nWhen.\n" in text
+    assert "0.50000 (0.25000) 12.5%" in text
 
 
 def test_a_table_that_does_not_exist_is_refused(tmp_path):

@@ -31,6 +31,7 @@ def network(variance, x, t, cond):
 def test_the_library_in_ten_lines_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (snippet,) = SNIPPETS
+    snippet = snippet.replace("(100, 32, 32, 3)", "(100, 4, 4, 3)")  # smaller images
     names = {"network": network, "weights": jnp.linspace(0.2, 2.0, 3)[None, None, None]}
     exec(compile(snippet, "README.md", "exec"), names)
     losses = names["learned"].losses["valid"]
