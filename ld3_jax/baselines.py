@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
-from scipy import optimize
 
 from ld3_jax.denoisers import Model
 from ld3_jax.grids import GRIDS, check_ends, grid
@@ -94,6 +93,8 @@ def dmn(schedule: NoiseSchedule, n: int, probe: Probe | None = None) -> Float[Ar
 @lru_cache
 def _least_bound(starts: tuple[tuple[float, ...], ...]) -> Float[np.ndarray, "points"]:
     """The half-log-SNRs with the least `dmn_bound`, from each of several starts with the same ends."""
+    from scipy import optimize  # takes a second to load, which other programs need not wait for
+
     first, last = starts[0][0], starts[0][-1]
 
     def lam_of(logits: np.ndarray) -> np.ndarray:

@@ -135,8 +135,6 @@ def test_one_curve_is_sampled_and_judged_at_any_number_of_calls(tmp_path):
     judged = main("evaluate", schedule, "--nfe=6", "--num=20", f"--cache={tmp_path / 'teacher'}").stdout
     assert "6 calls" in judged
     assert judged.index("learned") < judged.index("quadratic")
-    main("sample", schedule, "--nfe=9", "--num=4", f"--out={tmp_path / 'samples.npy'}")
-    assert np.isfinite(np.load(tmp_path / "samples.npy")).all()
 
 
 def test_evaluate_prints_the_comparison_on_other_noise(finished):
@@ -190,9 +188,8 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
         log = killed / "run" / "metrics.jsonl"
         return log.read_text().count("\n") if log.exists() else 0
 
-    moments = [(batches, n) for n in sorted(rng.integers(1, 55, 2))] + [
-        (steps, n) for n in sorted(rng.integers(1, 170, 3))
-    ]
+    # In the teacher, in the race, and in the learning after it.
+    moments = [(batches, rng.integers(1, 55)), (steps, rng.integers(1, 90)), (steps, rng.integers(91, 170))]
     for count, at in moments:
         command = [sys.executable, "-m", "experiments.train", *small_run(killed, *slow)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -231,7 +228,6 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     [
         (["--config.solver.nef=5"], "unknown key --config.solver.nef; did you mean --config.solver.nfe?"),
         (["--config=configs/nothing.py"], "no configuration file configs/nothing.py"),
-        (["--config.solver.nfe=0"], "solver 'dpmpp' of order 3 needs an integer nfe of at least 3, got 0"),
         (["--config.solver.nfe=2.5"], "nfe"),
         (["surplus"], "arguments that no flag takes: ['surplus']"),
     ],
@@ -254,6 +250,7 @@ def test_the_learner_of_second_order_refuses_a_loss_that_is_no_function_of_squar
     ("key", "value", "message"),
     [
         ("solver.nfe", 2, "needs an integer nfe of at least 3, got 2"),
+        ("solver.nfe", 0, "solver 'dpmpp' of order 3 needs an integer nfe of at least 3, got 0"),
         ("solver.name", "rk4", "solver must be one of .*'dpmpp'.* got 'rk4'"),
         ("solver.order", 4, r"solver 'dpmpp' has the orders \[1, 2, 3\], got 4"),
         ("teacher.variant", "bh3", r"solver 'unipc' has the variants \['bh1', 'bh2'\], got 'bh3'"),
