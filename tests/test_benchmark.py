@@ -24,6 +24,7 @@ def test_the_quick_benchmark_measures_saves_and_does_not_measure_again(tmp_path)
     assert json.loads(out.read_text()) == record
     assert "\n## network\n" in out.with_suffix(".md").read_text()
     assert "| float32 (quick) |" in out.with_suffix(".md").read_text()
+    assert "<td>float32 (quick)</td>" in out.with_name("report.html").read_text()
 
 
 def test_a_table_that_does_not_exist_is_refused(tmp_path):
