@@ -67,7 +67,7 @@ METHODS = {
     "everything": Method("#d9415a", "*", "★", "times, network times and coefficients learned"),
 }
 _STATISTICS = ("mean", "median")
-_COLUMNS = ("table", "network", "solver", "calls", "seed", "method", *_STATISTICS, "astray, %")
+_COLUMNS = ("network", "solver", "calls", "method", *_STATISTICS, "astray, %", "seed", "table")
 Values = dict[tuple[str, str], dict[str, dict[int, dict[str, list[float]]]]]  # network, solver; method; nfe; seed
 
 _INK = "#123456"  # stands for the page's colour of text
@@ -234,11 +234,13 @@ def _other_figures(rows: Mapping[str, Row], tables: Sequence[str]) -> Iterable[s
         columns = dict.fromkeys(name for row in own.values() for name, value in row.items() if np.isscalar(value))
         if columns:
             cells = [(name, *(_written(row.get(column, "")) for column in columns)) for name, row in own.items()]
-            yield f"<h3>{html.escape(table)}</h3>{_table(('', *columns), cells)}"
+            yield f"<h3>{html.escape(table)}</h3>{_table(('row', *columns), cells)}"
 
 
 def _shown(line: Line) -> tuple[str, ...]:
-    return (*line[:6], f"{line.mean:.5f}", f"{line.median:.5f}", f"{100 * line.another_basin:.1f}")
+    """What _COLUMNS say: what matters most stands where a phone shows it."""
+    errors = (f"{line.mean:.5f}", f"{line.median:.5f}", f"{100 * line.another_basin:.1f}")
+    return (line.network, line.solver, line.nfe, line.method, *errors, line.seed, line.table)
 
 
 def _written(value: float | str) -> str:
