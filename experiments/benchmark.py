@@ -3,7 +3,7 @@
 python -m experiments.benchmark --out=runs/benchmark.json
 
 Every row is printed and saved once it is measured; rows that the file already holds are not measured again. The tables
-are written beside it as Markdown.
+are written beside it as Markdown, and as the page and the CSV of experiments.report.
 """
 
 import json
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import common, docking, measurements
+from experiments import common, docking, measurements, page
 from ld3_jax.disk import check_writable, write_atomically
 
 _OUT = common.path_flag("out", None, "A JSON file for the rows.")
@@ -51,6 +51,7 @@ def main() -> None:
     for line in measurements.summary(rows):
         print(f"\n{line}", flush=True)
     write_atomically(out.with_suffix(".md"), markdown(record).encode())
+    page.write(record, out.with_name("report.html"))
 
 
 def markdown(record: dict[str, Any]) -> str:

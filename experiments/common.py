@@ -118,7 +118,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def _given(arguments: Sequence[str]) -> dict[str, str]:
     """Flags and their values, given as one word or as two."""
     given = {}
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         if argument.startswith("-"):
             name, equals, value = argument.lstrip("-").partition("=")
             given[name] = value if equals else following

@@ -44,6 +44,7 @@ def test_rows_are_saved_one_by_one_and_not_measured_again(tmp_path):
     text = out.with_suffix(".md").read_text()
     assert "\n## clock\n\nWhen.\n" in text
     assert "0.50000 (0.25000) 12.5%" in text
+    assert "<td>one (quick)</td>" in out.with_name("report.html").read_text()
 
 
 def test_a_table_that_does_not_exist_is_refused(tmp_path):

@@ -485,6 +485,11 @@ def test_a_bad_configuration_file_is_one_clear_error(content, message, tmp_path)
         common._parse_flags(["train", "--config", str(tmp_path / "c.py"), "--config.solver.nef", "5"])
 
 
+def test_flags_are_found_in_one_word_and_in_two_and_where_there_are_none():
+    assert common._given(["--a=1", "--b", "2", "-c"]) == {"a": "1", "b": "2", "c": ""}
+    assert common._given([]) == {}
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

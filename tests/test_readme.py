@@ -12,7 +12,7 @@ import pytest
 import ld3_jax
 
 README = Path("README.md").read_text()
-DOCUMENTS = [Path("README.md"), Path("CONTRIBUTING.md"), Path("docs/results.md"), Path("docs/metrics.md")]
+DOCUMENTS = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").glob("*.md"))]
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 LINKS = [
     (document, link)

@@ -16,7 +16,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -212,7 +212,7 @@ def _read_torch_zip(archive: zipfile.ZipFile, folder: PurePosixPath, what: str) 
 def _to_checkpoint(content: Any, what: str) -> Checkpoint:
     """From what a pickle held: EDM's `{"ema": network}`, Lightning's `{"state_dict": arrays}`, or the arrays alone."""
     if isinstance(content, Inert) and content.name.startswith("__torch__."):
-        return Checkpoint("torchscript", _lazy(dict(_script_tensors(content)), what), {})
+        return Checkpoint("torchscript", Lazy(_readers(dict(_script_tensors(content)), what)), {})
     if not isinstance(content, dict):
         raise ValueError(f"{what}: holds a {type(content).__name__}, not arrays by name")
     kind, config, tensors = "torch", {}, content.get("state_dict", content)
@@ -223,11 +223,11 @@ def _to_checkpoint(content: Any, what: str) -> Checkpoint:
     found = {name: t for name, t in tensors.items() if isinstance(t, Tensor) and isinstance(name, str)}
     if not found:
         raise ValueError(f"{what}: holds no arrays by name, only {sorted(map(str, content))[:_SHOWN]}")
-    return Checkpoint(kind, _lazy(found, what), config)
+    return Checkpoint(kind, Lazy(_readers(found, what)), config)
 
 
-def _lazy(tensors: Mapping[str, Tensor], what: str) -> Lazy:
-    return Lazy({name: functools.partial(_array, tensor, what) for name, tensor in tensors.items()})
+def _readers(tensors: Mapping[str, Tensor], what: str) -> dict[str, Callable[[], np.ndarray]]:
+    return {name: functools.partial(_array, tensor, what) for name, tensor in tensors.items()}
 
 
 def _array(tensor: Tensor, what: str) -> np.ndarray:
