@@ -67,7 +67,7 @@ METHODS = {
     "everything": Method("#d9415a", "*", "★", "times, network times and coefficients learned"),
 }
 _STATISTICS = ("mean", "median")
-_COLUMNS = ("network", "solver", "calls", "method", *_STATISTICS, "astray, %", "seed", "table")
+_COLUMNS = ("network", "solver", "calls", "method", *_STATISTICS, "another basin, %", "seed", "table")
 Values = dict[tuple[str, str], dict[str, dict[int, dict[str, list[float]]]]]  # network, solver; method; nfe; seed
 
 _INK = "#123456"  # stands for the page's colour of text
