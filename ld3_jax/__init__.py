@@ -6,7 +6,7 @@
     pairs = ld3_jax.make_pairs(model, schedule, x_T)
     student = ld3_jax.make_student(model, schedule, ld3_jax.Solver("dpmpp", nfe=5))
     learned = ld3_jax.fit(student, pairs, key)
-    learned.save("schedule.json")
+    learned.save("schedule.json", schedule)
     x_0 = ld3_jax.load("schedule.json").sample(model, schedule, x_T)
 
 `network(weights, x, t, cond)` is any function; `ld3_jax.pretrained.load(name)` gives networks that others have trained.

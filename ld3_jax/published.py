@@ -61,7 +61,9 @@ class Levels:
             alpha, sigma = np.asarray(schedule.alpha(ends)), np.asarray(schedule.sigma(ends))
         here, mine = sigma if self.flow else sigma / alpha, (self.values[0], self.values[-1])
         if self.flow and not np.allclose(alpha + sigma, 1, atol=1e-3):
-            raise ValueError(f"these noise levels are of a flow, alpha + sigma = 1, and not of {schedule}"[:300])
+            raise ValueError(
+                f"these noise levels are of a flow, alpha + sigma = 1, and not of a {type(schedule).__name__}"
+            )
         if not np.allclose(here, mine, rtol=_SAME_END) or not here[0] > self.values[1] > self.values[-2] > here[1]:
             raise ValueError(
                 f"these noise levels run from {mine[0]:g} to {mine[1]:g}, those of the noise schedule from "

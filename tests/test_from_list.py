@@ -67,8 +67,10 @@ def test_what_is_no_list_is_refused(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="neither text nor"):
         read_times(str(path), VELinear(), 3)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"no list nothing\.txt: it is neither a file nor one of ays-sd15, "):
         read_times("nothing.txt", VELinear(), 3)
+    with pytest.raises(ValueError, match="ays-sd15: these noise levels run from"):
+        read_times("ays-sd15", VELinear(), 3)
 
 
 def run(program, *arguments, fails=False):

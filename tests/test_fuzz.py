@@ -9,6 +9,7 @@ import pickle
 import resource
 import sys
 import time
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -18,8 +19,10 @@ import safetensors.numpy
 import torch
 
 from experiments import measurements, workdir
-from ld3_jax import learning
+from ld3_jax import interop, learning, metrics
+from ld3_jax.interop import others
 from ld3_jax.networks import files, pickles, text
+from ld3_jax.schedules import VELinear
 
 GOLDEN = Path(__file__).parent / "golden"
 TENSORS = {"a": torch.arange(12.0).reshape(3, 4), "b.weight": torch.ones(5, dtype=torch.float16)}
@@ -47,6 +50,24 @@ def unpickled(path):
     return pickles.load(io.BytesIO(path.read_bytes()), str(path))
 
 
+def scripted():
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch advises against TorchScript, in which Inception's weights come
+        torch.jit.save(torch.jit.script(torch.nn.Linear(3, 2)), buffer)
+    return buffer.getvalue()
+
+
+def npz(**arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+ROWS = {name: [0.5, 0.25] for name in ("t", "alpha", "sigma", "correct_x", "correct_base", "predict_base")}
+HISTORY = {name: [[1.0, 0.0], [0.5, 0.5]] for name in ("correct_history", "predict_history")}
+OF_TABLE = {"prediction": "data", "process": "vp", "train_steps": None, "prior_scale": 1.0}
+TABLE = {**OF_TABLE, **ROWS, **HISTORY, "grid_alpha": [0.1, 0.5, 0.9], "grid_sigma": [0.9, 0.5, 0.1]}
 STREAM = saved({"state_dict": TENSORS, "epoch": 3}, _use_new_zipfile_serialization=False)
 STEP = {"start": "edm", "step": 1, "loss": 1.0, "valid_loss": 1.0, "best_loss": 1.0, "grad_norm": 0.1, "moved": 0.0}
 READERS = {  # name of a file -> what it holds, and what reads it
@@ -54,10 +75,14 @@ READERS = {  # name of a file -> what it holds, and what reads it
     "old.ckpt": (STREAM, weights),
     "plain.pkl": (pickle.dumps({"a": np.ones(3), "b": [1, 2], "c": {"d"}}, 4), unpickled),
     "around.zip": (zipped(STREAM), weights),
+    "script.pt": (scripted(), weights),
     "model.safetensors": (safetensors.numpy.save({"a": np.ones((3, 4)), "b": np.ones(5, np.int8)}), weights),
     **{path.name: (path.read_bytes(), learning.load) for path in GOLDEN.glob("schedule_*.json")},
     "benchmark.json": (json.dumps({"rows": {"a: b": {"c": [1.0, 2.0, 3.0], "d": "e"}}}).encode(), measurements.read),
     "captions.json": (json.dumps({"annotations": [{"caption": "a cat"}] * 3}).encode(), text.read_prompts),
+    "table.json": (json.dumps({"table": TABLE}).encode(), interop.read),
+    "levels.txt": (b"80.0, 10, 1, 0.1, 0.002", lambda path: others.read_times(str(path), VELinear(), 4)),
+    "reference.npz": (npz(mu=np.ones(3), sigma=np.eye(3)), metrics.read_statistics),
     "metrics.jsonl": ((json.dumps(STEP) + "\n").encode() * 3, workdir.read_log),
 }
 RUNS = {"os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect", "pickle.find_class"}

@@ -95,6 +95,8 @@ def test_a_file_with_a_table_is_read_as_before(tmp_path):
         (lambda record: record["table"].update(prediction="v"), "must be 'noise' or 'data', got 'v'"),
         (lambda record: record["table"]["t"].__setitem__(0, float("nan")), "must be finite"),
         (lambda record: record["table"]["t"].__setitem__(0, "1"), "must be finite"),
+        (lambda record: record["table"].update(t=5), "the table's t must be a list"),
+        (lambda record: record["table"].update(predict_history=[1.0] * 4), "predict_history must be a list of lists"),
     ],
 )
 def test_a_damaged_table_is_refused(tmp_path, damage, message):

@@ -39,6 +39,7 @@ def test_the_library_in_ten_lines_runs(tmp_path, monkeypatch):
     assert names["x_0"].shape == names["x_T"].shape
     again = jax.jit(ld3_jax.load("schedule.json").sample)(names["model"], names["schedule"], names["x_T"])
     np.testing.assert_allclose(again, names["x_0"], rtol=1e-4, atol=1e-5)
+    assert ld3_jax.interop.read("schedule.json").calls == 5  # other programs can run it
 
 
 def test_the_library_takes_twelve_lines_and_five_names():

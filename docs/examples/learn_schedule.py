@@ -22,7 +22,7 @@ def main(out: Path = Path("runs/example/schedule.json"), count: int = 100, steps
     student = ld3_jax.make_student(model, schedule, ld3_jax.Solver("dpmpp", nfe=5))
     learned = ld3_jax.fit(student, known, jax.random.key(2), learner=ld3_jax.GaussNewton(steps=steps))
     out.parent.mkdir(parents=True, exist_ok=True)
-    learned.save(out)
+    learned.save(out, schedule)
 
     learned = ld3_jax.load(out)  # all that another program needs, next to the model
     errors = {

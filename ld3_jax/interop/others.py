@@ -31,11 +31,13 @@ def read_times(name: str, schedule: NoiseSchedule, n_steps: int) -> Discretizati
         FileNotFoundError: if it is neither.
         ValueError: if it is no such list, or of another noise schedule.
     """
-    if name in PUBLISHED:
-        t = grid(name, schedule, n_steps)
-        return Discretization(t, t)
     path = Path(name)
+    if name not in PUBLISHED and not path.exists():
+        raise FileNotFoundError(f"no list {name}: it is neither a file nor one of {', '.join(PUBLISHED)}")
     try:
+        if name in PUBLISHED:
+            t = grid(name, schedule, n_steps)
+            return Discretization(t, t)
         return _read_ld3(path, schedule, n_steps) if path.suffix == ".pt" else _read_levels(path, schedule, n_steps)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: neither text nor a .pt") from error

@@ -99,13 +99,17 @@ def from_record(record: dict[str, Any]) -> Table:
     """A table from what JSON holds of it.
 
     Raises:
-        ValueError: if a column is missing, not finite or of another length.
+        ValueError: if a column is missing, no list, not finite or of another length.
     """
     if missing := [name for name in Table._fields if name not in record]:
         raise ValueError(f"the table lacks {missing}")
     table = Table(**{name: record[name] for name in Table._fields})
     if table.prediction not in ("noise", "data"):
         raise ValueError(f"the table's prediction must be 'noise' or 'data', got {table.prediction!r}")
+    for name in Table._fields[4:]:
+        column = getattr(table, name)
+        if not _is_list(column) or (name.endswith("_history") and not all(map(_is_list, column))):
+            raise ValueError(f"the table's {name} must be a list{' of lists' * name.endswith('_history')}")
     rows = [name for name in Table._fields[4:] if not name.startswith("grid_")]
     lengths = {name: len(getattr(table, name)) for name in rows}
     steps = len(table.grid_alpha) - 1
@@ -166,7 +170,11 @@ def _sum(terms: Iterable[tuple[float, Any]]) -> Any:
     return functools.reduce(operator.add, [weight * value for weight, value in terms if weight])
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
 def _flat(values: Any) -> list[Any]:
-    if not isinstance(values, list | tuple):
+    if not _is_list(values):
         return [values if isinstance(values, int | float) else math.nan]
     return [leaf for value in values for leaf in _flat(value)]
