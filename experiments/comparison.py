@@ -1,5 +1,6 @@
 """What was learned beside the hand-made grids and those of other methods, on held-out noise."""
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from jaxtyping import PyTree
 from ld3_jax import losses, metrics
 from ld3_jax.baselines import Probe, baseline
 from ld3_jax.batches import to_host
+from ld3_jax.disk import digest, read_arrays, write_arrays
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning import Discretization, Student, on_grid
 from ld3_jax.learning.student import losses_in_batches, run_in_batches
@@ -82,18 +84,33 @@ def compare(
     return compared
 
 
-def baselines(names: Iterable[str], student: Student, probe: Probe | None = None) -> dict[str, Discretization]:
+def baselines(
+    names: Iterable[str], student: Student, probe: Probe, cache: Path | None = None
+) -> dict[str, Discretization]:
     """Other methods' times for a student; none on a manifold, where they are not defined.
 
     Args:
         names: of ld3_jax.baselines.BASELINES.
         student: what runs on them.
         probe: the model with some initial states, for those that look at it.
+        cache: a folder for their times, which some of them call the network hundreds of times for.
     """
     if not student.schedule.space.flat:
         return {}
-    times = {name: baseline(name, student.schedule, student.solver.n_steps, probe) for name in names}
-    return {name: Discretization(t, t) for name, t in times.items()}
+    found = {}
+    for name in names:
+        n = student.solver.n_steps
+        path = cache / f"{name}-{n}-{digest((probe, student.schedule))}.npz" if cache else None
+        t = None
+        if path and path.exists():
+            with contextlib.suppress(ValueError):  # damaged: it is made again
+                (t,) = read_arrays(path, ["t"])
+        if t is None:
+            t = baseline(name, student.schedule, n, probe)
+            if path:
+                write_arrays(path, {"t": t})
+        found[name] = Discretization(t, t)
+    return found
 
 
 def best_hand_made(errors: Errors) -> str:

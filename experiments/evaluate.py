@@ -50,7 +50,7 @@ def main() -> None:
     probe = Probe(model.model, *model.draw(jax.random.fold_in(key, 1), _PROBES))
     compared = comparison.compare(
         student,
-        {"learned": learned.found} | comparison.baselines(_BASELINES.value, student, probe),
+        {"learned": learned.found} | comparison.baselines(_BASELINES.value, student, probe, Path(_CACHE.value)),
         test,
         loss=learned.losses.get("loss", "l2"),
         title=str(model),

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from ml_collections import config_dict
 
 from configs import curve, default, paper, times
@@ -27,6 +26,7 @@ from ld3_jax.disk import numbers, read_json
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning import Discretization, Ended, GradientDescent, Learned, Student, Task, on_grid
 from ld3_jax.networks import edm, weights
+from ld3_jax.pretrained import Pretrained
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, draw_noise
 
@@ -45,7 +45,7 @@ class Case(NamedTuple):
     held_out: Pairs
     plan: Plan
     seed: int
-    squared_error: Partial
+    model: Pretrained
 
 
 def results_table(quick: bool) -> list[tuple[str, Measure]]:
@@ -231,7 +231,7 @@ def prepared(config: config_dict.ConfigDict) -> Case:
     )
     loss = comparison.loss_function(plan.loss, known.x_0, model.squared_error)
     student = learning.make_student(model.model, model.schedule, plan.solver, loss, model.decode)
-    return Case(student, known, held_out, plan, config.seed, model.squared_error)
+    return Case(student, known, held_out, plan, config.seed, model)
 
 
 def task_of(case: Case) -> Task:
@@ -244,7 +244,7 @@ def fitted(case: Case) -> tuple[Learned, Ended]:
     """What is learned, and how learning ended."""
     task = task_of(case)
     ended = learning.learn(task, case.plan.start(case.student.schedule))
-    return learning.describe(task, ended.state), ended
+    return replace(learning.describe(task, ended.state), model=case.model.identity()), ended
 
 
 def measured_twice(case: Case) -> Row:
@@ -267,13 +267,13 @@ def best_hand_made(case: Case, nfe: int | None = None) -> list[float]:
 def errors(case: Case, found: Discretization) -> list[float]:
     """Mean and median squared error on the held-out noises, and the share that ends in another basin."""
     each = squared_errors(case, found)
-    astray = comparison.in_another_basin(each, case.held_out.x_0, case.squared_error)
+    astray = comparison.in_another_basin(each, case.held_out.x_0, case.model.squared_error)
     return [float(each.mean()), float(np.median(each)), astray]
 
 
 def squared_errors(case: Case, found: Discretization) -> np.ndarray:
     """That of each held-out noise."""
-    return to_host(learning.distances(case.student._replace(loss=case.squared_error), found, case.held_out))
+    return to_host(learning.distances(case.student._replace(loss=case.model.squared_error), found, case.held_out))
 
 
 def _flops(model: Callable, x: jax.Array) -> float:

@@ -1,0 +1,149 @@
+"""The cells of a sweep: what was measured of each method, in a file for each cell, and all of it as tidy lines."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ld3_jax.disk import numbers, read_arrays, read_json, write_arrays, write_atomically
+from ld3_jax.grids import GRIDS
+
+LEARNED = ("times", "everything")
+
+
+class Cell(NamedTuple):
+    """One student: which network, which solver, how many calls, which noises."""
+
+    network: str
+    solver: str
+    nfe: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.network} {self.solver} {self.nfe} seed {self.seed}"
+
+    def path(self, workdir: Path) -> Path:
+        """The file of what was measured."""
+        return workdir / "cells" / f"{self.network}-{self.solver}-{self.nfe}-{self.seed}.json"
+
+
+class Judged(NamedTuple):
+    """A method's samples against the teacher's, on the same held-out noises.
+
+    Attributes:
+        mean: of the squared errors.
+        low: end of its 95 % interval.
+        high: end of its 95 % interval.
+        median: of the squared errors.
+        another_basin: share of samples that end in another basin than the teacher's.
+        frechet: squared Frechet distance of pixels; None where samples are no images.
+        lam: half-log-SNR of the times.
+        start: what learning started from; "" of a grid.
+        network_calls: of learning, for one sample each; 0 of a grid.
+    """
+
+    mean: float
+    low: float
+    high: float
+    median: float
+    another_basin: float
+    frechet: float | None
+    lam: list[float]
+    start: str = ""
+    network_calls: int = 0
+
+
+class Measured(NamedTuple):
+    """What a cell's file holds."""
+
+    cell: Cell
+    held_out: int
+    device: str
+    config: dict[str, Any]
+    methods: dict[str, Judged]
+
+
+def write(workdir: Path, measured: Measured, samples: Mapping[str, np.ndarray]) -> None:
+    """Write a cell, and beside it each method's first sample and the teacher's."""
+    path = measured.cell.path(workdir)
+    write_arrays(path.with_suffix(".npz"), samples)
+    methods = {name: judged._asdict() for name, judged in measured.methods.items()}
+    record = measured._asdict() | {"cell": measured.cell._asdict(), "methods": methods}
+    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def read(path: Path) -> Measured:
+    """Read a cell.
+
+    Raises:
+        ValueError: if the file is damaged or no cell.
+    """
+    record = read_json(path)
+    try:
+        methods = {name: Judged(**judged) for name, judged in record.pop("methods").items()}
+        measured = Measured(cell=Cell(**record.pop("cell")), methods=methods, **record)
+        figures = [number for judged in methods.values() for number in (*judged[:5], *judged.lam)]
+        sound = numbers(figures).ndim == 1 and {*GRIDS} <= {*methods} and measured.cell.path(Path()).name == path.name
+    except (TypeError, AttributeError, KeyError):
+        sound = False
+    if not sound:
+        raise ValueError(f"{path}: not a cell of a sweep; remove it, and it is measured again")
+    return measured
+
+
+def read_all(workdir: Path) -> list[Measured]:
+    """Every cell of a workdir, in the order of networks, solvers and numbers of calls."""
+    return sorted((read(path) for path in (workdir / "cells").glob("*.json")), key=lambda measured: measured.cell)
+
+
+def read_samples(workdir: Path, measured: Measured) -> dict[str, np.ndarray]:
+    """The first sample of the teacher and of each method."""
+    names = ["teacher", *measured.methods]
+    return dict(zip(names, read_arrays(measured.cell.path(workdir).with_suffix(".npz"), names), strict=True))
+
+
+def best_grid(methods: Mapping[str, Judged]) -> str:
+    """The hand-made grid with the least mean."""
+    return min(GRIDS, key=lambda name: methods[name].mean)
+
+
+def as_csv(cells: Iterable[Measured]) -> bytes:
+    """A line for each method of each cell."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*Cell._fields, "method", "held_out", *Judged._fields])
+    for measured in cells:
+        for name, judged in measured.methods.items():
+            lam = " ".join(f"{value:.6g}" for value in judged.lam)
+            writer.writerow([*measured.cell, name, measured.held_out, *judged._replace(lam=lam)])
+    return buffer.getvalue().encode()
+
+
+def summary(cells: Iterable[Measured]) -> list[str]:
+    """What the cells say together, a line for each learned method."""
+    cells = list(cells)
+    by_cell = {measured.cell: measured.methods for measured in cells}
+    lines = []
+    for name in LEARNED if cells else ():
+        pairs = [(methods[name], methods[best_grid(methods)]) for methods in by_cell.values()]
+        ratios = np.array([[a.mean / b.mean, a.median / b.median] for a, b in pairs])
+        mean, median = np.exp(np.log(ratios).mean(0))
+        above = (ratios > 1).sum(0)
+        twice = [
+            methods[name].mean <= by_cell[more][best_grid(by_cell[more])].mean
+            for cell, methods in by_cell.items()
+            if (more := cell._replace(nfe=2 * cell.nfe)) in by_cell
+        ]
+        images = [methods for methods in by_cell.values() if methods[name].frechet is not None]
+        nearer = sum(methods[name].frechet < min(methods[grid].frechet for grid in GRIDS) for methods in images)
+        lines.append(
+            f"{name}, {len(cells)} cells: geometric mean of learned / best hand-made {mean:.3f} "
+            f"(medians {median:.3f}); above it in {above[0]} means and {above[1]} medians; "
+            f"n calls at most the best hand-made with 2n in {sum(twice)} of {len(twice)}; "
+            f"Frechet distance below every hand-made grid's in {nearer} of {len(images)}"
+        )
+    return lines

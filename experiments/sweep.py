@@ -1,0 +1,190 @@
+"""Judge hand-made grids, other methods' grids and what is learned, for many networks, solvers and numbers of calls.
+
+python -m experiments.sweep --config=configs/sweeps/galaxies.py --workdir=runs/galaxies
+
+Every cell (a network, a solver, a number of calls, a seed) is saved once it is measured, and not measured again; one
+that fails is reported and stops nothing. Several processes may work on one workdir. sweep.csv has a line for each
+method of each cell, sweep.html draws them.
+"""
+
+import contextlib
+import itertools
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import filelock
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from configs import times
+from experiments import cells, common, comparison, measurements
+from experiments.cells import Cell, Judged
+from experiments.plan import Plan
+from ld3_jax import metrics
+from ld3_jax.baselines import BASELINES, Probe
+from ld3_jax.batches import to_host
+from ld3_jax.disk import check_writable, write_atomically
+from ld3_jax.grids import GRIDS
+from ld3_jax.learning import Discretization, on_grid
+from ld3_jax.learning.student import losses_in_batches, run_in_batches
+from ld3_jax.pretrained import MODELS
+from ld3_jax.solvers import SOLVERS
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
+_WORKDIR = common.path_flag("workdir", None, "Where cells, sweep.csv and sweep.html go.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main() -> None:
+    config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+    check(config)
+    for name in ("sweep.csv", "sweep.html"):
+        check_writable(workdir / name)
+    todo, failed = all_cells(config), []
+    for i, cell in enumerate(todo, 1):
+        print(f"cell {i} of {len(todo)}: {cell}", flush=True)
+        try:
+            measured = measured_once(workdir, config, cell)
+        except (ValueError, FloatingPointError, RuntimeError) as error:
+            failed.append(f"{cell}: {' '.join(str(error).split())}")
+            print(f"  failed: {error}", flush=True)
+            continue
+        if measured is None:
+            print("  another process is measuring it", flush=True)
+            continue
+        for name, judged in measured.methods.items():
+            frechet = "" if judged.frechet is None else f"  Frechet {judged.frechet:.4g}"
+            print(
+                f"  {name:<12} {judged.mean:.5f} ({judged.median:.5f}) {judged.another_basin:.1%}{frechet}", flush=True
+            )
+        write_report(workdir)
+    for line in cells.summary(cells.read_all(workdir)):
+        print(f"\n{line}", flush=True)
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(todo)} cells failed; the others are measured: {'; '.join(failed)}")
+
+
+def check(config: config_dict.ConfigDict) -> None:
+    """Refuse what no cell could be made of.
+
+    Raises:
+        ValueError: it names the key, what was given and what is allowed.
+    """
+    for key, allowed in {"networks": MODELS, "solvers": SOLVERS, "baselines": BASELINES}.items():
+        if unknown := [name for name in config[key] if name not in allowed]:
+            raise ValueError(f"{key} takes some of {sorted(allowed)}, got {unknown}")
+    for key in ("networks", "solvers", "nfes", "seeds"):
+        if not config[key]:
+            raise ValueError(f"{key} must not be empty")
+    if len(config.held_out) != len(config.networks):
+        raise ValueError(f"held_out needs a number for each of {list(config.networks)}, got {list(config.held_out)}")
+    if not 1 <= config.probes <= config.run.data.train:
+        raise ValueError(f"probes must be from 1 to run.data.train {config.run.data.train}, got {config.probes}")
+    for cell in all_cells(config):
+        Plan.of(of_cell(config, cell))
+
+
+def all_cells(config: config_dict.ConfigDict) -> list[Cell]:
+    """The cells in the order in which they are measured."""
+    product = itertools.product(config.seeds, config.nfes, config.networks, config.solvers)
+    return [Cell(network, solver, nfe, seed) for seed, nfe, network, solver in product]
+
+
+def of_cell(config: config_dict.ConfigDict, cell: Cell) -> config_dict.ConfigDict:
+    """The configuration that a cell is learned with."""
+    run = config.run.copy_and_resolve_references()
+    run.network.name, run.solver.name, run.solver.nfe, run.seed = cell
+    run.data.test = config.held_out[list(config.networks).index(cell.network)]
+    return run
+
+
+def measured_once(workdir: Path, config: config_dict.ConfigDict, cell: Cell) -> cells.Measured | None:
+    """A cell: as its file has it, else measured now; None while another process measures it.
+
+    Raises:
+        ValueError: if its file is damaged, or has another configuration.
+    """
+    path, run = cell.path(workdir), of_cell(config, cell)
+    check_writable(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(filelock.FileLock(path.with_suffix(".lock")).acquire(blocking=False))
+        except filelock.Timeout:
+            return None
+        settings = json.loads(json.dumps({"baselines": config.baselines, "probes": config.probes} | run.to_dict()))
+        if path.exists():
+            there = cells.read(path)
+            if different := common.differences(there.config, settings):
+                raise ValueError(f"{path} has another configuration: {'; '.join(different)}; take another workdir")
+            return there
+        device = f"{jax.devices()[0].device_kind}, jax {version('jax')}, Python {platform.python_version()}"
+        measured, samples = measure(config, run, path)
+        found = cells.Measured(cell, run.data.test, device, settings, measured)
+        cells.write(workdir, found, samples)
+        jax.clear_caches()  # no cell shares a program with another
+        return found
+
+
+def measure(
+    config: config_dict.ConfigDict, run: config_dict.ConfigDict, path: Path
+) -> tuple[dict[str, Judged], dict[str, np.ndarray]]:
+    """Every method's figures and first sample, and the teacher's; what is learned is saved, too."""
+    schedules = path.parent.with_name("schedules")
+    check_writable(schedules / "schedule.json")
+    case = measurements.prepared(run)
+    student, target = case.student._replace(loss=case.model.squared_error), to_host(case.held_out.x_0)
+    found: dict[str, Discretization] = {name: on_grid(name, student.schedule, student.solver) for name in GRIDS}
+    known: dict[str, dict[str, Any]] = {}
+    probe = Probe(student.model, *jax.tree.map(lambda leaf: leaf[: config.probes], (case.known.x_T, case.known.cond)))
+    found |= comparison.baselines(config.baselines, student, probe, Path(run.teacher.cache))
+    of_times = Plan.of(times.with_times_alone(run.copy_and_resolve_references()))
+    for name, plan in {"times": of_times, "everything": case.plan}.items():
+        learned, ended = measurements.fitted(case._replace(plan=plan))
+        learned.save(schedules / f"{path.stem}-{name}.json", student.schedule)
+        found[name] = learned.found
+        known[name] = {
+            "start": ended.start,
+            "network_calls": ended.network_calls,
+        }
+    judged, shown = {}, {"teacher": target[0].astype(np.float16)}
+    for name, times_of in found.items():
+        samples = run_in_batches(student, times_of, case.held_out.x_T, case.held_out.cond)
+        errors = to_host(losses_in_batches(student.loss, samples, case.held_out.x_0))
+        samples = to_host(samples)
+        shown[name] = samples[0].astype(np.float16)
+        interval = metrics.bootstrap(metrics.mean, errors)
+        judged[name] = Judged(
+            *interval,
+            median=float(np.median(errors)),
+            another_basin=comparison.in_another_basin(errors, target, case.model.squared_error),
+            frechet=frechet(samples, target),
+            lam=np.asarray(student.schedule.lam(jnp.asarray(times_of.t)), float).tolist(),
+            **known.get(name, {}),
+        )
+    return judged, shown
+
+
+def frechet(samples: np.ndarray, target: np.ndarray) -> float | None:
+    """The squared Frechet distance of pixels; None of what is no image, and of fewer samples than features."""
+    if np.ndim(samples) != 4:
+        return None
+    features = [metrics.pixels(images) for images in (samples, target)]
+    if len(target) <= features[0].shape[1]:
+        return None
+    return metrics.frechet(*(metrics.statistics([of]) for of in features))
+
+
+def write_report(workdir: Path) -> None:
+    """sweep.csv and sweep.html of all cells so far."""
+    found = cells.read_all(workdir)
+    write_atomically(workdir / "sweep.csv", cells.as_csv(found))
+
+
+if __name__ == "__main__":
+    common.run(main)
