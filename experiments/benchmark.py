@@ -1,9 +1,9 @@
-"""Measure the tables of docs/results.md: what is learned, one curve, both learners, the speed of a large network.
+"""Measure the tables of docs/benchmark.md: one curve, the learners, the speed of a large network, docking.
 
 python -m experiments.benchmark --out=runs/benchmark.json
 
 Every row is printed and saved once it is measured; rows that the file already holds are not measured again. The tables
-are written beside it as Markdown, and as the page and the CSV of experiments.report.
+are written beside it as Markdown. experiments.sweep compares methods on many networks, solvers and numbers of calls.
 """
 
 import json
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import common, docking, measurements, page
+from experiments import common, docking, measurements
 from ld3_jax.disk import check_writable, write_atomically
 
 _OUT = common.path_flag("out", None, "A JSON file for the rows.")
@@ -48,10 +48,7 @@ def main() -> None:
                 jax.clear_caches()  # no row shares a program with another
             shown = (f"{column} {_figure(value)}" for column, value in rows[key].items())
             print(f"  {name:<24}" + "   ".join(shown), flush=True)
-    for line in measurements.summary(rows):
-        print(f"\n{line}", flush=True)
     write_atomically(out.with_suffix(".md"), markdown(record).encode())
-    page.write(record, out.with_name("report.html"))
 
 
 def markdown(record: dict[str, Any]) -> str:
@@ -64,7 +61,6 @@ def markdown(record: dict[str, Any]) -> str:
             continue
         columns = list(dict.fromkeys(column for row in rows.values() for column in row))
         lines += ["", f"## {table}", "", rows_of.__doc__, ""]
-        lines += [f"- {line}\n" for line in measurements.summary(rows)]
         lines += ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
         for key, row in rows.items():
             cells = (_figure(row[column]) if column in row else "" for column in columns)

@@ -1,5 +1,6 @@
 """The cells of a sweep: what was measured of each method, in a file for each cell, and all of it as tidy lines."""
 
+import contextlib
 import csv
 import io
 import json
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ld3_jax.disk import numbers, read_arrays, read_json, write_arrays, write_atomically
+from ld3_jax.disk import numbers, read_json, write_atomically
 from ld3_jax.grids import GRIDS
 
 LEARNED = ("times", "everything")
@@ -67,10 +68,11 @@ class Measured(NamedTuple):
     methods: dict[str, Judged]
 
 
-def write(workdir: Path, measured: Measured, samples: Mapping[str, np.ndarray]) -> None:
-    """Write a cell, and beside it each method's first sample and the teacher's."""
+def write(workdir: Path, measured: Measured, column: bytes | None) -> None:
+    """Write a cell, and beside it a PNG of one noise's samples: the teacher's, and below it each method's."""
     path = measured.cell.path(workdir)
-    write_arrays(path.with_suffix(".npz"), samples)
+    if column is not None:
+        write_atomically(path.with_suffix(".png"), column)
     methods = {name: judged._asdict() for name, judged in measured.methods.items()}
     record = measured._asdict() | {"cell": measured.cell._asdict(), "methods": methods}
     write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
@@ -96,14 +98,12 @@ def read(path: Path) -> Measured:
 
 
 def read_all(workdir: Path) -> list[Measured]:
-    """Every cell of a workdir, in the order of networks, solvers and numbers of calls."""
-    return sorted((read(path) for path in (workdir / "cells").glob("*.json")), key=lambda measured: measured.cell)
-
-
-def read_samples(workdir: Path, measured: Measured) -> dict[str, np.ndarray]:
-    """The first sample of the teacher and of each method."""
-    names = ["teacher", *measured.methods]
-    return dict(zip(names, read_arrays(measured.cell.path(workdir).with_suffix(".npz"), names), strict=True))
+    """The cells of a workdir that are not damaged, in the order of networks, solvers and numbers of calls."""
+    found = []
+    for path in (workdir / "cells").glob("*.json"):
+        with contextlib.suppress(ValueError):  # named where it would be measured
+            found.append(read(path))
+    return sorted(found, key=lambda measured: measured.cell)
 
 
 def best_grid(methods: Mapping[str, Judged]) -> str:

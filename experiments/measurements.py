@@ -17,21 +17,19 @@ from ml_collections import config_dict
 
 from configs import curve, default, paper, times
 from experiments import comparison, models
-from experiments.common import Stopwatch
 from experiments.plan import Plan
 from ld3_jax import learning
-from ld3_jax.baselines import BASELINES, Probe
 from ld3_jax.batches import to_host
 from ld3_jax.disk import numbers, read_json
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning import Discretization, Ended, GradientDescent, Learned, Student, Task, on_grid
 from ld3_jax.networks import edm, weights
 from ld3_jax.pretrained import Pretrained
+from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, draw_noise
 
-_SURVEYS = {("hsc32", "ztf32", "lsst60", "quasar72"): (5, 8, 4, 6, 10), ("hsc64", "ztf64", "roman120"): (5, 8)}
-_SOLVERS = ("dpmpp", "unipc", "ipndm")
+_SWEEP = Path("docs/galaxies")
 
 Row = dict[str, Any]
 Measure = Callable[[], Row]
@@ -46,38 +44,6 @@ class Case(NamedTuple):
     plan: Plan
     seed: int
     model: Pretrained
-
-
-def results_table(quick: bool) -> list[tuple[str, Measure]]:
-    """The default configuration on every survey: the hand-made grids with n and with 2n calls, times, everything."""
-    cells = [
-        (survey, solver, nfe, seed)
-        for seed in (0, 1, 2)
-        for surveys, nfes in _SURVEYS.items()
-        for nfe in nfes
-        for survey in surveys
-        for solver in _SOLVERS
-        if seed == 0 or nfe == 5
-    ]
-
-    def measure(survey: str, solver: str, nfe: int, seed: int) -> Row:
-        config = configured(survey, solver, nfe, seed)
-        case = prepared(config)
-        row, watch = (
-            {"hand-made": best_hand_made(case), "hand-made, 2n calls": best_hand_made(case, 2 * nfe)},
-            Stopwatch(),
-        )
-        for name, plan in {"times": Plan.of(times.with_times_alone(config)), "everything": case.plan}.items():
-            with watch(name):
-                learned, ended = fitted(case._replace(plan=plan))
-            row[name] = errors(case, learned.found)
-            row |= {f"{name}: start": ended.start, f"{name}: s": watch.seconds[name]}
-        return row
-
-    return [
-        (f"{survey} {solver} {nfe} seed {seed}", partial(measure, survey, solver, nfe, seed))
-        for survey, solver, nfe, seed in cells[: 1 if quick else None]
-    ]
 
 
 def curve_table(quick: bool) -> list[tuple[str, Measure]]:
@@ -99,21 +65,62 @@ def curve_table(quick: bool) -> list[tuple[str, Measure]]:
     return [(f"{survey} {nfe}", partial(measure, survey, nfe)) for survey in surveys for nfe in nfes]
 
 
-def baselines_table(quick: bool) -> list[tuple[str, Measure]]:
-    """Grids of other methods, which look at 64 of the training noises, beside what is learned; DPM-Solver++ 3M."""
-    surveys, nfes = (("hsc32",), (5,)) if quick else (("hsc32", "ztf32", "quasar72"), (5, 8))
+def transfer_table(quick: bool) -> list[tuple[str, Measure]]:
+    """What was learned for DPM-Solver++ 3M with 5 calls in docs/galaxies, used where it was not learned: on another
+    network, with another solver, or its times interpolated to another number of calls (half-log-SNR, linearly).
+    """
+    networks = ("hsc32",) if quick else ("hsc32", "ztf32", "quasar72")
+    cells = [
+        (what, network, *to)
+        for network in networks
+        for what, to in [
+            *(
+                (what, (other, "dpmpp", 5))
+                for other in networks
+                if other != network
+                for what in ("times", "everything")
+            ),
+            *(("times", (network, solver, 5)) for solver in ("unipc", "ipndm")),
+            *(("times", (network, "dpmpp", nfe)) for nfe in (4, 8)),
+        ]
+    ]
 
-    def measure(survey: str, nfe: int) -> Row:
-        config = configured(survey, "dpmpp", nfe, 0)
-        case = prepared(config)
-        probe = Probe(case.student.model, case.known.x_T[:64])
-        others = comparison.baselines(BASELINES, case.student, probe)
-        row = {"hand-made": best_hand_made(case)} | {name: errors(case, found) for name, found in others.items()}
-        for name, plan in {"times": Plan.of(times.with_times_alone(config)), "everything": case.plan}.items():
-            row[name] = errors(case, fitted(case._replace(plan=plan))[0].found)
-        return row
+    def learned(what: str, network: str, solver: str, nfe: int) -> Discretization:
+        return learning.load(_SWEEP / "schedules" / f"{network}-{solver}-{nfe}-0-{what}.json").found
 
-    return [(f"{survey} {nfe}", partial(measure, survey, nfe)) for survey in surveys for nfe in nfes]
+    def measure(what: str, origin: str, network: str, solver: str, nfe: int) -> Row:
+        given, there = learned(what, origin, "dpmpp", 5), learned(what, network, solver, nfe)
+        case = prepared(configured(network, solver, nfe, 0))
+        if nfe != 5:
+            given = _interpolated(given, case.student.schedule, nfe)
+        return {
+            "hand-made": best_hand_made(case),
+            "transferred": errors(case, given),
+            "learned there": errors(case, there),
+        }
+
+    return [
+        (
+            f"{what} of {origin} dpmpp 5 on {network} {solver} {nfe}",
+            partial(measure, what, origin, network, solver, nfe),
+        )
+        for what, origin, network, solver, nfe in cells
+    ]
+
+
+def _interpolated(found: Discretization, schedule: NoiseSchedule, n: int) -> Discretization:
+    """The same curve of times, in half-log-SNR, at n + 1 points."""
+    u = jnp.linspace(0.0, 1.0, n + 1)
+    along = jnp.linspace(0.0, 1.0, len(found.t))
+    t, t_c = (
+        schedule.inverse_lam(jnp.interp(u, along, schedule.lam(times)))
+        .at[0]
+        .set(schedule.t_max)
+        .at[-1]
+        .set(schedule.t_min)
+        for times in (found.t, found.t_c)
+    )
+    return Discretization(t, t_c)
 
 
 def learners_table(quick: bool) -> list[tuple[str, Measure]]:
@@ -167,29 +174,11 @@ def network_table(quick: bool) -> list[tuple[str, Measure]]:
 
 
 TABLES = {
-    "results": results_table,
     "curve": curve_table,
-    "baselines": baselines_table,
     "learners": learners_table,
+    "transfer": transfer_table,
     "network": network_table,
 }
-
-
-def summary(rows: dict[str, Row]) -> list[str]:
-    """What the rows of `results_table` say together, a line each."""
-    cells = [row for key, row in rows.items() if key.startswith("results: ")]
-    lines = []
-    for name in ("times", "everything") if cells else ():
-        learned, hand_made = (np.array([row[column][:2] for row in cells]) for column in (name, "hand-made"))
-        mean, median = np.exp(np.log(learned / hand_made).mean(0))
-        above = (learned > hand_made).sum(0)
-        twice = np.array([row["hand-made, 2n calls"][0] for row in cells])
-        lines.append(
-            f"{name}, {len(cells)} cells: geometric mean of learned / hand-made {mean:.3f} (medians {median:.3f}); "
-            f"above the best hand-made in {above[0]} means and {above[1]} medians; "
-            f"n calls at most the best hand-made with 2n in {(learned[:, 0] <= twice).sum()}"
-        )
-    return lines
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -256,11 +245,9 @@ def measured_twice(case: Case) -> Row:
     return {"error": errors(case, learned.found), "s": seconds, "network calls": ended.network_calls}
 
 
-def best_hand_made(case: Case, nfe: int | None = None) -> list[float]:
+def best_hand_made(case: Case) -> list[float]:
     """The errors of the hand-made grid with the least mean."""
-    solver = case.student.solver
-    student = case.student._replace(solver=replace(solver, nfe=nfe or solver.nfe))
-    case = case._replace(student=student)
+    student = case.student
     return min(errors(case, on_grid(name, student.schedule, student.solver)) for name in GRIDS)
 
 

@@ -11,9 +11,10 @@ import contextlib
 import itertools
 import json
 import platform
+import shlex
+import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import filelock
 import jax
@@ -23,22 +24,24 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from configs import times
-from experiments import cells, common, comparison, measurements
+from experiments import cells, common, comparison, measurements, page
 from experiments.cells import Cell, Judged
 from experiments.plan import Plan
-from ld3_jax import metrics
+from ld3_jax import metrics, plots
 from ld3_jax.baselines import BASELINES, Probe
 from ld3_jax.batches import to_host
 from ld3_jax.disk import check_writable, write_atomically
 from ld3_jax.grids import GRIDS
-from ld3_jax.learning import Discretization, on_grid
+from ld3_jax.learning import Discretization, Ended, on_grid
 from ld3_jax.learning.student import losses_in_batches, run_in_batches
-from ld3_jax.pretrained import MODELS
+from ld3_jax.pretrained import MODELS, Pretrained
 from ld3_jax.solvers import SOLVERS
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
 _WORKDIR = common.path_flag("workdir", None, "Where cells, sweep.csv and sweep.html go.")
 flags.mark_flags_as_required(["config", "workdir"])
+
+_LIKE = 100  # of the teacher's samples, whose brightness pictures are scaled by
 
 
 def main() -> None:
@@ -118,56 +121,61 @@ def measured_once(workdir: Path, config: config_dict.ConfigDict, cell: Cell) -> 
         except filelock.Timeout:
             return None
         settings = json.loads(json.dumps({"baselines": config.baselines, "probes": config.probes} | run.to_dict()))
+        del settings["teacher"]["cache"]  # where, not what
         if path.exists():
             there = cells.read(path)
             if different := common.differences(there.config, settings):
                 raise ValueError(f"{path} has another configuration: {'; '.join(different)}; take another workdir")
             return there
         device = f"{jax.devices()[0].device_kind}, jax {version('jax')}, Python {platform.python_version()}"
-        measured, samples = measure(config, run, path)
+        measured, column = measure(config, run, path)
         found = cells.Measured(cell, run.data.test, device, settings, measured)
-        cells.write(workdir, found, samples)
+        cells.write(workdir, found, column)
         jax.clear_caches()  # no cell shares a program with another
         return found
 
 
 def measure(
     config: config_dict.ConfigDict, run: config_dict.ConfigDict, path: Path
-) -> tuple[dict[str, Judged], dict[str, np.ndarray]]:
-    """Every method's figures and first sample, and the teacher's; what is learned is saved, too."""
+) -> tuple[dict[str, Judged], bytes | None]:
+    """Every method's figures, and a picture of the first noise's samples; what is learned is saved, too."""
     schedules = path.parent.with_name("schedules")
     check_writable(schedules / "schedule.json")
     case = measurements.prepared(run)
     student, target = case.student._replace(loss=case.model.squared_error), to_host(case.held_out.x_0)
     found: dict[str, Discretization] = {name: on_grid(name, student.schedule, student.solver) for name in GRIDS}
-    known: dict[str, dict[str, Any]] = {}
     probe = Probe(student.model, *jax.tree.map(lambda leaf: leaf[: config.probes], (case.known.x_T, case.known.cond)))
     found |= comparison.baselines(config.baselines, student, probe, Path(run.teacher.cache))
     of_times = Plan.of(times.with_times_alone(run.copy_and_resolve_references()))
+    ends: dict[str, Ended] = {}
     for name, plan in {"times": of_times, "everything": case.plan}.items():
-        learned, ended = measurements.fitted(case._replace(plan=plan))
+        learned, ends[name] = measurements.fitted(case._replace(plan=plan))
         learned.save(schedules / f"{path.stem}-{name}.json", student.schedule)
         found[name] = learned.found
-        known[name] = {
-            "start": ended.start,
-            "network_calls": ended.network_calls,
-        }
-    judged, shown = {}, {"teacher": target[0].astype(np.float16)}
-    for name, times_of in found.items():
-        samples = run_in_batches(student, times_of, case.held_out.x_T, case.held_out.cond)
+    judged, shown = {}, [target[:1]]
+    for name, of_method in found.items():
+        samples = run_in_batches(student, of_method, case.held_out.x_T, case.held_out.cond)
         errors = to_host(losses_in_batches(student.loss, samples, case.held_out.x_0))
         samples = to_host(samples)
-        shown[name] = samples[0].astype(np.float16)
-        interval = metrics.bootstrap(metrics.mean, errors)
+        shown.append(samples[:1])
         judged[name] = Judged(
-            *interval,
+            *metrics.bootstrap(metrics.mean, errors),
             median=float(np.median(errors)),
             another_basin=comparison.in_another_basin(errors, target, case.model.squared_error),
             frechet=frechet(samples, target),
-            lam=np.asarray(student.schedule.lam(jnp.asarray(times_of.t)), float).tolist(),
-            **known.get(name, {}),
+            lam=np.asarray(student.schedule.lam(jnp.asarray(of_method.t)), float).tolist(),
+            start=ends[name].start if name in ends else "",
+            network_calls=ends[name].network_calls if name in ends else 0,
         )
-    return judged, shown
+    return judged, _column(case.model, shown, target)
+
+
+def _column(model: Pretrained, shown: list[np.ndarray], target: np.ndarray) -> bytes | None:
+    """Images below each other; None of what is no image."""
+    if model.display is None or np.ndim(target) != 4:
+        return None
+    images = np.clip(model.display(np.concatenate(shown), target[:_LIKE]), 0, 1)
+    return plots.png(images.reshape(-1, *images.shape[2:]))
 
 
 def frechet(samples: np.ndarray, target: np.ndarray) -> float | None:
@@ -182,8 +190,9 @@ def frechet(samples: np.ndarray, target: np.ndarray) -> float | None:
 
 def write_report(workdir: Path) -> None:
     """sweep.csv and sweep.html of all cells so far."""
-    found = cells.read_all(workdir)
+    found, command = cells.read_all(workdir), shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])
     write_atomically(workdir / "sweep.csv", cells.as_csv(found))
+    write_atomically(workdir / "sweep.html", page.of_sweep(found, workdir, command).encode())
 
 
 if __name__ == "__main__":

@@ -14,45 +14,26 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ld3_jax.learning import quadratic
 from ld3_jax.learning.parametrisation import Params
-from ld3_jax.learning.quadratic import Quadratic, network_calls, quadratic_model, solution
-from ld3_jax.learning.state import (
-    RANGES,
-    StepMetrics,
-    Task,
-    TrainState,
-    batch_indices,
-    judge,
-    unless_done,
-    validation_is_due,
-    validation_loss,
-)
-from ld3_jax.ranges import COUNT, LESS_THAN_ONE, POSITIVE, UP_TO_ONE, check
+from ld3_jax.learning.quadratic import Quadratic, SecondOrder, quadratic_model, solution
+from ld3_jax.learning.state import StepMetrics, Task, TrainState, batch_indices, unless_done
+from ld3_jax.ranges import LESS_THAN_ONE, POSITIVE, UP_TO_ONE, check
 
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class GaussNewton:
+class GaussNewton(SecondOrder):
     """Steps -rate (A + damping diag A)^-1 g, where A and g are moving averages of those of small batches.
 
     A sample has thousands of residuals, so a few samples determine the matrix of a few dozen numbers, and ten steps of
     ten samples go much further than one step of a hundred. The rate rises while A fills, by 1 - memory^k at step k, and
     falls along a cosine. Nothing needs tuning: the numbers' scales are the matrix's own.
 
-    Attributes:
-        steps: how many steps.
-        batch_size: training pairs a step.
-        validate_every: steps between validations.
+    Attributes: those of `SecondOrder`, and
         rate: the highest one, at most 1: the whole Gauss-Newton step. The cosine ends at 5 % of it.
         damping: relative to the diagonal of A.
         momentum: decay of the average of g.
         memory: decay of the average of A.
-        largest: the most that the logit of a gap may change in a step.
-        tangents: directions times samples that pass through the network at a time: more on an accelerator. Memory holds
-            64 states for each.
-        held_out: of the pairs, so many are for validation alone; 0: all are for both.
-        valid_batch: validation samples to integrate at a time.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -65,18 +46,11 @@ class GaussNewton:
     damping: float = 1e-3
     momentum: float = 0.5
     memory: float = 0.9
-    largest: float = 1.0
-    tangents: int = 40
-    held_out: int = 0
-    valid_batch: int = 25
 
     def __post_init__(self) -> None:
-        own = {"tangents": COUNT, "rate": UP_TO_ONE, "damping": POSITIVE, "largest": POSITIVE}
-        check(vars(self), RANGES | own | {"momentum": LESS_THAN_ONE, "memory": LESS_THAN_ONE})
-
-    def check(self, task: Task) -> None:
-        """See `quadratic.check`."""
-        quadratic.check(task.student.loss, task.parametrisation.solvers(task.student.solver))
+        super().__post_init__()
+        own = {"rate": UP_TO_ONE, "damping": POSITIVE, "momentum": LESS_THAN_ONE, "memory": LESS_THAN_ONE}
+        check(vars(self), own)
 
     def init(self, task: Task, params: Params) -> "Averages":
         """Empty averages."""
@@ -86,16 +60,6 @@ class GaussNewton:
     def step(self, task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
         """See `averaged_step`."""
         return averaged_step(task, state)
-
-    def calls(self, task: Task, params: Params) -> int:
-        """See `quadratic.network_calls`."""
-        return network_calls(task, params)
-
-    def after_step(self, task: Task, state: TrainState, step: int) -> TrainState:
-        """A validation where one is due."""
-        if not validation_is_due(task, step):
-            return state
-        return judge(state, validation_loss(task, state.params, task.valid))
 
 
 class Averages(NamedTuple):

@@ -12,40 +12,22 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from ld3_jax.learning import quadratic
 from ld3_jax.learning.parametrisation import Params
-from ld3_jax.learning.quadratic import Quadratic, network_calls, quadratic_model, solution
-from ld3_jax.learning.state import (
-    RANGES,
-    StepMetrics,
-    Task,
-    TrainState,
-    batch_indices,
-    judge,
-    unless_done,
-    validation_is_due,
-    validation_loss,
-)
-from ld3_jax.ranges import COUNT, POSITIVE, check
+from ld3_jax.learning.quadratic import Quadratic, SecondOrder, quadratic_model, solution
+from ld3_jax.learning.state import StepMetrics, Task, TrainState, batch_indices, unless_done, validation_loss
+from ld3_jax.ranges import COUNT, check
 
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class LevenbergMarquardt:
+class LevenbergMarquardt(SecondOrder):
     """Steps delta that solve (A + mu diag A) delta = -g; mu grows until the loss falls, and falls after a success.
 
     A and g are those of `quadratic.quadratic_model`. A step needs the whole batch's Jacobian, so `GaussNewton`, with
     small batches, gets further on the same number of network calls.
 
-    Attributes:
-        steps: how many steps.
-        batch_size: training pairs a step.
-        validate_every: steps between validations.
-        tangents: directions times samples that pass through the network at a time.
-        largest: the most that the logit of a gap may change in a step.
+    Attributes: those of `SecondOrder`, and
         tries: how often mu may grow within a step; if no mu lowers the loss, nothing moves.
-        held_out: of the pairs, so many are for validation alone; 0: all are for both.
-        valid_batch: validation samples to integrate at a time.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -54,18 +36,11 @@ class LevenbergMarquardt:
     steps: int = 6
     batch_size: int = 50
     validate_every: int = 1
-    tangents: int = 40
-    largest: float = 1.0
     tries: int = 6
-    held_out: int = 0
-    valid_batch: int = 25
 
     def __post_init__(self) -> None:
-        check(vars(self), RANGES | {"tangents": COUNT, "tries": COUNT, "largest": POSITIVE})
-
-    def check(self, task: Task) -> None:
-        """See `quadratic.check`."""
-        quadratic.check(task.student.loss, task.parametrisation.solvers(task.student.solver))
+        super().__post_init__()
+        check(vars(self), {"tries": COUNT})
 
     def init(self, task: Task, params: Params) -> Float[Array, ""]:
         """The damping mu."""
@@ -74,16 +49,6 @@ class LevenbergMarquardt:
     def step(self, task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
         """See `damped_step`."""
         return damped_step(task, state)
-
-    def calls(self, task: Task, params: Params) -> int:
-        """See `quadratic.network_calls`."""
-        return network_calls(task, params)
-
-    def after_step(self, task: Task, state: TrainState, step: int) -> TrainState:
-        """A validation where one is due."""
-        if not validation_is_due(task, step):
-            return state
-        return judge(state, validation_loss(task, state.params, task.valid))
 
 
 @jax.jit

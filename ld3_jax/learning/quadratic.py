@@ -7,6 +7,7 @@ Reference: Nocedal and Wright, Numerical Optimization, chapter 10.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -16,13 +17,14 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ld3_jax import denoisers, losses
+from ld3_jax import denoisers, losses, ranges
 from ld3_jax.batches import in_batches
 from ld3_jax.learning.discretization import Discretization
 from ld3_jax.learning.jacobian import Directions, every_factor, sample_and_derivatives, sample_and_jacobian
 from ld3_jax.learning.parametrisation import Params
-from ld3_jax.learning.state import Task, together
+from ld3_jax.learning.state import RANGES, Task, TrainState, judge, together, validation_is_due, validation_loss
 from ld3_jax.learning.student import Student
+from ld3_jax.ranges import COUNT, POSITIVE
 from ld3_jax.solvers import Expansion, Solver, expand, integrate
 from ld3_jax.teacher import Pairs
 
@@ -30,6 +32,50 @@ _BOUND_ROUNDS = 3  # solutions in which more numbers may reach their bounds
 _HELD = 64  # states held for each tangent that passes through the network at a time
 
 Sampler = Callable[[Pairs, int], tuple[PyTree, PyTree]]  # (a batch, directions at a time) -> samples and derivatives
+
+
+@dataclass(frozen=True)
+class SecondOrder:
+    """What learners by steps of second order share.
+
+    Attributes:
+        steps: how many steps.
+        batch_size: training pairs a step.
+        validate_every: steps between validations.
+        largest: the most that the logit of a gap may change in a step.
+        tangents: directions times samples that pass through the network at a time: more on an accelerator. Memory holds
+            64 states for each.
+        held_out: of the pairs, so many are for validation alone; 0: all are for both.
+        valid_batch: validation samples to integrate at a time.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    steps: int
+    batch_size: int
+    validate_every: int
+    largest: float = 1.0
+    tangents: int = 40
+    held_out: int = 0
+    valid_batch: int = 25
+
+    def __post_init__(self) -> None:
+        ranges.check(vars(self), RANGES | {"tangents": COUNT, "largest": POSITIVE})
+
+    def check(self, task: Task) -> None:
+        """See `check`."""
+        check(task.student.loss, task.parametrisation.solvers(task.student.solver))
+
+    def calls(self, task: Task, params: Params) -> int:
+        """See `network_calls`."""
+        return network_calls(task, params)
+
+    def after_step(self, task: Task, state: TrainState, step: int) -> TrainState:
+        """A validation where one is due."""
+        if not validation_is_due(task, step):
+            return state
+        return judge(state, validation_loss(task, state.params, task.valid))
 
 
 class Quadratic(NamedTuple):

@@ -1,0 +1,200 @@
+"""The sweep as a user meets it; the figures of README and documentation are those of the committed one."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import cells, page
+from experiments.cells import Cell, Judged, Measured
+from ld3_jax.grids import GRIDS
+
+COMMITTED = Path("docs/galaxies")
+CONFIG = """
+from configs.sweeps import galaxies
+
+def get_config():
+    c = galaxies.get_config()
+    c.networks, c.solvers, c.nfes, c.held_out = ("ring",), ("ddim",), (2, 3, 4), (30,)
+    c.baselines, c.probes = ("dmn", "gits"), 4
+    c.run.teacher.nfe, c.run.teacher.cache, c.run.data.train = 8, {cache!r}, 10
+    c.run.learn.steps, c.run.learn.init = 2, "logsnr"
+    return c
+"""
+METHODS = {"best hand-made grid": "best", "times learned": "times", "everything learned": "everything"}
+SOLVERS = {"DPM-Solver++ 3M": "dpmpp", "UniPC-3": "unipc", "iPNDM-4": "ipndm"}
+
+
+def judged(mean, median=0.5, frechet=None):
+    return Judged(mean, mean / 2, 2 * mean, median, 0.25, frechet, [-1.0, 0.0, 1.0])
+
+
+def measured(cell, config=None, **methods):
+    """A cell whose hand-made grids have the mean 0.4, if nothing else is said."""
+    methods = {name: judged(0.4) for name in GRIDS} | methods
+    return Measured(cell, 30, "no device", config or {}, methods)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Three cells of which the first is measured, the second is there, and the third is damaged."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "config.py").write_text(CONFIG.format(cache=str(folder / "teacher")))
+    command = [sys.executable, "-m", "experiments.sweep", f"--config={folder / 'config.py'}", f"--workdir={folder}"]
+    first = subprocess.run([*command, "--config.nfes=(2,)"], capture_output=True, text=True, timeout=240)
+    assert first.returncode == 0, first.stderr
+    there = cells.read(Cell("ring", "ddim", 2, 0).path(folder))
+    config = there.config | {"solver": there.config["solver"] | {"nfe": 3}}
+    cells.write(folder, measured(Cell("ring", "ddim", 3, 0), config, times=judged(0.2), everything=judged(0.1)), None)
+    Cell("ring", "ddim", 4, 0).path(folder).write_text("{}")
+    before = [Cell("ring", "ddim", nfe, 0).path(folder).read_bytes() for nfe in (2, 3, 4)]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert before == [Cell("ring", "ddim", nfe, 0).path(folder).read_bytes() for nfe in (2, 3, 4)]
+    return folder, first, second
+
+
+def test_a_cell_is_measured_and_written(workdir):
+    folder, first, _ = workdir
+    found = cells.read(Cell("ring", "ddim", 2, 0).path(folder))
+    assert [*found.methods] == [*GRIDS, "dmn", "gits", "times", "everything"]
+    assert found.methods["everything"].mean < found.methods["logsnr"].mean
+    assert found.methods["everything"].start == "logsnr"
+    assert found.methods["gits"].network_calls == 0 < found.methods["times"].network_calls
+    for name, one in found.methods.items():
+        assert one.low <= one.mean <= one.high, name
+        assert f"{name:<12} {one.mean:.5f} ({one.median:.5f})" in first.stdout
+    schedule = json.loads((folder / "schedules" / "ring-ddim-2-0-times.json").read_text())
+    assert schedule["model"]["name"] == "ring"
+    assert schedule["lam"] == pytest.approx(found.methods["times"].lam, rel=1e-5)
+
+
+def test_finished_cells_are_not_measured_again_and_a_damaged_one_stops_nothing(workdir):
+    folder, _, second = workdir
+    assert second.returncode == 1
+    assert second.stderr.strip().splitlines()[-1].startswith("error: 1 of 3 cells failed; the others are measured")
+    assert "ring-ddim-4-0.json: not a cell of a sweep; remove it, and it is measured again" in second.stderr
+    assert "everything   0.10000 (0.50000)" in second.stdout  # of the cell that was there
+    assert "times, 2 cells" in (folder / "sweep.html").read_text()
+
+
+def test_the_csv_has_a_line_for_each_method_of_each_cell(workdir):
+    folder, *_ = workdir
+    with (folder / "sweep.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 8 + 6
+    (line,) = (line for line in lines if line["nfe"] == "3" and line["method"] == "times")
+    assert float(line["mean"]) == 0.2
+    assert line["lam"] == "-1 0 1"
+
+
+def test_another_configuration_of_a_cell_is_refused(workdir):
+    folder, *_ = workdir
+    command = [sys.executable, "-m", "experiments.sweep", f"--config={folder / 'config.py'}", f"--workdir={folder}"]
+    command += ["--config.nfes=(2,)", "--config.run.learn.steps=3"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 1
+    assert "learn.steps: 2, here 3; take another workdir" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("networks", "('hsc',)", "networks takes some of"),
+        ("solvers", "()", "solvers must not be empty"),
+        ("held_out", "(1, 2)", "held_out needs a number for each of ['hsc32', 'ztf32', 'quasar72'], got [1, 2]"),
+        ("probes", "101", "probes must be from 1 to run.data.train 100, got 101"),
+        ("nfes", "(3,)", "iPNDM of order 4"),
+    ],
+)
+def test_bad_configurations_are_refused(key, value, said):
+    from configs.sweeps import galaxies
+    from experiments import sweep
+
+    config = galaxies.get_config()
+    config[key] = eval(value)
+    with pytest.raises(ValueError, match=re.escape(said) if key != "nfes" else "order 4 needs an integer nfe"):
+        sweep.check(config)
+
+
+@pytest.mark.parametrize("content", ['{"cell', "[]", "{}", "\0\1", '{"cell": 1, "methods": {}}'])
+def test_a_damaged_cell_is_named(content, tmp_path):
+    path = tmp_path / "ring-ddim-3-0.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"ring-ddim-3-0\.json: not (a cell|valid JSON)"):
+        cells.read(path)
+
+
+def test_the_summary_counts_cells_and_takes_geometric_means():
+    found = [
+        measured(Cell("a", "ddim", 4, 0), times=judged(0.2, 0.6), everything=judged(0.1, 0.05)),
+        measured(Cell("a", "ddim", 8, 0), logsnr=judged(0.1), times=judged(0.2), everything=judged(0.1)),
+    ]
+    of_times, everything = cells.summary(found)
+    assert of_times.startswith("times, 2 cells: geometric mean of learned / best hand-made 1.000 (medians 1.095)")
+    assert "above it in 1 means and 1 medians" in of_times
+    assert "with 2n in 0 of 1" in of_times
+    assert "best hand-made 0.500 (medians 0.316)" in everything
+    assert "with 2n in 1 of 1" in everything
+    assert cells.summary([]) == []
+
+
+def test_frechet_distances_are_counted_against_every_hand_made_grid():
+    grids = {name: judged(0.4, frechet=float(i)) for i, name in enumerate(GRIDS, 1)}
+    found = measured(
+        Cell("a", "ddim", 4, 0), **grids, times=judged(0.1, frechet=2.0), everything=judged(0.1, frechet=0.5)
+    )
+    of_times, everything = cells.summary([found])
+    assert of_times.endswith("in 0 of 1")
+    assert everything.endswith("in 1 of 1")
+
+
+def test_the_page_needs_nothing_beside_itself_and_draws_every_panel():
+    text = (COMMITTED / "sweep.html").read_text()
+    assert "://" not in text
+    assert not re.search(r"""\bsrc=['"](?!data:)|@import|<link|href="(?!#)|url\((?!#)|\bfetch\(""", text)
+    names = re.findall(r'\bid="([^"]+)"', text)
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', text)) <= set(names)
+    assert len(names) == len(set(names))
+    for one in cells.read_all(COMMITTED):
+        for figure in ("curves", "grids"):
+            assert f'id="{figure}-{one.cell.network}-{one.cell.solver}-' in text
+
+
+def test_the_committed_page_and_csv_are_those_of_the_committed_cells():
+    found = cells.read_all(COMMITTED)
+    assert (COMMITTED / "sweep.csv").read_bytes() == cells.as_csv(found)
+    drawn = page.of_sweep(found, COMMITTED, "")
+    rows = r"<tr><td>.*|<li>\w.*"
+    assert re.findall(rows, (COMMITTED / "sweep.html").read_text()) == re.findall(rows, drawn)
+
+
+def test_the_readme_has_the_figures_of_the_csv():
+    section = Path("README.md").read_text().partition("## Results")[2].partition("\n## ")[0]
+    header, _, *rows = (line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|"))
+    assert rows
+    for network, solver, *figures in rows:
+        for column, figure in zip(header[2:], figures, strict=True):
+            name, _, calls = column.partition(", ")
+            nfe = int(calls.removesuffix(" calls") or 5)
+            methods = cells.read(Cell(network, SOLVERS[solver], nfe, 0).path(COMMITTED)).methods
+            method = METHODS.get(name, name)
+            one = methods[cells.best_grid(methods) if method == "best" else method]
+            assert figure == f"{one.mean:.4f} ({one.median:.4f})", (network, solver, column)
+
+
+def test_the_figures_of_the_curve_in_the_documentation_are_those_of_the_benchmark():
+    section = Path("docs/results.md").read_text().partition("## One curve")[2].partition("\n## ")[0]
+    rows = json.loads(Path("docs/benchmark.json").read_text())["rows"]
+    measured = {
+        f"{value[0]:.5f} ({value[1]:.5f})"
+        for key, row in rows.items()
+        for value in row.values()
+        if key.startswith("curve: ")
+    }
+    figures = re.findall(r"\d\.\d{5} \(\d\.\d{5}\)", section)
+    assert figures
+    assert set(figures) <= measured
