@@ -70,26 +70,18 @@ def transfer_table(quick: bool) -> list[tuple[str, Measure]]:
     network, with another solver, or its times interpolated to another number of calls (half-log-SNR, linearly).
     """
     networks = ("hsc32",) if quick else ("hsc32", "ztf32", "quasar72")
-    cells = [
-        (what, network, *to)
-        for network in networks
-        for what, to in [
-            *(
-                (what, (other, "dpmpp", 5))
-                for other in networks
-                if other != network
-                for what in ("times", "everything")
-            ),
-            *(("times", (network, solver, 5)) for solver in ("unipc", "ipndm")),
-            *(("times", (network, "dpmpp", nfe)) for nfe in (4, 8)),
-        ]
-    ]
+    cells = []
+    for network in networks:
+        others = [other for other in networks if other != network]
+        cells += [(what, network, other, "dpmpp", 5) for other in others for what in ("times", "everything")]
+        cells += [("times", network, network, solver, 5) for solver in ("unipc", "ipndm")]
+        cells += [("times", network, network, "dpmpp", nfe) for nfe in (4, 8)]
 
-    def learned(what: str, network: str, solver: str, nfe: int) -> Discretization:
-        return learning.load(_SWEEP / "schedules" / f"{network}-{solver}-{nfe}-0-{what}.json").found
+    def path(what: str, network: str, solver: str, nfe: int) -> Path:
+        return _SWEEP / "schedules" / f"{network}-{solver}-{nfe}-0-{what}.json"
 
     def measure(what: str, origin: str, network: str, solver: str, nfe: int) -> Row:
-        given, there = learned(what, origin, "dpmpp", 5), learned(what, network, solver, nfe)
+        given, there = (learning.load(path(what, *of)).found for of in ((origin, "dpmpp", 5), (network, solver, nfe)))
         case = prepared(configured(network, solver, nfe, 0))
         if nfe != 5:
             given = _interpolated(given, case.student.schedule, nfe)
@@ -100,27 +92,21 @@ def transfer_table(quick: bool) -> list[tuple[str, Measure]]:
         }
 
     return [
-        (
-            f"{what} of {origin} dpmpp 5 on {network} {solver} {nfe}",
-            partial(measure, what, origin, network, solver, nfe),
-        )
-        for what, origin, network, solver, nfe in cells
+        (f"{what} of {origin} dpmpp 5 on {' '.join(map(str, to))}", partial(measure, what, origin, *to))
+        for what, origin, *to in cells
+        if path(what, *to).exists()
     ]
 
 
 def _interpolated(found: Discretization, schedule: NoiseSchedule, n: int) -> Discretization:
     """The same curve of times, in half-log-SNR, at n + 1 points."""
-    u = jnp.linspace(0.0, 1.0, n + 1)
-    along = jnp.linspace(0.0, 1.0, len(found.t))
-    t, t_c = (
-        schedule.inverse_lam(jnp.interp(u, along, schedule.lam(times)))
-        .at[0]
-        .set(schedule.t_max)
-        .at[-1]
-        .set(schedule.t_min)
-        for times in (found.t, found.t_c)
-    )
-    return Discretization(t, t_c)
+    u, along = (jnp.linspace(0.0, 1.0, points) for points in (n + 1, len(found.t)))
+
+    def at_points(t: jax.Array) -> jax.Array:
+        inner = schedule.inverse_lam(jnp.interp(u[1:-1], along, schedule.lam(t)))
+        return jnp.concatenate([t[:1], inner, t[-1:]])
+
+    return Discretization(at_points(found.t), at_points(found.t_c))
 
 
 def learners_table(quick: bool) -> list[tuple[str, Measure]]:
