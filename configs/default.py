@@ -37,7 +37,7 @@ def get_config() -> config_dict.ConfigDict:
     c.teacher.grid = "logsnr"  # uniform quadratic logsnr edm
     c.teacher.batch_size = 25
     c.teacher.cache = "runs/teacher"  # folder of the teacher's samples, shared by all runs
-    c.teacher.pairs = ""  # a folder of LD3's own pairs (latent_*.pt) to learn from in place of the teacher's
+    c.teacher.pairs = config_dict.placeholder(str)  # a folder of LD3's own pairs (latent_*.pt) to learn from instead
     c.teacher.drop_not_finite = False  # leave out samples that hold NaN, rather than stop
 
     c.data = config_dict.ConfigDict()  # how many pairs of noise and teacher's sample

@@ -59,6 +59,7 @@ RANGES = {
 }
 _OPTIONAL = {
     *(f"{of}.{key}" for of in ("solver", "teacher") for key in ("order", "last_sigma")),
+    "teacher.pairs",
     *(key for key, allowed in RANGES.items() if allowed.optional),
 }
 

@@ -72,8 +72,8 @@ def test_too_few_damaged_or_missing_files_are_refused(tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:-300])
     with pytest.raises(ValueError, match="latent_000001"):
         read_pairs(tmp_path, SCHEDULE, 2, WITH_CONDITION)
-    with pytest.raises(FileNotFoundError, match="nothing"):
-        read_pairs(tmp_path / "nothing", SCHEDULE, 1, WITH_CONDITION)
+    with pytest.raises(FileNotFoundError, match="nothing: neither a folder nor a file"):
+        read_pairs(tmp_path / "nothing", SCHEDULE, 3, WITH_CONDITION)
 
 
 def test_a_configuration_learns_from_them_and_is_judged_on_the_teacher_s(tmp_path):

@@ -12,6 +12,8 @@ from jax.tree_util import Partial
 from learned_anything import moved
 from noise_schedules import SCHEDULES
 
+from configs import gaussian as gaussian_config
+from experiments.plan import Plan
 from ld3_jax import grids, interop, learning, poses, solvers
 from ld3_jax.learning import Gaps, WithCoefficients, load, on_grid
 from ld3_jax.networks import gaussian
@@ -73,6 +75,12 @@ def test_the_end_of_the_grid_has_no_part_in_it():
 def test_a_manifold_has_no_data_prediction():
     with pytest.raises(ValueError, match="last_sigma must be None where states lie on a manifold, got 0"):
         solvers.make_table(poses.PoseNoise(), jnp.linspace(1.0, 0.0, 5), solver=Solver("dpmpp", 4, last_sigma=0.0))
+    config = gaussian_config.get_config()
+    config.solver.last_sigma = 0.0
+    plan = Plan.of(config)
+    assert plan.solver.to_zero
+    with pytest.raises(ValueError, match="solver: last_sigma must be None"):
+        plan.start(poses.PoseNoise())
 
 
 def test_other_solvers_with_the_same_end_are_starts():

@@ -64,6 +64,8 @@ def read_pairs(path: Path, schedule: NoiseSchedule, count: int, like: Pairs) -> 
         ValueError: if there are fewer pairs, or a file is damaged, not of such a pair, or of another shape than the
             model's; or if its `uc` is its `c`, as the published code has it for classes: then it was not guided.
     """
+    if not path.exists():
+        raise FileNotFoundError(f"no pairs {path}: neither a folder nor a file")
     found = sorted(path.glob("*.pt")) if path.is_dir() else [path]
     if len(found) < count:
         raise ValueError(f"{path}: {count} pairs are wanted, and it has {len(found)} files .pt")
