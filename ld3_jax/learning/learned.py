@@ -204,7 +204,7 @@ def _from_record(record: dict[str, Any], names: list[str]) -> Learned:
         if type(record[key]) is not kind:
             raise ValueError(f"{key} must be of type {kind.__name__}, got {record[key]!r}")
     solver = Solver(record["solver"], **{name: record[name] for name in names})
-    t, t_c, lam = (_times(record[key], key, by_part=record["version"] == 3) for key in ("t", "t_c", "lam"))
+    t, t_c, lam = (_times(record[key], key, by_part=record["version"] > 2) for key in ("t", "t_c", "lam"))
     if not len(t) == len(t_c) == len(lam) == solver.n_steps + 1:
         raise ValueError(
             f"{len(t)} times, {len(t_c)} network times and {len(lam)} lam for {solver.n_steps} steps; with nfe = "

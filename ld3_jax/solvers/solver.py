@@ -125,7 +125,8 @@ class Solver:
             ValueError: if nfe is for another number of steps, or too small for the order.
         """
         if self.nfe is None:
-            return replace(self, nfe=n * self.calls_per_step - (self.to_zero and self.calls_per_step > 1))
+            one_less = self.to_zero and self.calls_per_step > 1  # the last step has one call
+            return replace(self, nfe=n * self.calls_per_step - one_less)
         if self.n_steps != n:
             raise ValueError(f"{self.name!r} with nfe {self.nfe} takes a grid of {self.n_steps} steps, got {n} steps")
         return self
