@@ -25,6 +25,7 @@ def get_config() -> config_dict.ConfigDict:
     c.solver.order = config_dict.placeholder(int)  # None: the highest that the solver has
     c.solver.variant = "bh1"  # of UniPC: bh1 bh2
     c.solver.lower_order_final = True  # whether the order falls over the last steps (dpmpp, unipc)
+    c.solver.last_sigma = config_dict.placeholder(float)  # 0: ends in a data prediction, as programs do; None: at t_min
 
     c.teacher = config_dict.ConfigDict()
     c.teacher.name = "unipc"
@@ -32,9 +33,11 @@ def get_config() -> config_dict.ConfigDict:
     c.teacher.order = config_dict.placeholder(int)
     c.teacher.variant = "bh1"
     c.teacher.lower_order_final = True
+    c.teacher.last_sigma = config_dict.placeholder(float)
     c.teacher.grid = "logsnr"  # uniform quadratic logsnr edm
     c.teacher.batch_size = 25
     c.teacher.cache = "runs/teacher"  # folder of the teacher's samples, shared by all runs
+    c.teacher.pairs = config_dict.placeholder(str)  # a folder of LD3's own pairs (latent_*.pt) to learn from instead
     c.teacher.drop_not_finite = False  # leave out samples that hold NaN, rather than stop
 
     c.data = config_dict.ConfigDict()  # how many pairs of noise and teacher's sample

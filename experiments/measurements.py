@@ -198,12 +198,7 @@ def configured(survey: str, solver: str, nfe: int, seed: int) -> config_dict.Con
 def prepared(config: config_dict.ConfigDict) -> Case:
     """What a configuration stands for."""
     plan, model = Plan.of(config), models.of_config(config)
-    keys = jax.random.split(jax.random.key(config.seed), 2)
-    counts = {"teacher": config.data.train + config.data.valid, "teacher, held-out noise": config.data.test}
-    known, held_out = (
-        models.teacher_pairs(label, model, plan.teacher, key, count)
-        for key, (label, count) in zip(keys, counts.items(), strict=True)
-    )
+    known, held_out = models.known_and_held_out(config, plan.teacher, model)
     loss = comparison.loss_function(plan.loss, known.x_0, model.squared_error)
     student = learning.make_student(model.model, model.schedule, plan.solver, loss, model.decode)
     return Case(student, known, held_out, plan, config.seed, model)

@@ -14,6 +14,7 @@ from ml_collections import config_dict
 
 from experiments import common
 from ld3_jax import batches, learning, pretrained
+from ld3_jax.interop import others
 from ld3_jax.learning import Learned
 from ld3_jax.pretrained import Pretrained
 from ld3_jax.teacher import Pairs, Teacher, make_pairs
@@ -53,6 +54,28 @@ def of_schedule(path: Path, nfe: int | None = None) -> tuple[Learned, Pretrained
         return learned, model
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def known_and_held_out(config: config_dict.ConfigDict, teacher: Teacher, model: Pretrained) -> tuple[Pairs, Pairs]:
+    """The pairs to learn from, the teacher's or those of teacher.pairs, and the teacher's held-out ones.
+
+    Raises:
+        FileNotFoundError, ValueError: see `interop.others.read_pairs`; and `make_pairs`.
+    """
+    keys, count = jax.random.split(jax.random.key(config.seed), 2), config.data.train + config.data.valid
+    if config.teacher.pairs:
+        known = _pairs_of_ld3(Path(config.teacher.pairs), model, count)
+    else:
+        known = teacher_pairs("teacher", model, teacher, keys[0], count)
+    return known, teacher_pairs("teacher, held-out noise", model, teacher, keys[1], config.data.test)
+
+
+def _pairs_of_ld3(path: Path, model: Pretrained, count: int) -> Pairs:
+    def one() -> Pairs:
+        x_T, cond = model.draw(jax.random.key(0), 1)
+        return jax.tree.map(lambda leaf: leaf[0], Pairs(x_T, model.decode(x_T), cond))
+
+    return others.read_pairs(path, model.schedule, count, jax.eval_shape(one))
 
 
 def teacher_pairs(label: str, model: Pretrained, teacher: Teacher, key: Array, count: int) -> Pairs:

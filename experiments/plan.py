@@ -57,7 +57,11 @@ RANGES = {
     "learn.noise_rate": POSITIVE,
     "learn.valid_batch": COUNT,
 }
-_OPTIONAL = {"solver.order", "teacher.order", *(key for key, allowed in RANGES.items() if allowed.optional)}
+_OPTIONAL = {
+    *(f"{of}.{key}" for of in ("solver", "teacher") for key in ("order", "last_sigma")),
+    "teacher.pairs",
+    *(key for key, allowed in RANGES.items() if allowed.optional),
+}
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,13 @@ class Plan:
         return cls(solver, teacher, parametrisation, learner, learn.loss, init)
 
     def start(self, schedule: NoiseSchedule) -> str | Discretization:
-        """Where to start, as `learning.learn` takes it."""
+        """Where to start, as `learning.learn` takes it, once the model's noise schedule is known.
+
+        Raises:
+            ValueError: if solver or start do not fit the noise schedule.
+        """
+        with _of("solver"):
+            self.solver.takes(schedule)
         if not isinstance(self.init, Learned):
             return self.init
         try:
@@ -221,4 +231,4 @@ def _of(section: str) -> Iterator[None]:
 
 
 def _solver(config: config_dict.ConfigDict) -> Solver:
-    return Solver(config.name, config.nfe, config.order, config.variant, config.lower_order_final)
+    return Solver(config.name, config.nfe, config.order, config.variant, config.lower_order_final, config.last_sigma)

@@ -31,12 +31,10 @@ def run(config: config_dict.ConfigDict, folder: Path) -> None:
     plan = Plan.of(config)
     model = models.of_config(config)
     start = plan.start(model.schedule)
-    keys = jax.random.split(jax.random.key(config.seed), 2)
     watch = common.Stopwatch()
     with workdir.held(folder, config):
         with watch("teacher"):
-            known = models.teacher_pairs("teacher", model, plan.teacher, keys[0], config.data.train + config.data.valid)
-            test = models.teacher_pairs("teacher, held-out noise", model, plan.teacher, keys[1], config.data.test)
+            known, test = models.known_and_held_out(config, plan.teacher, model)
         loss = comparison.loss_function(plan.loss, known.x_0, model.squared_error)
         student = learning.make_student(model.model, model.schedule, plan.solver, loss, model.decode)
         key = jax.random.fold_in(jax.random.key(config.seed), 1)

@@ -37,7 +37,8 @@ def folder(
         "identity": identity,
         "weights": digest(model),
         "schedule": {"name": type(schedule).__name__, **dataclasses.asdict(schedule)},
-        "solver": dataclasses.asdict(solver),
+        # What is None adds nothing, so that pairs made before a choice existed are still found.
+        "solver": {name: value for name, value in dataclasses.asdict(solver).items() if value is not None},
         "t": digest(t),
         "inputs": digest(to_host(inputs)),
         "batch": size,

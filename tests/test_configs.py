@@ -55,7 +55,7 @@ def test_a_configuration_opens_with_its_command_and_what_was_measured_or_what_it
 
 
 # One of each kind of space and learner runs to the end; curve and times do in test_experiments.py.
-WHOLE = ("docking", "gaussian", "paper", "stable_diffusion")
+WHOLE = ("docking", "gaussian", "gs", "paper", "stable_diffusion")
 
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem not in WHOLE], ids=lambda path: path.stem)

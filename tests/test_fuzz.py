@@ -13,6 +13,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -23,10 +24,13 @@ from ld3_jax import interop, learning, metrics
 from ld3_jax.interop import others
 from ld3_jax.networks import files, pickles, text
 from ld3_jax.schedules import VELinear
+from ld3_jax.teacher import Pairs
 
 GOLDEN = Path(__file__).parent / "golden"
 TENSORS = {"a": torch.arange(12.0).reshape(3, 4), "b.weight": torch.ones(5, dtype=torch.float16)}
 SECONDS, BYTES = 5.0, 500e6
+SHAPE = jax.ShapeDtypeStruct((4, 4, 3), np.float32)
+PAIR = {"latent": torch.randn(2, 3, 4, 4)[1], "img": torch.randn(3, 4, 4).double(), "c": None, "uc": None}
 
 
 def saved(content, **how):
@@ -82,6 +86,10 @@ READERS = {  # name of a file -> what it holds, and what reads it
     "captions.json": (json.dumps({"annotations": [{"caption": "a cat"}] * 3}).encode(), text.read_prompts),
     "table.json": (json.dumps({"table": TABLE}).encode(), interop.read),
     "levels.txt": (b"80.0, 10, 1, 0.1, 0.002", lambda path: others.read_times(str(path), VELinear(), 4)),
+    "latent_000000.pt": (
+        saved(PAIR),
+        lambda path: others.read_pairs(path, VELinear(), 1, Pairs(SHAPE, SHAPE)),
+    ),
     "reference.npz": (npz(mu=np.ones(3), sigma=np.eye(3)), metrics.read_statistics),
     "metrics.jsonl": ((json.dumps(STEP) + "\n").encode() * 3, workdir.read_log),
 }

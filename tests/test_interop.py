@@ -132,7 +132,12 @@ def _data(schedule, x, eps, t):
 
 @pytest.mark.parametrize(
     ("name", "solver"),
-    [*(("VPLinear", SOLVERS[i]) for i in (0, 2, 3)), ("VELinear", SOLVERS[1]), ("RectifiedFlow", SOLVERS[0])],
+    [
+        *(("VPLinear", SOLVERS[i]) for i in (0, 2, 3)),
+        ("VPLinear", Solver("unipc", 4, last_sigma=0.0)),
+        ("VELinear", SOLVERS[1]),
+        ("RectifiedFlow", SOLVERS[0]),
+    ],
     ids=str,
 )
 def test_the_sampler_of_k_diffusion_gives_jax_s_sample(tmp_path, name, solver):

@@ -56,7 +56,9 @@ def test_what_is_damaged_here_was_sound(path):
     ("change", "message"),
     [
         ({"format": "something else"}, "not a schedule"),
-        ({"version": 4}, r"schedule of version 4, this program reads \[1, 2, 3\]"),
+        ({"version": 5}, r"schedule of version 5, this program reads \[1, 2, 3, 4\]"),
+        ({"version": 4}, r"lacks \['last_sigma'\]"),
+        ({"version": 4, "last_sigma": 0.002}, "last_sigma must be None or 0, got 0.002"),
         ({"version": 2}, "lacks coefficients or a curve"),
         ({"version": 2, "coefficients": [1.0]}, r"coefficients must be the lists of .*'base', 'predict', 'correct'"),
         ({"version": 2, "coefficients": {"base": [0.0] * 4}}, "coefficients must be the lists of"),

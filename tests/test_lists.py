@@ -1,6 +1,7 @@
 """Lists for programs that take numbers: what they hold, what they lack, and what diffusers makes of them."""
 
 import re
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +26,7 @@ DPMPP, DDIM = Solver("dpmpp", 4, 2), Solver("ddim", 4)
 
 def of(schedule, solver, **how):
     learned = moved(schedule, solver, **{**TIMES, **how})
-    return learned, from_record(plain(learned.table(schedule), schedule, learned.t, solver.prediction))
+    return learned, from_record(plain(learned.table(schedule), schedule, learned.t, solver))
 
 
 def data(x, t):
@@ -53,7 +54,7 @@ def test_sigmas_are_plain_decimals_of_the_levels(name):
         text = lists.text(listed.values)
         assert re.fullmatch(r"\d+\.\d+(, \d+\.\d+)*", text)
         np.testing.assert_allclose([float(word) for word in text.split(", ")], expected, rtol=1e-6)
-        assert listed.ends_at_zero == (last != "kept")
+        assert listed.solver.to_zero == (last != "kept")
         assert not listed.lost
         assert lists.text([table.levels[-1]]) in listed.notes[0]
 
@@ -75,7 +76,7 @@ def test_the_step_to_zero_gives_the_data_prediction(solver):
         seen.append(np.asarray(data(jnp.asarray(x), t)))
         return seen[-1]
 
-    loop = from_record(plain(to_zero, schedule, learned.t, solver.prediction))
+    loop = from_record(plain(to_zero, schedule, learned.t, solver))
     given = interop.solve(loop, network, Z, "data")
     np.testing.assert_allclose(given, seen[-1], rtol=1e-4, atol=1e-5)
 
@@ -90,6 +91,17 @@ def test_an_order_that_a_program_does_not_lower_is_said_and_measured():
     listed = lists.sigmas(*kept)
     assert len(listed.notes) == 1
     assert relative(run(lists.as_run(listed, kept[0], schedule)), run(kept[0].table(schedule))) < 1e-6
+
+
+@pytest.mark.parametrize("last", ["kept", "zero", "dropped"])
+@pytest.mark.parametrize("solver", [DPMPP, Solver("heun", 5)], ids=str)
+def test_a_list_to_zero_loses_nothing_of_what_was_learned_to_zero(solver, last):
+    schedule = SCHEDULES["VPLinear"]
+    learned, table = of(schedule, replace(solver, last_sigma=0.0))
+    listed = lists.sigmas(learned, table, last)
+    assert listed.values == table.levels[: len(listed.values)]
+    assert listed.notes == ["the last step goes to 0, as it was learned"]
+    assert relative(run(lists.as_run(listed, learned, schedule)), run(learned.table(schedule))) < 1e-6
 
 
 def test_what_was_learned_and_is_not_in_the_list_is_named():
@@ -132,10 +144,10 @@ def in_diffusers(scheduler, x, time):
     return x
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_dpm_solver_of_diffusers_makes_the_steps_of_its_list(order):
+@pytest.mark.parametrize(("order", "last_sigma"), [(1, None), (2, None), (3, None), (3, 0.0)])
+def test_dpm_solver_of_diffusers_makes_the_steps_of_its_list(order, last_sigma):
     diffusers = pytest.importorskip("diffusers")
-    learned, table = of(DISCRETE, Solver("dpmpp", 4, order))
+    learned, table = of(DISCRETE, Solver("dpmpp", 4, order, last_sigma=last_sigma))
     listed = lists.diffusers_timesteps(learned, table)
     arguments = {**listed.record["arguments"], "prediction_type": "sample", "beta_schedule": "linear"}
     scheduler = getattr(diffusers, listed.record["scheduler"])(**arguments)
@@ -145,9 +157,10 @@ def test_dpm_solver_of_diffusers_makes_the_steps_of_its_list(order):
     assert 1e-5 < relative(given, run(learned.table(DISCRETE))) < 1e-2  # the rounding
 
 
-def test_euler_of_diffusers_makes_the_steps_of_its_list():
+@pytest.mark.parametrize("solver", [DDIM, replace(DDIM, last_sigma=0.0)], ids=str)
+def test_euler_of_diffusers_makes_the_steps_of_its_list(solver):
     diffusers = pytest.importorskip("diffusers")
-    learned, table = of(DISCRETE, DDIM)
+    learned, table = of(DISCRETE, solver)
     listed = lists.diffusers_sigmas(learned, table)
     scheduler = getattr(diffusers, listed.record["scheduler"])(prediction_type="sample", **listed.record["arguments"])
     scheduler.set_timesteps(sigmas=listed.values)
@@ -168,3 +181,5 @@ def test_flow_euler_of_diffusers_makes_the_steps_of_its_list():
         time = float(t) / 1000
         x = scheduler.step((x - data(x, time)) / time, t, x, return_dict=False)[0]
     assert relative(x, run(lists.as_run(listed, learned, schedule))) < 1e-5
+    to_zero = of(schedule, replace(DDIM, last_sigma=0.0))[0]  # the same times, and the end that the scheduler has
+    assert relative(x, run(to_zero.table(schedule))) < 1e-5

@@ -375,6 +375,9 @@ def test_bad_choices_are_refused(n_points, choices, message):
         ({"nfe": 5.0}, "an integer nfe of at least 3, got 5.0"),
         ({"nfe": "5"}, "an integer nfe of at least 3, got '5'"),
         ({"lower_order_final": "no"}, "lower_order_final must be True or False, got 'no'"),
+        ({"last_sigma": 0.002}, "last_sigma must be None or 0, got 0.002"),
+        ({"last_sigma": False}, "last_sigma must be None or 0, got False"),
+        ({"name": "heun", "order": 2, "nfe": 4, "last_sigma": 0.0}, "'heun' has one call, so nfe must be odd, got 4"),
     ],
 )
 def test_choices_of_other_types_are_refused(choices, message):

@@ -25,9 +25,8 @@ class Listed(NamedTuple):
         record: what goes with them; None where the program takes the bare list.
         lost: what was learned and is not in the list.
         notes: how the list differs otherwise from what was learned.
-        solver: what a program runs on it.
-        t: the times that a program reads off the list; the last is t_min even where the program goes on to 0.
-        ends_at_zero: whether the program's last step goes to a noise of 0.
+        solver: what a program runs on it, to a sigma of 0 where it goes there.
+        t: the times that a program reads off the list; the last is t_min even where the program goes to 0.
     """
 
     values: list[float]
@@ -36,7 +35,6 @@ class Listed(NamedTuple):
     notes: list[str]
     solver: Solver
     t: Float[np.ndarray, "n_points"]
-    ends_at_zero: bool = False
 
 
 def sigmas(learned: Learned, table: PlainTable, last: str = "kept") -> Listed:
@@ -45,7 +43,8 @@ def sigmas(learned: Learned, table: PlainTable, last: str = "kept") -> Listed:
     Args:
         learned: what was learned.
         table: its table.
-        last: "kept": n + 1 numbers; "zero": the last one is 0; "dropped": n numbers, for programs that append a 0.
+        last: "kept": n + 1 numbers, the last one 0 if it was learned so; "zero": the last one is 0; "dropped": n
+            numbers, for programs that append a 0.
 
     Raises:
         ValueError: if `last` is another value, or the noise schedule is none that such programs know.
@@ -55,14 +54,17 @@ def sigmas(learned: Learned, table: PlainTable, last: str = "kept") -> Listed:
     if last not in _LAST:
         raise ValueError(f"last must be one of {sorted(_LAST)}, got {last!r}")
     values = {"kept": levels, "zero": [*levels[:-1], 0.0], "dropped": levels[:-1]}[last]
-    notes, solver = [_LAST[last].format(last=_plain(levels[-1]))], learned.solver
-    if solver.name == "dpmpp" and solver.order > 1:
-        if solver.lower_order_final:
+    notes = [_LAST[last].format(last=_plain(levels[-1]))]
+    if learned.solver.to_zero:
+        notes = ["the last step goes to 0, as it was learned"]
+    solver = learned.solver if last == "kept" else _to_zero(learned.solver)
+    if solver.name == "dpmpp":
+        if solver.lower_order_final and solver.order > 1 + solver.to_zero:
             notes.append(
                 "k-diffusion's dpmpp_2m lowers its order in a step to 0 alone; learn with lower_order_final False"
             )
         solver = replace(solver, lower_order_final=False)
-    return Listed(values, None, _lost(learned), notes, solver, t, last != "kept")
+    return Listed(values, None, _lost(learned), notes, solver, t)
 
 
 _LAST = {
@@ -84,7 +86,7 @@ def diffusers_timesteps(learned: Learned, table: PlainTable) -> Listed:
         raise ValueError(f"DPMSolverMultistepScheduler runs dpmpp or ddim, got {solver}")
     if steps is None:
         raise ValueError("timesteps are those of a network of discrete steps (VPDiscrete)")
-    if solver.lower_order_final and solver.n_steps >= _MANY and solver.order > 1:
+    if solver.lower_order_final and solver.n_steps >= _MANY and solver.order > 1 + solver.to_zero:
         raise ValueError(
             f"from {_MANY} steps on DPMSolverMultistepScheduler does not lower the order; learn with lower_order_final "
             f"False, got {solver}"
@@ -98,7 +100,7 @@ def diffusers_timesteps(learned: Learned, table: PlainTable) -> Listed:
         "solver_order": solver.order,
         "solver_type": "midpoint",
         "lower_order_final": solver.lower_order_final,
-        "final_sigmas_type": "sigma_min",
+        "final_sigmas_type": "zero" if solver.to_zero else "sigma_min",
         "num_train_timesteps": steps,
     }
     notes = [f"timesteps are rounded to integers, by at most {np.abs(values - exact).max():.2f}"]
@@ -122,9 +124,10 @@ def diffusers_sigmas(learned: Learned, table: PlainTable) -> Listed:
     if flow:
         record = {"scheduler": "FlowMatchEulerDiscreteScheduler", "arguments": {"shift": 1.0}}
         notes = [f"the scheduler appends 0: the last step goes there, and not to {_plain(levels[-1])}"]
-        return Listed(levels[:-1], record, _lost(learned), notes, solver, t, True)
+        return Listed(levels[:-1], record, _lost(learned), [] if solver.to_zero else notes, _to_zero(solver), t)
     scale = _plain(1 / table.grid_alpha[0] * table.prior_scale)
-    record = {"scheduler": "EulerDiscreteScheduler", "arguments": {"final_sigmas_type": "sigma_min"}}
+    end = "zero" if solver.to_zero else "sigma_min"
+    record = {"scheduler": "EulerDiscreteScheduler", "arguments": {"final_sigmas_type": end}}
     notes = [f"start from normal noise times {scale}; the scheduler's own init_noise_sigma is {_plain(levels[0])}"]
     return Listed(levels, record, _lost(learned), notes, solver, t)
 
@@ -137,30 +140,18 @@ def text(values: list[float]) -> str:
 def as_run(listed: Listed, learned: Learned, schedule: NoiseSchedule) -> Table:
     """The table of what a program makes of a list.
 
-    Where it ends at zero, the last step is that of order 1 to the data prediction, as programs make it.
-
     Args:
         listed: the list.
         learned: what was learned.
         schedule: its noise schedule.
     """
     t = jnp.asarray(listed.t, learned.t.dtype)
-    table = Discretization(t, t).table(schedule, listed.solver)
-    return _to_zero(table, schedule, listed.solver.prediction) if listed.ends_at_zero else table
+    return Discretization(t, t).table(schedule, listed.solver)
 
 
-def _to_zero(table: Table, schedule: NoiseSchedule, prediction: str) -> Table:
-    """The last row replaced by x' = D, the data prediction of its call."""
-    at = table.t[-1]
-    of_base, of_newest = (0.0, 1.0)
-    if prediction == "noise":
-        of_base, of_newest = 1 / schedule.alpha(at), -schedule.sigma(at) / schedule.alpha(at)
-    k = table.predict_history.shape[1]
-    weights = jnp.zeros(k, table.t.dtype).at[0].set(of_newest)
-    return table._replace(
-        predict_base=table.predict_base.at[-1].set(of_base),
-        predict_history=table.predict_history.at[-1].set(weights),
-    )
+def _to_zero(solver: Solver) -> Solver:
+    """The solver as programs run it to a sigma of 0, where a step of two calls makes one."""
+    return replace(solver, nfe=None, last_sigma=0.0).for_steps(solver.n_steps)
 
 
 def _known(table: PlainTable, processes: tuple[str, ...]) -> None:

@@ -1,8 +1,9 @@
-"""Lists of times that others have found, as times for a model: by name, of a text, of LD3's own files."""
+"""What others have found or made: lists of times by name, of a text, of LD3's own files, and LD3's pairs."""
 
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -12,6 +13,7 @@ from ld3_jax.learning import Discretization
 from ld3_jax.networks import files
 from ld3_jax.published import PUBLISHED, Levels
 from ld3_jax.schedules import NoiseSchedule, RectifiedFlow
+from ld3_jax.teacher import Pairs
 
 _NUMBER = re.compile(r"[^\s,;\[\]()]+")
 
@@ -43,6 +45,50 @@ def read_times(name: str, schedule: NoiseSchedule, n_steps: int) -> Discretizati
         raise ValueError(f"{path}: neither text nor a .pt") from error
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
+
+
+def read_pairs(path: Path, schedule: NoiseSchedule, count: int, like: Pairs) -> Pairs:
+    """Pairs that LD3's gen_data.py has written: a file for each, latent_000000.pt and so on, read without running code.
+
+    A file holds `latent`, normal noise, and `img`, the teacher's sample, decoded, both (channels, height, width); and
+    `c`, the condition, and `uc`, that of guidance, or None. `uc` is not taken: guidance is the model's.
+
+    Args:
+        path: the folder, or one file.
+        schedule: the model's; its prior scales the noise.
+        count: how many pairs are wanted; as in LD3 the first by name.
+        like: one pair of the model as shapes, without the axis of samples.
+
+    Raises:
+        FileNotFoundError: if there is neither a folder nor a file.
+        ValueError: if there are fewer pairs, or a file is damaged, not of such a pair, or of another shape than the
+            model's; or if its `uc` is its `c`, as the published code has it for classes: then it was not guided.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no pairs {path}: neither a folder nor a file")
+    found = sorted(path.glob("*.pt")) if path.is_dir() else [path]
+    if len(found) < count:
+        raise ValueError(f"{path}: {count} pairs are wanted, and it has {len(found)} files .pt")
+    pairs = [_read_pair(file, like) for file in found[:count]]
+    pairs = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *pairs)
+    return pairs._replace(x_T=schedule.prior_scale * pairs.x_T)
+
+
+def _read_pair(path: Path, like: Pairs) -> Pairs:
+    state = files.read(path).state
+    wanted = {"latent": like.x_T, "img": like.x_0} | ({} if like.cond is None else {"c": like.cond})
+    if missing := sorted(wanted.keys() - state.keys()):
+        raise ValueError(f"{path}: no pair of LD3's for this model: it lacks {missing} and holds {sorted(state)}")
+    if like.cond is None and "c" in state:
+        raise ValueError(f"{path}: has a condition c, and the model takes none")
+    arrays = {name: np.asarray(state[name], np.float32) for name in wanted}
+    arrays |= {name: np.moveaxis(arrays[name], 0, -1) for name in ("latent", "img") if arrays[name].ndim == 3}
+    for name, one in wanted.items():
+        if arrays[name].shape != (shape := getattr(one, "shape", one)):
+            raise ValueError(f"{path}: its {name} is of shape {arrays[name].shape} here, the model's is {shape}")
+    if "uc" in state and "c" in arrays and np.array_equal(state["uc"], arrays["c"]):
+        raise ValueError(f"{path}: its c and uc are the same, so that its teacher was not guided")
+    return Pairs(arrays["latent"], arrays["img"], arrays.get("c"))
 
 
 def _read_levels(path: Path, schedule: NoiseSchedule, n_steps: int) -> Discretization:

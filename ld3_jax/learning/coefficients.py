@@ -71,7 +71,7 @@ class WithCoefficients:
         if self.consistent or self.history is not None or self.frozen or solver.calls_per_step > 1 or parts > 1:
             return starts  # the changes that make one solver another are not the same for all parts
         for name, order in _OTHERS:
-            other = Solver(name, solver.nfe, min(order, solver.n_steps))
+            other = Solver(name, solver.nfe, min(order, solver.n_steps), last_sigma=solver.last_sigma)
             if (other.name, other.order) != (solver.name, solver.order):
                 t = grids.grid(grid, schedule, solver.n_steps)
                 starts[f"{grid} as {name} {other.order}"] = _like_another(other, t, schedule, solver)

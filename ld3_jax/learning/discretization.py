@@ -73,7 +73,7 @@ def like_another(other: Solver, t: Float[Array, "n_points"], schedule: NoiseSche
     initial state and past predictions.
 
     Args:
-        other: the solver to be like, with as many network calls.
+        other: the solver to be like, with as many network calls and the same end.
         t: the times.
         schedule: the noise schedule.
         solver: the solver whose coefficients are changed; it has one call a step.
@@ -81,6 +81,8 @@ def like_another(other: Solver, t: Float[Array, "n_points"], schedule: NoiseSche
     target = expand(make_table(schedule, t, solver=other))
     target = converted(target, schedule, other.takes(schedule), solver.takes(schedule))
     change = _changes_to(make_table(schedule, t, solver=solver), target)
+    if solver.to_zero:  # both end in the data prediction, where the base may have no factor to change
+        change = jax.tree.map(lambda leaf: leaf.at[-1].set(0.0), change)
     return Discretization(t, t, change if schedule.space.flat else change._replace(base=()))
 
 

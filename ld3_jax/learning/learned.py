@@ -22,7 +22,8 @@ from ld3_jax.solvers import Solver, Table, integrate, plain
 from ld3_jax.teacher import Pairs
 
 FORMAT = "ld3_jax schedule"
-VERSIONS = (1, 2, 3)  # 2 has coefficients or a curve; 3 is of a manifold, where each part may have its own times
+# 2 has coefficients or a curve; 3 is of a manifold, where each part may have its own times; 4 ends at sigma 0.
+VERSIONS = (1, 2, 3, 4)
 _KINDS = {
     "solver": str,
     "nfe": int,
@@ -148,6 +149,8 @@ class Learned:
         """
         solver = dataclasses.asdict(self.solver)
         lists = {"t": self.t, "t_c": self.t_c, "lam": self.lam}
+        if not self.solver.to_zero:
+            del solver["last_sigma"]
         record = {"format": FORMAT, "version": VERSIONS[0], "solver": solver.pop("name")} | solver
         record["n_steps"] = self.solver.n_steps
         record |= {name: np.asarray(array).tolist() for name, array in lists.items()}
@@ -161,8 +164,10 @@ class Learned:
             record["version"] = VERSIONS[1]
         if self.t.ndim > 1 or (self.coefficients is not None and not len(self.coefficients.base)):
             record["version"] = VERSIONS[2]
+        if self.solver.to_zero:
+            record["version"] = VERSIONS[3]
         if schedule is not None and schedule.space.flat:
-            record["table"] = plain(self.table(schedule), schedule, self.t, self.solver.prediction)
+            record["table"] = plain(self.table(schedule), schedule, self.t, self.solver)
         write_atomically(Path(path), (json.dumps(record, indent=2) + "\n").encode())
 
 
@@ -184,6 +189,8 @@ def load(path: str | Path) -> Learned:
     if version not in VERSIONS or isinstance(version, bool):
         raise ValueError(f"{path}: schedule of version {version}, this program reads {list(VERSIONS)}")
     names = [f.name for f in dataclasses.fields(Solver)[1:]]
+    if version < VERSIONS[3]:  # no other ends at sigma 0
+        record = {**record, "last_sigma": None}
     if missing := [key for key in ("solver", *names, "t", "t_c", "lam", "model", "losses") if key not in record]:
         raise ValueError(f"{path}: lacks {missing}")
     try:
@@ -210,7 +217,7 @@ def _from_record(record: dict[str, Any], names: list[str]) -> Learned:
     change, warp = (record.get(name) if record["version"] > 1 else None for name in ("coefficients", "curve"))
     if record["version"] == 2 and change is None and warp is None:
         raise ValueError("lacks coefficients or a curve, which a schedule of version 2 has")
-    coefficients = None if change is None else _read_coefficients(change, solver, flat=record["version"] < 3)
+    coefficients = None if change is None else _read_coefficients(change, solver, flat=record["version"] != 3)
     found = Discretization(jnp.asarray(t), jnp.asarray(t_c), coefficients)
     read = None if warp is None else curve.from_record(warp)
     return Learned(solver, found, np.asarray(jnp.asarray(lam)), record["model"], record["losses"], read)

@@ -8,7 +8,7 @@ from ld3_jax.solvers.expansion import Expansion, converted, expand
 from ld3_jax.solvers.family import Family
 from ld3_jax.solvers.plain import plain
 from ld3_jax.solvers.solver import SOLVERS, Solver, integrate, make_table, sample
-from ld3_jax.solvers.table import State, Table, explicit, solve
+from ld3_jax.solvers.table import State, Table, advanced, begun, explicit, solve
 
 __all__ = [
     "SOLVERS",
@@ -17,6 +17,8 @@ __all__ = [
     "Solver",
     "State",
     "Table",
+    "advanced",
+    "begun",
     "converted",
     "expand",
     "explicit",

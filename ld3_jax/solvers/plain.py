@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ld3_jax.schedules import NoiseSchedule, VPDiscrete
+from ld3_jax.solvers.solver import Solver
 from ld3_jax.solvers.table import Table
 
 # What is 1 at all times. Programs that measure noise by one number take it to be sigma / alpha, and of flows sigma.
@@ -20,31 +21,34 @@ _PROCESSES: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def plain(table: Table, schedule: NoiseSchedule, t: Float[Array, "n_points"], prediction: str) -> dict[str, Any]:
+def plain(table: Table, schedule: NoiseSchedule, t: Float[Array, "n_points"], solver: Solver) -> dict[str, Any]:
     """A table and the noise levels that belong to it, as JSON takes them.
 
     Args:
         table: a solver's table, perhaps with learned changes.
         schedule: the noise schedule.
         t: the times of the grid.
-        prediction: what the table takes, "noise" or "data".
+        solver: the solver that the table is of.
 
     Returns:
-        The table's columns; prediction; `alpha` and `sigma` at the network's times `t`, `grid_alpha` and `grid_sigma`
-        at the grid's; `prior_scale`; `process`, "vp", "ve", "flow" or None for any other; `train_steps`, the N of a
-        `VPDiscrete`, whose time t is (i + 1) / N at step i, or None.
+        The table's columns; `prediction`, what it takes, "noise" or "data"; `alpha` and `sigma` at the network's times
+        `t`, `grid_alpha` and `grid_sigma` at the grid's, where 1 and 0 end a solver that ends without noise;
+        `prior_scale`; `process`, "vp", "ve", "flow" or None for any other; `train_steps`, the N of a `VPDiscrete`,
+        whose time t is (i + 1) / N at step i, or None.
 
     Raises:
         ValueError: if the states are no vectors: other programs only add.
     """
     if not schedule.space.flat or len(schedule.parts) > 1:
         raise ValueError(f"a table of plain numbers is of vectors with one time for all, got {schedule}")
-    alpha, sigma = np.asarray(schedule.alpha(t)), np.asarray(schedule.sigma(t))
+    alpha, sigma = np.array(schedule.alpha(t)), np.array(schedule.sigma(t))
+    if solver.to_zero:
+        alpha[-1], sigma[-1] = 1.0, 0.0
     names = [name for name, one in _PROCESSES.items() if np.allclose(one(alpha, sigma), 1, rtol=0, atol=1e-5)]
     levels = {"alpha": schedule.alpha(table.t), "sigma": schedule.sigma(table.t)}
     lists = {**table._asdict(), **levels, "grid_alpha": alpha, "grid_sigma": sigma}
     return {
-        "prediction": prediction,
+        "prediction": solver.prediction,
         "process": names[0] if names else None,
         "train_steps": len(schedule.alphas_cumprod) if isinstance(schedule, VPDiscrete) else None,
         "prior_scale": float(schedule.prior_scale),

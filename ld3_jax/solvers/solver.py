@@ -39,9 +39,13 @@ class Solver:
         order: an order that the family has; None becomes its highest.
         variant: for UniPC, "bh1" or "bh2"; other families have none and ignore it.
         lower_order_final: whether the order falls to 1 over the last steps (dpmpp, unipc).
+        last_sigma: None: the last step ends at the noise schedule's own t_min. 0: it ends without noise, in the data
+            prediction of its call, as programs do whose noise levels end at 0; t_min is then the end of the grid only.
+            A step of two calls has one there, so heun and dpm2 take an odd nfe.
 
     Raises:
-        ValueError: if a name or order is not one that exists, or nfe is too small for the order.
+        ValueError: if a name, order or last_sigma is not one that exists, or nfe is too small for the order or even
+            where it must be odd.
     """
 
     name: str = "dpmpp"
@@ -49,6 +53,7 @@ class Solver:
     order: int | None = None
     variant: str = "bh1"
     lower_order_final: bool = True
+    last_sigma: float | None = None
 
     def __post_init__(self) -> None:
         if not _one_of(self.name, SOLVERS):
@@ -65,10 +70,22 @@ class Solver:
             raise ValueError(
                 f"solver {self.name!r} of order {order} needs an integer nfe of at least {order}, got {self.nfe!r}"
             )
+        if not _one_of(self.last_sigma, (None, 0, 0.0)):
+            raise ValueError(f"last_sigma must be None or 0, got {self.last_sigma!r}")
+        if self.to_zero and self.nfe is not None and family.calls_per_step > 1 and self.nfe % 2 == 0:
+            raise ValueError(
+                f"with last_sigma 0 the last step of {self.name!r} has one call, so nfe must be odd, got {self.nfe}"
+            )
         object.__setattr__(self, "order", order)
 
     def __str__(self) -> str:
-        return f"{self.name} of order {self.order}" + ("" if self.nfe is None else f", {self.nfe} calls")
+        calls, end = "" if self.nfe is None else f", {self.nfe} calls", ", to sigma 0" if self.to_zero else ""
+        return f"{self.name} of order {self.order}{calls}{end}"
+
+    @property
+    def to_zero(self) -> bool:
+        """Whether the last step ends without noise."""
+        return self.last_sigma is not None
 
     @property
     def prediction(self) -> str:
@@ -76,7 +93,13 @@ class Solver:
         return SOLVERS[self.name].prediction
 
     def takes(self, schedule: NoiseSchedule) -> str:
-        """What its tables on a noise schedule take predictions of: its own kind, or on a manifold noise."""
+        """What its tables on a noise schedule take predictions of: its own kind, or on a manifold noise.
+
+        Raises:
+            ValueError: if it ends in a data prediction, which a manifold does not have.
+        """
+        if self.to_zero and not schedule.space.flat:
+            raise ValueError(f"last_sigma must be None where states lie on a manifold, got {self.last_sigma} of {self}")
         return self.prediction if schedule.space.flat else "noise"
 
     @property
@@ -102,7 +125,8 @@ class Solver:
             ValueError: if nfe is for another number of steps, or too small for the order.
         """
         if self.nfe is None:
-            return replace(self, nfe=n * self.calls_per_step)
+            one_less = self.to_zero and self.calls_per_step > 1  # the last step has one call
+            return replace(self, nfe=n * self.calls_per_step - one_less)
         if self.n_steps != n:
             raise ValueError(f"{self.name!r} with nfe {self.nfe} takes a grid of {self.n_steps} steps, got {n} steps")
         return self
@@ -129,7 +153,8 @@ def make_table(
         schedule's space has them.
 
     Raises:
-        ValueError: if a shape or the solver's number of calls does not fit the grid, or the times are integers.
+        ValueError: if a shape or the solver's number of calls does not fit the grid, the times are integers, or the
+            solver does not fit the noise schedule (`Solver.takes`).
     """
     t, t_c = jnp.asarray(t), jnp.asarray(t if t_c is None else t_c)
     if not all(jnp.issubdtype(times.dtype, jnp.floating) for times in (t, t_c)):
@@ -169,9 +194,28 @@ def _table(schedule: NoiseSchedule, t: Array, t_c: Array, solver: Solver, family
         lower_order_final=solver.lower_order_final,
         nfe=solver.nfe,
     )
+    if solver.to_zero:
+        table = _ending_in_data(table, schedule, solver.prediction)
     if solver.takes(schedule) == solver.prediction:
         return table
     return as_updates(converted(expand(table), schedule, solver.prediction, "noise"))
+
+
+def _ending_in_data(table: Table, schedule: NoiseSchedule, prediction: str) -> Table:
+    """The table whose last row is x' = D, the data prediction of its call.
+
+    That is the limit of every family's step of order 1 at sigma' -> 0. No infinite lam is computed: the row is put in
+    the place of one that ends at t_min, so that gradients stay finite.
+    """
+    at = table.t[-1]
+    of_base, of_newest = {
+        "data": (0.0, 1.0),
+        "noise": (1 / schedule.alpha(at), -schedule.sigma(at) / schedule.alpha(at)),
+    }[prediction]
+    return table._replace(
+        predict_base=table.predict_base.at[-1].set(of_base),
+        predict_history=table.predict_history.at[-1].set(0.0).at[-1, 0].set(of_newest),
+    )
 
 
 def integrate(

@@ -105,8 +105,8 @@ def begun(table: Table, x_T: PyTree, update_like: PyTree | None = None) -> State
     return State(x_T, x_T, history)
 
 
-def advanced(state: State, row: Table, prediction: PyTree, retract: Callable[[PyTree, PyTree], PyTree]) -> State:
-    """What a row makes of a state and the prediction there."""
+def advanced(state: State, row: Table, prediction: PyTree, retract: Callable[[PyTree, PyTree], PyTree] = add) -> State:
+    """What a row makes of a state and the prediction there; `retract` as of `solve`."""
     history = jax.tree.map(_push, state.history, prediction)
     kept, held = _by_part(jnp.multiply, row.correct_x, state.x), _by_part(jnp.multiply, row.correct_base, state.base)
     base = add(kept, held)
