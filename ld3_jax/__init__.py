@@ -40,7 +40,7 @@ from ld3_jax.teacher import Pairs, Teacher, make_pairs
 try:
     __version__ = _version("ld3-jax")
 except PackageNotFoundError:  # run from a checkout
-    __version__ = "0.4.0"
+    __version__ = "0.5.0"
 
 # They load SciPy, Orbax, PyTorch, matplotlib, Flax.
 _ON_DEMAND = ("baselines", "checkpoint", "interop", "metrics", "plots", "pretrained")
