@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
+from mains import command, main
 
 from configs import gaussian as gaussian_config
 from experiments import common, distributions, models, workdir
@@ -31,19 +32,12 @@ TIMES = "--config.learn.what=('times','shifts')"
 
 @pytest.fixture
 def config(tmp_path):
-    """A run of about a second."""
+    """A run of about a second, which shares its compiled programs with that of `finished`."""
     c = gaussian_config.get_config()
     c.teacher.nfe, c.teacher.cache = 10, str(tmp_path / "teacher")
-    c.data.train, c.data.valid, c.data.test = 20, 10, 20
+    c.data.train, c.data.valid, c.data.test = 20, 20, 20
     c.learn.steps, c.learn.batch_size = STEPS, 10
     return c
-
-
-def main(name: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", f"experiments.{name}", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert not check or result.returncode == 0, result.stderr
-    return result
 
 
 def small_run(folder: Path, *more: str) -> list[str]:
@@ -179,6 +173,10 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
     slow = ("--config.teacher.batch_size=1", "--config.learn.steps=120", "--config.learn.validate_every=5", TIMES)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     main("train", *small_run(whole, *slow))
+    compiled = {  # of their own: a kill may cut a file of it short
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     rng = np.random.default_rng(0)
 
     def batches() -> int:
@@ -191,8 +189,12 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
     # In the teacher, in the race, and in the learning after it.
     moments = [(batches, rng.integers(1, 55)), (steps, rng.integers(1, 90)), (steps, rng.integers(91, 170))]
     for count, at in moments:
-        command = [sys.executable, "-m", "experiments.train", *small_run(killed, *slow)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command("train", *small_run(killed, *slow)),
+            env=os.environ | compiled,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         while process.poll() is None and count() < at:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
@@ -205,9 +207,9 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
 
 def test_ctrl_c_says_how_to_go_on(tmp_path):
     endless = ("--config.learn.steps=100000", "--config.learn.init=logsnr")
-    command = [sys.executable, "-m", "experiments.train", *small_run(tmp_path, *endless)]
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background Ctrl-C may be switched off
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    arguments = command("train", *small_run(tmp_path, *endless))
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     signal.signal(signal.SIGINT, handler)
     log = tmp_path / "run" / "metrics.jsonl"
     while not (log.exists() and log.read_text().count("\n") > 3):
@@ -389,7 +391,7 @@ def test_nan_from_the_teacher_stops_the_run_before_it_claims_its_workdir(config,
     ring = pretrained.load("ring")
     broken = replace(ring, model=Partial(lambda inner, x, t, cond=None: inner(x, t) / (x[:, :1] > 0), ring.model))
     monkeypatch.setattr(models, "of_config", lambda config: broken)
-    with pytest.raises(FloatingPointError, match=r"of the 30 of the teacher's samples are not finite, numbers \d+"):
+    with pytest.raises(FloatingPointError, match=r"of the 40 of the teacher's samples are not finite, numbers \d+"):
         train_main.run(config, tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {".lock"}
 
