@@ -36,7 +36,7 @@ def main(name: str, *arguments: str, check: bool = True) -> subprocess.Completed
         contextlib.redirect_stderr(err),
         warnings.catch_warnings(),
     ):
-        warnings.filterwarnings("ignore", category=DeprecationWarning)  # as a process of its own does
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # as it does in a process of its own
         warnings.filterwarnings(
             "ignore", message=".*found in sys.modules", category=RuntimeWarning
         )  # and __main__, too
@@ -65,7 +65,7 @@ def _exit_code(name: str, err: io.StringIO) -> int:
 
 @contextlib.contextmanager
 def _flags_of_one_main() -> Iterator[None]:
-    """A main defines its flags when it runs: those of others, which tests imported, are put aside until it has ended."""
+    """A main defines its flags when it runs: those of others, which tests imported, are put aside until it ends."""
     known = flags.FLAGS
     of_absl = {
         flag.name for name, own in known.flags_by_module_dict().items() if name.startswith("absl") for flag in own

@@ -27,6 +27,7 @@ from ld3_jax import checkpoint, learning, pretrained
 from ld3_jax.grids import GRIDS, grid
 
 STEPS = 40
+SMALL = ("--config.solver.order=1", "--config.teacher.order=1")  # the smallest programs
 TIMES = "--config.learn.what=('times','shifts')"
 
 
@@ -121,7 +122,7 @@ def test_learned_coefficients_reach_the_comparison_and_the_samples(finished, tmp
 
 def test_one_curve_is_sampled_and_judged_at_any_number_of_calls(tmp_path):
     printed = main(
-        "train", *small_run(tmp_path, "--config.learn.curve=True", "--config.learn.nfes=(4,7)", TIMES)
+        "train", *small_run(tmp_path, "--config.learn.curve=True", "--config.learn.nfes=(4,7)", TIMES, *SMALL)
     ).stdout
     for calls in (5, 4, 7):  # the configuration's, and those of the curve
         assert f"{calls} calls" in printed
@@ -172,7 +173,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
     # Small batches and many steps, so that the moments below lie in the teacher as well as in the learning.
     slow = ("--config.teacher.batch_size=1", "--config.learn.steps=120", "--config.learn.validate_every=5", TIMES)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    main("train", *small_run(whole, *slow))
+    main("train", *small_run(whole, *slow, *SMALL))
     compiled = {  # of their own: a kill may cut a file of it short
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -190,23 +191,23 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
     moments = [(batches, rng.integers(1, 55)), (steps, rng.integers(1, 90)), (steps, rng.integers(91, 170))]
     for count, at in moments:
         process = subprocess.Popen(
-            command("train", *small_run(killed, *slow)),
+            command("train", *small_run(killed, *slow, *SMALL)),
             env=os.environ | compiled,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         while process.poll() is None and count() < at:
-            time.sleep(0.002)
+            time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "the run was over before it could be killed"
-    main("train", *small_run(killed, *slow))
+    main("train", *small_run(killed, *slow, *SMALL))
     assert (killed / "run" / "schedule.json").read_bytes() == (whole / "run" / "schedule.json").read_bytes()
     logs = [(folder / "run" / "metrics.jsonl").read_text() for folder in (killed, whole)]
     assert logs[0] == logs[1]
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path):
-    endless = ("--config.learn.steps=100000", "--config.learn.init=logsnr")
+    endless = ("--config.learn.steps=100000", "--config.learn.init=logsnr", TIMES, *SMALL)
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background Ctrl-C may be switched off
     arguments = command("train", *small_run(tmp_path, *endless))
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
