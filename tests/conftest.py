@@ -27,7 +27,7 @@ _LARGE = 1.2e9  # bytes
 
 
 def pytest_collection_finish():
-    """What was imported stays, and tracing makes little garbage of its many objects: collecting took 7 % of the time."""
+    """What was imported stays, and tracing makes many objects and little garbage: collecting took 7 % of all."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
