@@ -36,10 +36,9 @@ def main(name: str, *arguments: str, check: bool = True) -> subprocess.Completed
         contextlib.redirect_stderr(err),
         warnings.catch_warnings(),
     ):
-        warnings.filterwarnings("ignore", category=DeprecationWarning)  # as it does in a process of its own
-        warnings.filterwarnings(
-            "ignore", message=".*found in sys.modules", category=RuntimeWarning
-        )  # and __main__, too
+        # As in a process of its own; and that a test has imported the main, too, is no fault here.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*found in sys.modules", category=RuntimeWarning)
         code = _exit_code(name, err)
     assert not check or code == 0, err.getvalue()
     return subprocess.CompletedProcess([name, *arguments], code, out.getvalue(), err.getvalue())
@@ -67,10 +66,9 @@ def _exit_code(name: str, err: io.StringIO) -> int:
 def _flags_of_one_main() -> Iterator[None]:
     """A main defines its flags when it runs: those of others, which tests imported, are put aside until it ends."""
     known = flags.FLAGS
-    of_absl = {
-        flag.name for name, own in known.flags_by_module_dict().items() if name.startswith("absl") for flag in own
-    }
-    shared = {name: known[name].value for name in known if known[name].name in {*_OF_ALL, *of_absl}}
+    of_absl = [own for module, own in known.flags_by_module_dict().items() if module.startswith("absl")]
+    kept = {*_OF_ALL, *(flag.name for own in of_absl for flag in own)}
+    shared = {name: known[name].value for name in known if known[name].name in kept}
     aside = {name: known[name] for name in known if name not in shared}
     for name in aside:
         delattr(known, name)

@@ -521,6 +521,15 @@ def test_a_bad_flag_is_one_clear_error(name, arguments, message):
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["sample", "evaluate", "convert", "export"])
+def test_a_main_runs_in_a_process_of_its_own(name):
+    """All other tests of these share one process with whatever has been imported; those of train do not all."""
+    result = subprocess.run(command(name), capture_output=True, text=True, timeout=240)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: flag --")
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_full_disk_is_one_clear_error_and_leaves_earlier_results(config, tmp_path, monkeypatch):
     train_main.run(config, tmp_path / "run")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.npz")}
