@@ -4,13 +4,12 @@ import hashlib
 import http.server
 import io
 import itertools
-import subprocess
-import sys
 import threading
 
 import numpy as np
 import pytest
 import torch
+from mains import main
 
 from ld3_jax.networks import files
 from ld3_jax.pretrained import download
@@ -121,37 +120,24 @@ def test_an_official_file_is_downloaded_once(server, tmp_path, monkeypatch):
         download.fetch(tmp_path / "other")
 
 
-# The main, with one more official file where a URL is given.
-MAIN = """
-import runpy, sys
-from ld3_jax.pretrained import download
-if url := sys.argv.pop(1):
-    download.SOURCES["model.ckpt"] = download.Source(url)
-runpy.run_module("experiments.convert", run_name="__main__")
-"""
-
-
-def run(*arguments, url=""):
-    command = [sys.executable, "-c", MAIN, url, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
-
-
-def test_an_official_checkpoint_is_downloaded_and_converted_and_the_original_named(server, tmp_path):
+def test_an_official_checkpoint_is_downloaded_and_converted_and_the_original_named(server, tmp_path, monkeypatch):
     source, out = tmp_path / "model.ckpt", tmp_path / "model.safetensors"
     torch.save({"state_dict": {"w": torch.arange(6.0).reshape(2, 3)}}, content := io.BytesIO())
     server.content = content.getvalue()
-    result = run(f"--in={source}", "--from=torch", url=server.url)
-    assert result.returncode == 0, result.stderr
+    monkeypatch.setitem(download.SOURCES, "model.ckpt", download.Source(server.url))
+    result = main("convert", f"--in={source}", "--from=torch")
     assert f"{out}: 1 arrays, 6 numbers" in result.stdout
     assert "model.ckpt % 100/100" in result.stderr
     np.testing.assert_array_equal(files.read(out).state["w"], np.arange(6.0).reshape(2, 3))
     assert files.sha256(source).encode() in out.read_bytes()
-    assert run(f"--in={source}", "--from=edm").stderr.endswith("model.ckpt is of kind 'torch', not 'edm'\n")
+    monkeypatch.undo()
+    refused = main("convert", f"--in={source}", "--from=edm", check=False)
+    assert refused.stderr.endswith("model.ckpt is of kind 'torch', not 'edm'\n")
 
 
 def test_a_file_that_passes_for_an_official_one_is_refused(tmp_path):
     torch.save({"w": torch.zeros(2)}, tmp_path / "sd-v1-4.ckpt")
-    result = run(f"--in={tmp_path / 'sd-v1-4.ckpt'}")
+    result = main("convert", f"--in={tmp_path / 'sd-v1-4.ckpt'}", check=False)
     assert result.returncode == 1
     assert result.stderr.startswith("error: ")
     assert "sd-v1-4.ckpt is not the official file: its SHA-256 is " in result.stderr

@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import chex
@@ -12,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
+from mains import main
 from test_poses import NOISE
 
 import ld3_jax
@@ -175,13 +174,13 @@ def test_diffdocks_sampler_makes_the_same_steps_with_the_exported_times(float64)
 def test_the_export_command_writes_what_the_sampler_takes(tmp_path):
     schedule, out = tmp_path / "schedule.json", tmp_path / "diffdock.json"
     learned_times().save(schedule)
-    command = [sys.executable, "-m", "experiments.export", f"--schedule={schedule}", f"--out={out}"]
-    unknown = subprocess.run([*command, "--format=word"], capture_output=True, text=True, timeout=240)
+    arguments = f"--schedule={schedule}", f"--out={out}"
+    unknown = main("export", *arguments, "--format=word", check=False)
     assert unknown.returncode == 1
     assert unknown.stderr.startswith("error: ")
     assert "diffdock" in unknown.stderr
     assert not out.exists()
-    subprocess.run([*command, "--format=diffdock"], check=True, capture_output=True, timeout=240)
+    main("export", *arguments, "--format=diffdock")
     assert json.loads(out.read_text()) == diffdock.schedules(learning.load(schedule), NOISE)
 
 

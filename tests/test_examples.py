@@ -32,7 +32,7 @@ def test_a_network_of_ones_own_samples_best_with_learned_times(capsys):
 
 def test_a_galaxy_network_learns_and_saves(tmp_path):
     path = tmp_path / "new" / "schedule.json"
-    errors = example("learn_schedule").main(path, count=10, steps=6)
+    errors = example("learn_schedule").main(path, count=4, steps=4, batch_size=2)
     assert errors.pop("learned") < min(errors.values())
     assert ld3_jax.load(path).t.shape == (6,)
 

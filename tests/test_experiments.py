@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
+from mains import command, main
 
 from configs import gaussian as gaussian_config
 from experiments import common, distributions, models, workdir
@@ -26,24 +27,18 @@ from ld3_jax import checkpoint, learning, pretrained
 from ld3_jax.grids import GRIDS, grid
 
 STEPS = 40
+SMALL = ("--config.solver.order=1", "--config.teacher.order=1")  # the smallest programs
 TIMES = "--config.learn.what=('times','shifts')"
 
 
 @pytest.fixture
 def config(tmp_path):
-    """A run of about a second."""
+    """A run of about a second, which shares its compiled programs with that of `finished`."""
     c = gaussian_config.get_config()
     c.teacher.nfe, c.teacher.cache = 10, str(tmp_path / "teacher")
-    c.data.train, c.data.valid, c.data.test = 20, 10, 20
+    c.data.train, c.data.valid, c.data.test = 20, 20, 20
     c.learn.steps, c.learn.batch_size = STEPS, 10
     return c
-
-
-def main(name: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", f"experiments.{name}", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert not check or result.returncode == 0, result.stderr
-    return result
 
 
 def small_run(folder: Path, *more: str) -> list[str]:
@@ -127,7 +122,7 @@ def test_learned_coefficients_reach_the_comparison_and_the_samples(finished, tmp
 
 def test_one_curve_is_sampled_and_judged_at_any_number_of_calls(tmp_path):
     printed = main(
-        "train", *small_run(tmp_path, "--config.learn.curve=True", "--config.learn.nfes=(4,7)", TIMES)
+        "train", *small_run(tmp_path, "--config.learn.curve=True", "--config.learn.nfes=(4,7)", TIMES, *SMALL)
     ).stdout
     for calls in (5, 4, 7):  # the configuration's, and those of the curve
         assert f"{calls} calls" in printed
@@ -178,7 +173,8 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
     # Small batches and many steps, so that the moments below lie in the teacher as well as in the learning.
     slow = ("--config.teacher.batch_size=1", "--config.learn.steps=120", "--config.learn.validate_every=5", TIMES)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    main("train", *small_run(whole, *slow))
+    main("train", *small_run(whole, *slow, *SMALL))
+    compiled = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}  # a kill may cut a file of it short
     rng = np.random.default_rng(0)
 
     def batches() -> int:
@@ -191,23 +187,27 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
     # In the teacher, in the race, and in the learning after it.
     moments = [(batches, rng.integers(1, 55)), (steps, rng.integers(1, 90)), (steps, rng.integers(91, 170))]
     for count, at in moments:
-        command = [sys.executable, "-m", "experiments.train", *small_run(killed, *slow)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command("train", *small_run(killed, *slow, *SMALL)),
+            env=os.environ | compiled,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         while process.poll() is None and count() < at:
-            time.sleep(0.002)
+            time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "the run was over before it could be killed"
-    main("train", *small_run(killed, *slow))
+    main("train", *small_run(killed, *slow, *SMALL))
     assert (killed / "run" / "schedule.json").read_bytes() == (whole / "run" / "schedule.json").read_bytes()
     logs = [(folder / "run" / "metrics.jsonl").read_text() for folder in (killed, whole)]
     assert logs[0] == logs[1]
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path):
-    endless = ("--config.learn.steps=100000", "--config.learn.init=logsnr")
-    command = [sys.executable, "-m", "experiments.train", *small_run(tmp_path, *endless)]
+    endless = ("--config.learn.steps=100000", "--config.learn.init=logsnr", TIMES, *SMALL)
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background Ctrl-C may be switched off
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    arguments = command("train", *small_run(tmp_path, *endless))
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     signal.signal(signal.SIGINT, handler)
     log = tmp_path / "run" / "metrics.jsonl"
     while not (log.exists() and log.read_text().count("\n") > 3):
@@ -389,7 +389,7 @@ def test_nan_from_the_teacher_stops_the_run_before_it_claims_its_workdir(config,
     ring = pretrained.load("ring")
     broken = replace(ring, model=Partial(lambda inner, x, t, cond=None: inner(x, t) / (x[:, :1] > 0), ring.model))
     monkeypatch.setattr(models, "of_config", lambda config: broken)
-    with pytest.raises(FloatingPointError, match=r"of the 30 of the teacher's samples are not finite, numbers \d+"):
+    with pytest.raises(FloatingPointError, match=r"of the 40 of the teacher's samples are not finite, numbers \d+"):
         train_main.run(config, tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {".lock"}
 
@@ -518,6 +518,15 @@ def test_a_bad_flag_is_one_clear_error(name, arguments, message):
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["sample", "evaluate", "convert", "export"])
+def test_a_main_runs_in_a_process_of_its_own(name):
+    """All other tests of these share one process with whatever has been imported; those of train do not all."""
+    result = subprocess.run(command(name), capture_output=True, text=True, timeout=240)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: flag --")
     assert result.stderr.count("\n") == 1
 
 

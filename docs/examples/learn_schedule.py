@@ -12,7 +12,9 @@ import ld3_jax
 from ld3_jax.learning import distances, on_grid
 
 
-def main(out: Path = Path("runs/example/schedule.json"), count: int = 100, steps: int = 40) -> dict[str, float]:
+def main(
+    out: Path = Path("runs/example/schedule.json"), count: int = 100, steps: int = 40, batch_size: int = 10
+) -> dict[str, float]:
     """Learn from `count` pairs; compare with the hand-made grids on as many held-out ones."""
     galaxies = ld3_jax.pretrained.load("hsc32")
     model, schedule = galaxies.model, galaxies.schedule
@@ -20,7 +22,8 @@ def main(out: Path = Path("runs/example/schedule.json"), count: int = 100, steps
         ld3_jax.make_pairs(model, schedule, *galaxies.draw(jax.random.key(seed), count)) for seed in (0, 1)
     )
     student = ld3_jax.make_student(model, schedule, ld3_jax.Solver("dpmpp", nfe=5))
-    learned = ld3_jax.fit(student, known, jax.random.key(2), learner=ld3_jax.GaussNewton(steps=steps))
+    learner = ld3_jax.GaussNewton(steps, batch_size)
+    learned = ld3_jax.fit(student, known, jax.random.key(2), learner=learner)
     out.parent.mkdir(parents=True, exist_ok=True)
     learned.save(out, schedule)
 

@@ -19,7 +19,6 @@ from ld3_jax.grids import GRIDS
 from ld3_jax.learning.discretization import Discretization
 from ld3_jax.learning.state import Task, TrainState, order_of_round, together
 from ld3_jax.learning.student import distances
-from ld3_jax.solvers import Solver
 
 Advance = Callable[[str, TrainState, int], TrainState]  # (name, state, step) -> the state at that step
 
@@ -44,19 +43,18 @@ def rank(task: Task) -> list[Start]:
 
     They are judged on as many training pairs as a batch of validation holds.
     """
-    student, size = task.student, task.learner.valid_batch
+    student, size, ranked = task.student, task.learner.valid_batch, []
     some = jax.tree.map(lambda leaf: leaf[:size], task.train)
-
-    def starts(grid: str, solver: Solver) -> dict[str, Discretization]:
-        return task.parametrisation.starts(grid, student.schedule, solver)
-
-    def loss(grid: str, name: str) -> float:
-        each = [distances(one, starts(grid, one.solver)[name], some, batch_size=size) for one in task.students()]
-        return float(together([losses.mean() for losses in each]))
-
-    ranked = [
-        Start(name, found, loss(grid, name)) for grid in GRIDS for name, found in starts(grid, student.solver).items()
-    ]
+    for grid in GRIDS:
+        own, *those_of = (
+            task.parametrisation.starts(grid, student.schedule, one.solver) for one in (student, *task.students())
+        )
+        for name, found in own.items():
+            each = [
+                distances(one, starts[name], some, batch_size=size).mean()
+                for one, starts in zip(task.students(), those_of, strict=True)
+            ]
+            ranked.append(Start(name, found, float(together(each))))
     return sorted(ranked, key=lambda start: _last_if_nan(start.loss))
 
 
