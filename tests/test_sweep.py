@@ -3,11 +3,10 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from mains import main
 
 from experiments import cells, page
 from experiments.cells import Cell, Judged, Measured
@@ -43,15 +42,14 @@ def workdir(tmp_path_factory):
     """Three cells of which the first is measured, the second is there, and the third is damaged."""
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "config.py").write_text(CONFIG.format(cache=str(folder / "teacher")))
-    command = [sys.executable, "-m", "experiments.sweep", f"--config={folder / 'config.py'}", f"--workdir={folder}"]
-    first = subprocess.run([*command, "--config.nfes=(2,)"], capture_output=True, text=True, timeout=240)
-    assert first.returncode == 0, first.stderr
+    arguments = (f"--config={folder / 'config.py'}", f"--workdir={folder}")
+    first = main("sweep", *arguments, "--config.nfes=(2,)")
     there = cells.read(Cell("ring", "ddim", 2, 0).path(folder))
     config = there.config | {"solver": there.config["solver"] | {"nfe": 3}}
     cells.write(folder, measured(Cell("ring", "ddim", 3, 0), config, times=judged(0.2), everything=judged(0.1)), None)
     Cell("ring", "ddim", 4, 0).path(folder).write_text("{}")
     before = [Cell("ring", "ddim", nfe, 0).path(folder).read_bytes() for nfe in (2, 3, 4)]
-    second = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    second = main("sweep", *arguments, check=False)
     assert before == [Cell("ring", "ddim", nfe, 0).path(folder).read_bytes() for nfe in (2, 3, 4)]
     return folder, first, second
 
@@ -92,9 +90,8 @@ def test_the_csv_has_a_line_for_each_method_of_each_cell(workdir):
 
 def test_another_configuration_of_a_cell_is_refused(workdir):
     folder, *_ = workdir
-    command = [sys.executable, "-m", "experiments.sweep", f"--config={folder / 'config.py'}", f"--workdir={folder}"]
-    command += ["--config.nfes=(2,)", "--config.run.learn.steps=3"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    arguments = (f"--config={folder / 'config.py'}", f"--workdir={folder}", "--config.nfes=(2,)")
+    result = main("sweep", *arguments, "--config.run.learn.steps=3", check=False)
     assert result.returncode == 1
     assert "learn.steps: 2, here 3; take another workdir" in result.stderr
 
