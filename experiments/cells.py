@@ -88,13 +88,30 @@ def read(path: Path) -> Measured:
     try:
         methods = {name: Judged(**judged) for name, judged in record.pop("methods").items()}
         measured = Measured(cell=Cell(**record.pop("cell")), methods=methods, **record)
-        figures = [number for judged in methods.values() for number in (*judged[:5], *judged.lam)]
-        sound = numbers(figures).ndim == 1 and {*GRIDS} <= {*methods} and measured.cell.path(Path()).name == path.name
+        sound = _is_sound(measured) and measured.cell.path(Path()).name == path.name
     except (TypeError, AttributeError, KeyError):
         sound = False
     if not sound:
         raise ValueError(f"{path}: not a cell of a sweep; remove it, and it is measured again")
     return measured
+
+
+def _is_sound(measured: Measured) -> bool:
+    """Whether all values are of their kinds, and there are hand-made grids to compare with."""
+    words = [*measured.cell[:2], measured.device, *(judged.start for judged in measured.methods.values())]
+    counts = [*measured.cell[2:], measured.held_out, *(judged.network_calls for judged in measured.methods.values())]
+    figures = [
+        figure
+        for judged in measured.methods.values()
+        for figure in (*judged[:5], *([] if judged.frechet is None else [judged.frechet]), *judged.lam)
+    ]
+    return (
+        all(isinstance(word, str) for word in words)
+        and all(type(count) is int for count in counts)
+        and numbers(figures).ndim == 1
+        and isinstance(measured.config, dict)
+        and {*GRIDS} <= {*measured.methods}
+    )
 
 
 def read_all(workdir: Path) -> list[Measured]:

@@ -161,7 +161,7 @@ def measure(
         judged[name] = Judged(
             *metrics.bootstrap(metrics.mean, errors),
             median=float(np.median(errors)),
-            another_basin=comparison.in_another_basin(errors, target, case.model.squared_error),
+            another_basin=comparison.in_another_basin(errors, case.held_out.x_0, case.model.squared_error),
             frechet=frechet(samples, target),
             lam=np.asarray(student.schedule.lam(jnp.asarray(of_method.t)), float).tolist(),
             start=ends[name].start if name in ends else "",

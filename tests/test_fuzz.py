@@ -19,7 +19,7 @@ import pytest
 import safetensors.numpy
 import torch
 
-from experiments import measurements, workdir
+from experiments import cells, measurements, workdir
 from ld3_jax import interop, learning, metrics
 from ld3_jax.interop import others
 from ld3_jax.networks import files, pickles, text
@@ -74,6 +74,7 @@ OF_TABLE = {"prediction": "data", "process": "vp", "train_steps": None, "prior_s
 TABLE = {**OF_TABLE, **ROWS, **HISTORY, "grid_alpha": [0.1, 0.5, 0.9], "grid_sigma": [0.9, 0.5, 0.1]}
 STREAM = saved({"state_dict": TENSORS, "epoch": 3}, _use_new_zipfile_serialization=False)
 STEP = {"start": "edm", "step": 1, "loss": 1.0, "valid_loss": 1.0, "best_loss": 1.0, "grad_norm": 0.1, "moved": 0.0}
+CELL = Path("docs/galaxies/cells/hsc32-dpmpp-5-0.json")
 READERS = {  # name of a file -> what it holds, and what reads it
     "new.ckpt": (saved({"state_dict": TENSORS, "epoch": 3}), weights),
     "old.ckpt": (STREAM, weights),
@@ -83,6 +84,7 @@ READERS = {  # name of a file -> what it holds, and what reads it
     "model.safetensors": (safetensors.numpy.save({"a": np.ones((3, 4)), "b": np.ones(5, np.int8)}), weights),
     **{path.name: (path.read_bytes(), learning.load) for path in GOLDEN.glob("schedule_*.json")},
     "benchmark.json": (json.dumps({"rows": {"a: b": {"c": [1.0, 2.0, 3.0], "d": "e"}}}).encode(), measurements.read),
+    CELL.name: (CELL.read_bytes(), cells.read),
     "captions.json": (json.dumps({"annotations": [{"caption": "a cat"}] * 3}).encode(), text.read_prompts),
     "table.json": (json.dumps({"table": TABLE}).encode(), interop.read),
     "levels.txt": (b"80.0, 10, 1, 0.1, 0.002", lambda path: others.read_times(str(path), VELinear(), 4)),

@@ -124,6 +124,17 @@ def test_a_damaged_cell_is_named(content, tmp_path):
         cells.read(path)
 
 
+def test_values_of_another_kind_are_no_cell(tmp_path):
+    path = Cell("a", "ddim", 3, 0).path(tmp_path)
+    cells.write(tmp_path, measured(Cell("a", "ddim", 3, 0), times=judged(0.2)), None)
+    sound = path.read_text()
+    cells.read(path)
+    for old, new in (('"nfe": 3', '"nfe": "3"'), ('"mean": 0.4', '"mean": "0.4"'), ("null", "[]"), ('"config": {}', '"config": 1')):
+        path.write_text(sound.replace(old, new))
+        with pytest.raises(ValueError, match="not a cell of a sweep"):
+            cells.read(path)
+
+
 def test_the_summary_counts_cells_and_takes_geometric_means():
     found = [
         measured(Cell("a", "ddim", 4, 0), times=judged(0.2, 0.6), everything=judged(0.1, 0.05)),
