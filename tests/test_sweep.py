@@ -129,7 +129,8 @@ def test_values_of_another_kind_are_no_cell(tmp_path):
     cells.write(tmp_path, measured(Cell("a", "ddim", 3, 0), times=judged(0.2)), None)
     sound = path.read_text()
     cells.read(path)
-    for old, new in (('"nfe": 3', '"nfe": "3"'), ('"mean": 0.4', '"mean": "0.4"'), ("null", "[]"), ('"config": {}', '"config": 1')):
+    changes = {'"nfe": 3': '"nfe": "3"', '"mean": 0.4': '"mean": "0.4"', "null": "[]", '"config": {}': '"config": 1'}
+    for old, new in changes.items():
         path.write_text(sound.replace(old, new))
         with pytest.raises(ValueError, match="not a cell of a sweep"):
             cells.read(path)
