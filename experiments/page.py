@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from experiments import cells
@@ -63,10 +65,7 @@ def of_sweep(measured: Sequence[Measured], workdir: Path, command: str) -> str:
         workdir: where their pictures are.
         command: that measured them.
     """
-    panels: dict[tuple[str, str], list[Measured]] = {}  # a panel for each network and solver, of the first seed
-    for one in measured:
-        if one.cell.seed == measured[0].cell.seed:
-            panels.setdefault((one.cell.network, one.cell.solver), []).append(one)
+    panels = _panels(measured)
     drawn = {name for one in measured for name in _drawn(one)}
     devices = sorted({one.device for one in measured})
     held_out = sorted({f"{one.cell.network} {one.held_out}" for one in measured})
@@ -106,35 +105,69 @@ def _drawn(measured: Measured) -> dict[str, Judged]:
     return {name: found[name] for name in METHODS if name in found}
 
 
+def picture(measured: Sequence[Measured]) -> bytes:
+    """A PNG of the mean errors: a row for each network, a column for each solver, of the first seed."""
+    panels = _panels(measured)
+    networks, solvers = (list(dict.fromkeys(names)) for names in zip(*panels, strict=True))
+    figure = Figure(figsize=(3.4 * len(solvers), 2.5 * len(networks) + 0.5), layout="constrained")
+    axes_of = figure.subplots(len(networks), len(solvers), squeeze=False, sharex=True, sharey="row")
+    for axes in axes_of.flat:
+        axes.set_visible(False)  # a panel that has not been measured
+    for (network, solver), panel in panels.items():
+        axes = axes_of[networks.index(network), solvers.index(solver)]
+        axes.set_visible(True)
+        _draw_errors(axes, panel, ("mean",))
+        axes.set_title(f"{network}, {_SOLVERS.get(solver, solver)}", fontsize=9)
+        axes.grid(alpha=0.2)
+    lines = [Line2D([], [], label=name, linewidth=1.4, **_dots(name)) for name in METHODS]
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=8)
+    figure.supylabel("mean squared error, 95 % interval", fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def _panels(measured: Sequence[Measured]) -> dict[tuple[str, str], list[Measured]]:
+    """The cells of each network and solver, of the first seed."""
+    panels: dict[tuple[str, str], list[Measured]] = {}
+    for one in measured:
+        if one.cell.seed == measured[0].cell.seed:
+            panels.setdefault((one.cell.network, one.cell.solver), []).append(one)
+    return panels
+
+
 def _curves(panel: list[Measured], name: str) -> str:
-    """Errors against the number of calls, the mean with its interval; and Frechet distances, which the page shows
-    in their place if asked to.
-    """
-    nfes, drawn = np.array([one.cell.nfe for one in panel]), [_drawn(one) for one in panel]
-    svgs = []
-    has_distances = any(judged.frechet is not None for methods in drawn for judged in methods.values())
-    for statistics in (("mean", "median"), ("frechet",))[: 1 + has_distances]:
+    """Errors against the number of calls, and Frechet distances, which the page shows in their place if asked to."""
+    drawn = {"errors": ("mean", "median"), "distances": ("frechet",)}
+    if all(judged.frechet is None for one in panel for judged in one.methods.values()):
+        del drawn["distances"]
+    divisions = []
+    for kind, statistics in drawn.items():
         figure = Figure(figsize=(3.6, 2.7), layout="constrained")
-        axes = figure.subplots()
-        for method, (colour, *_) in METHODS.items():
-            at = np.array([i for i, methods in enumerate(drawn) if method in methods], int)
-            points = [drawn[i][method] for i in at]
-            for statistic in statistics:
-                values = np.array([getattr(point, statistic) for point in points], float)  # None: NaN
-                axes.plot(nfes[at], values, gid=f"{method}-{statistic}", linewidth=1.4, **_dots(method))
-            if "mean" in statistics:
-                ends = ([getattr(point, end) for point in points] for end in ("low", "high"))
-                axes.fill_between(nfes[at], *ends, color=colour, alpha=0.15, linewidth=0, gid=f"{method}-band-mean")
-        axes.set(xscale="log", yscale="log", xlabel="network calls")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_minor_formatter(NullFormatter())
-            axis.set_minor_locator(NullLocator())
-        axes.set_xticks(nfes, [str(nfe) for nfe in nfes])
-        svgs.append(_svg(figure, f"{name}-{statistics[0]}"))
-    kinds = ("errors", "distances")
-    return "".join(f"<div class={kind}>{svg}</div>" for kind, svg in zip(kinds, svgs, strict=False))
+        _draw_errors(figure.subplots(), panel, statistics)
+        divisions.append(f"<div class={kind}>{_svg(figure, f'{name}-{kind}')}</div>")
+    return "".join(divisions)
+
+
+def _draw_errors(axes: Axes, panel: list[Measured], statistics: Sequence[str]) -> None:
+    """A line for each method and statistic, whose id ends with it; around the mean its interval."""
+    nfes, drawn = np.array([one.cell.nfe for one in panel]), [_drawn(one) for one in panel]
+    for method, (colour, *_) in METHODS.items():
+        at = np.array([i for i, methods in enumerate(drawn) if method in methods], int)
+        points = [drawn[i][method] for i in at]
+        for statistic in statistics:
+            values = np.array([getattr(point, statistic) for point in points], float)  # None: NaN
+            axes.plot(nfes[at], values, gid=f"{method}-{statistic}", linewidth=1.4, **_dots(method))
+        if "mean" in statistics:
+            ends = ([getattr(point, end) for point in points] for end in ("low", "high"))
+            axes.fill_between(nfes[at], *ends, color=colour, alpha=0.15, linewidth=0, gid=f"{method}-band-mean")
+    axes.set(xscale="log", yscale="log", xlabel="network calls")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter(NullFormatter())
+        axis.set_minor_locator(NullLocator())
+    axes.set_xticks(nfes, [str(nfe) for nfe in nfes])
 
 
 def _grids(panel: list[Measured], name: str) -> str:

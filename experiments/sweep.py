@@ -4,7 +4,7 @@ python -m experiments.sweep --config=configs/sweeps/galaxies.py --workdir=runs/g
 
 Every cell (a network, a solver, a number of calls, a seed) is saved once it is measured, and not measured again; one
 that fails is reported and stops nothing. Several processes may work on one workdir. sweep.csv has a line for each
-method of each cell, sweep.html draws them.
+method of each cell, sweep.html and sweep.png draw them.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from ld3_jax.pretrained import MODELS, Pretrained
 from ld3_jax.solvers import SOLVERS
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
-_WORKDIR = common.path_flag("workdir", None, "Where cells, sweep.csv and sweep.html go.")
+_WORKDIR = common.path_flag("workdir", None, "Where cells, sweep.csv, sweep.html and sweep.png go.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 _LIKE = 100  # of the teacher's samples, whose brightness pictures are scaled by
@@ -47,7 +47,7 @@ _LIKE = 100  # of the teacher's samples, whose brightness pictures are scaled by
 def main() -> None:
     config, workdir = _CONFIG.value, Path(_WORKDIR.value)
     check(config)
-    for name in ("sweep.csv", "sweep.html"):
+    for name in ("sweep.csv", "sweep.html", "sweep.png"):
         check_writable(workdir / name)
     todo, failed = all_cells(config), []
     for i, cell in enumerate(todo, 1):
@@ -189,9 +189,10 @@ def frechet(samples: np.ndarray, target: np.ndarray) -> float | None:
 
 
 def write_report(workdir: Path) -> None:
-    """sweep.csv and sweep.html of all cells so far."""
+    """sweep.csv, sweep.html and sweep.png of all cells so far."""
     found, command = cells.read_all(workdir), shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])
     write_atomically(workdir / "sweep.csv", cells.as_csv(found))
+    write_atomically(workdir / "sweep.png", page.picture(found))
     write_atomically(workdir / "sweep.html", page.of_sweep(found, workdir, command).encode())
 
 

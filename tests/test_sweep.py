@@ -76,6 +76,7 @@ def test_finished_cells_are_not_measured_again_and_a_damaged_one_stops_nothing(w
     assert "ring-ddim-4-0.json: not a cell of a sweep; remove it, and it is measured again" in second.stderr
     assert "everything   0.10000 (0.50000)" in second.stdout  # of the cell that was there
     assert "times, 2 cells" in (folder / "sweep.html").read_text()
+    assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_csv_has_a_line_for_each_method_of_each_cell(workdir):
