@@ -41,6 +41,9 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.",
 _WORKDIR = common.path_flag("workdir", None, "Where cells, sweep.csv, sweep.html and sweep.png go.")
 flags.mark_flags_as_required(["config", "workdir"])
 
+# What ends one cell: learning that fails, a network whose files or packages are missing, too little memory. Anything
+# else, a full disk above all, would end every other cell after minutes of work, too.
+_OF_A_CELL = (ValueError, FloatingPointError, RuntimeError, FileNotFoundError, ImportError)
 _LIKE = 100  # of the teacher's samples, whose brightness pictures are scaled by
 
 
@@ -54,7 +57,7 @@ def main() -> None:
         print(f"cell {i} of {len(todo)}: {cell}", flush=True)
         try:
             measured = measured_once(workdir, config, cell)
-        except (ValueError, FloatingPointError, RuntimeError) as error:
+        except _OF_A_CELL as error:
             failed.append(f"{cell}: {' '.join(str(error).split())}")
             print(f"  failed: {error}", flush=True)
             continue
