@@ -199,6 +199,12 @@ def test_the_readme_has_the_figures_of_the_cells():
             assert figure == expected, (network, solver, column)
 
 
+def test_the_documentation_says_what_the_cells_say_together():
+    text = " ".join(Path("docs/results.md").read_text().split())
+    for line in cells.summary(cells.read_all(COMMITTED)):
+        assert line[1:] in text
+
+
 def test_the_figures_of_the_curve_in_the_documentation_are_those_of_the_benchmark():
     section = Path("docs/results.md").read_text().partition("## One curve")[2].partition("\n## ")[0]
     rows = json.loads(Path("docs/benchmark.json").read_text())["rows"]
