@@ -18,6 +18,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from experiments import cells
 from experiments.cells import Judged, Measured
+from ld3_jax.solvers import Solver
 
 _TEMPLATE = Path(__file__).with_suffix(".html")
 
@@ -40,7 +41,6 @@ METHODS = {
     "times": Method("#3b82c4", "D", "◆", "times and network times learned"),
     "everything": Method("#d9415a", "*", "★", "times, network times and coefficients learned"),
 }
-_SOLVERS = {"dpmpp": "DPM-Solver++ 3M", "unipc": "UniPC-3", "ipndm": "iPNDM-4"}
 _COLUMNS = ("network", "solver", "calls", "method", "mean", "median", "another basin, %", "Frechet", "95 % of the mean")
 _COLUMNS += ("seed", "start", "calls to learn")
 
@@ -94,9 +94,14 @@ def _all(panels: dict[tuple[str, str], list[Measured]], draw: Callable[[list[Mea
     figures = []
     for (network, solver), panel in panels.items():
         if drawn := draw(panel, f"{draw.__name__.strip('_')}-{network}-{solver}"):
-            caption = html.escape(f"{network}, {_SOLVERS.get(solver, solver)}")
-            figures.append(f"<figure><figcaption>{caption}</figcaption>{drawn}</figure>")
+            figures.append(f"<figure><figcaption>{html.escape(_title(panel))}</figcaption>{drawn}</figure>")
     return "".join(figures)
+
+
+def _title(panel: list[Measured]) -> str:
+    one = panel[0]
+    order = one.config.get("solver", {}).get("order")
+    return f"{one.cell.network}, {Solver(one.cell.solver, order=order)}"
 
 
 def _drawn(measured: Measured) -> dict[str, Judged]:
@@ -117,7 +122,7 @@ def picture(measured: Sequence[Measured]) -> bytes:
         axes = axes_of[networks.index(network), solvers.index(solver)]
         axes.set_visible(True)
         _draw_errors(axes, panel, ("mean",))
-        axes.set_title(f"{network}, {_SOLVERS.get(solver, solver)}", fontsize=9)
+        axes.set_title(_title(panel), fontsize=9)
         axes.grid(alpha=0.2)
     lines = [Line2D([], [], label=name, linewidth=1.4, **_dots(name)) for name in METHODS]
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=8)
@@ -171,7 +176,7 @@ def _draw_errors(axes: Axes, panel: list[Measured], statistics: Sequence[str]) -
 
 
 def _grids(panel: list[Measured], name: str) -> str:
-    """Where the steps lie, with the number of calls that was measured first among these."""
+    """Where the steps lie, with the second smallest number of calls."""
     one = panel[min(1, len(panel) - 1)]
     drawn = _drawn(one)
     figure = Figure(figsize=(3.6, 0.5 + 0.24 * len(drawn)), layout="constrained")
