@@ -123,7 +123,10 @@ def picture(measured: Sequence[Measured]) -> bytes:
         axes.set_visible(True)
         _draw_errors(axes, panel, ("mean",))
         axes.set_title(_title(panel), fontsize=9)
+        axes.set_xlabel("network calls" if network == networks[-1] else "")
         axes.grid(alpha=0.2)
+    nfes = sorted({one.cell.nfe for panel in panels.values() for one in panel})
+    axes_of[0, 0].set_xticks(nfes, [str(nfe) for nfe in nfes])  # all panels share them
     lines = [Line2D([], [], label=name, linewidth=1.4, **_dots(name)) for name in METHODS]
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=8)
     figure.supylabel("mean squared error, 95 % interval", fontsize=9)
