@@ -25,6 +25,7 @@ from ld3_jax.grids import GRIDS
 from ld3_jax.learning import Discretization, Ended, GradientDescent, Learned, Student, Task, on_grid
 from ld3_jax.networks import edm, weights
 from ld3_jax.pretrained import Pretrained
+from ld3_jax.published import Levels
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, draw_noise
@@ -100,11 +101,10 @@ def transfer_table(quick: bool) -> list[tuple[str, Measure]]:
 
 def _interpolated(found: Discretization, schedule: NoiseSchedule, n: int) -> Discretization:
     """The same curve of times, in half-log-SNR, at n + 1 points."""
-    u, along = (jnp.linspace(0.0, 1.0, points) for points in (n + 1, len(found.t)))
 
     def at_points(t: jax.Array) -> jax.Array:
-        inner = schedule.inverse_lam(jnp.interp(u[1:-1], along, schedule.lam(t)))
-        return jnp.concatenate([t[:1], inner, t[-1:]])
+        levels = Levels(tuple(np.exp(-np.asarray(schedule.lam(t), float)).tolist()))
+        return levels.times(schedule, jnp.linspace(0.0, 1.0, n + 1))
 
     return Discretization(at_points(found.t), at_points(found.t_c))
 

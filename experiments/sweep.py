@@ -41,6 +41,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.",
 _WORKDIR = common.path_flag("workdir", None, "Where cells, sweep.csv, sweep.html and sweep.png go.")
 flags.mark_flags_as_required(["config", "workdir"])
 
+_KEYS = ("networks", "held_out", "solvers", "nfes", "seeds", "baselines", "probes", "run")
 # What ends one cell: learning that fails, a network whose files or packages are missing, too little memory. Anything
 # else, a full disk above all, would end every other cell after minutes of work, too.
 _OF_A_CELL = (ValueError, FloatingPointError, RuntimeError, FileNotFoundError, ImportError)
@@ -55,6 +56,7 @@ def main() -> None:
     todo, failed = all_cells(config), []
     for i, cell in enumerate(todo, 1):
         print(f"cell {i} of {len(todo)}: {cell}", flush=True)
+        known = cell.path(workdir).exists()
         try:
             measured = measured_once(workdir, config, cell)
         except _OF_A_CELL as error:
@@ -69,7 +71,9 @@ def main() -> None:
             print(
                 f"  {name:<12} {judged.mean:.5f} ({judged.median:.5f}) {judged.another_basin:.1%}{frechet}", flush=True
             )
-        write_report(workdir)
+        if not known:  # so that a kill leaves a report of all that was measured
+            write_report(workdir)
+    write_report(workdir)
     for line in cells.summary(cells.read_all(workdir)):
         print(f"\n{line}", flush=True)
     if failed:
@@ -82,6 +86,8 @@ def check(config: config_dict.ConfigDict) -> None:
     Raises:
         ValueError: it names the key, what was given and what is allowed.
     """
+    if missing := [key for key in _KEYS if key not in config]:
+        raise ValueError(f"not the configuration of a sweep: it lacks {missing}; see configs/sweeps/galaxies.py")
     for key, allowed in {"networks": MODELS, "solvers": SOLVERS, "baselines": BASELINES}.items():
         if unknown := [name for name in config[key] if name not in allowed]:
             raise ValueError(f"{key} takes some of {sorted(allowed)}, got {unknown}")
@@ -194,6 +200,8 @@ def frechet(samples: np.ndarray, target: np.ndarray) -> float | None:
 def write_report(workdir: Path) -> None:
     """sweep.csv, sweep.html and sweep.png of all cells so far."""
     found, command = cells.read_all(workdir), shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])
+    if not found:
+        return
     write_atomically(workdir / "sweep.csv", cells.as_csv(found))
     write_atomically(workdir / "sweep.png", page.picture(found))
     write_atomically(workdir / "sweep.html", page.of_sweep(found, workdir, command).encode())

@@ -63,7 +63,7 @@ def network(x, t):
     return jnp.tanh(x * (1.5 - t / (1 + t))) + 0.3 * jnp.cos(3 * x + 5 * t / (1 + t))
 
 
-def close(given, expected):
+def assert_close(given, expected):
     np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-4 * float(np.abs(expected).max()))
 
 
@@ -134,7 +134,9 @@ def test_an_ode_sampler_runs_what_was_learned(adapters, kind, solver):
         jnp.asarray(Z),
         apply_denoise_at_end=solver.to_zero,
     )
-    close(given, learned.sample(to_noise(data, schedule, "data"), schedule, jnp.asarray(schedule.prior_scale * Z)))
+    assert_close(
+        given, learned.sample(to_noise(data, schedule, "data"), schedule, jnp.asarray(schedule.prior_scale * Z))
+    )
 
 
 class Cosine:
@@ -186,4 +188,4 @@ def test_a_sampler_that_keeps_the_loop_runs_what_was_learned(adapters, solver):
     times = adapters.LearnedTimes(jnp.append(table.t, schedule.t_min))
     step = adapters.LearnedStep(table, KINDS[solver.prediction], Process())
     given = diffusion_sampler(times, step, solver.nfe + 1, jnp.asarray(Z))
-    close(given, learned.sample(lambda x, t, cond: network(x, t), schedule, jnp.asarray(Z)))
+    assert_close(given, learned.sample(lambda x, t, cond: network(x, t), schedule, jnp.asarray(Z)))

@@ -115,6 +115,13 @@ def test_bad_configurations_are_refused(key, value, said, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_another_programs_configuration_is_refused(tmp_path):
+    result = main("sweep", "--config=configs/galaxy.py", f"--workdir={tmp_path / 'new'}", check=False)
+    assert result.returncode == 1
+    assert "error: not the configuration of a sweep: it lacks ['networks', 'held_out'" in result.stderr
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("content", ['{"cell', "[]", "{}", "\0\1", '{"cell": 1, "methods": {}}'])
 def test_a_damaged_cell_is_named(content, tmp_path):
     path = tmp_path / "ring-ddim-3-0.json"
