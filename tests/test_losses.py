@@ -32,6 +32,12 @@ def test_the_gradient_is_finite_where_samples_are_equal(name):
 
 
 @pytest.mark.parametrize("name", sorted(losses.LOSSES))
+def test_the_loss_of_a_pytree_is_that_of_all_its_numbers(name):
+    parts = ({"a": samples[:, 0], "b": (samples[:, 1:, 0], samples[:, 1:, 1])} for samples in (X, Y))
+    np.testing.assert_allclose(losses.LOSSES[name](*parts), losses.LOSSES[name](X, Y), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(losses.LOSSES))
 def test_the_annotations_refuse_unlike_shapes(name):
     with pytest.raises(jaxtyping.TypeCheckError):
         losses.LOSSES[name](X, Y[:, :1])
