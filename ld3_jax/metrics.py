@@ -123,28 +123,29 @@ def read_statistics(path: Path) -> Statistics:
 def kid(x: Num[np.ndarray, "n d"], y: Num[np.ndarray, "m d"], *, blocks: int = 10, seed: int = 0) -> Interval:
     """The kernel distance (KID): the unbiased squared maximum mean discrepancy under the kernel (x.y / d + 1)^3.
 
-    The samples are dealt into blocks, and a block of x is compared with one of y that holds other indices, so that
-    samples from the same noise do not meet: the estimates are independent and unbiased, and may be negative. The
+    Each estimate compares a block of x with a block of y, and no two blocks share an index, so that no noise is used
+    twice where x and y are from the same noise: the estimates are independent and unbiased, and may be negative. The
     interval is Student's of their mean.
 
     Args:
         x: features.
         y: features of what they are compared with.
-        blocks: how many, at least 2.
-        seed: of the deal.
+        blocks: how many estimates, at least 2.
+        seed: of the division into blocks.
 
     Raises:
-        ValueError: if a block would hold fewer than 2 samples.
+        ValueError: if there are fewer than 2 blocks, or a block of x or y would hold fewer than 2 samples.
 
     Reference: Binkowski et al., arXiv:1801.01401; Zaremba et al., arXiv:1307.1954, for blocks.
     """
     from scipy import stats
 
     count = min(len(x), len(y))
-    if blocks < 2 or count // blocks < 2:
-        raise ValueError(f"at least 2 blocks of at least 2 samples are needed, got {blocks} of {count} samples")
-    order = np.random.default_rng(seed).permutation(count)[: count // blocks * blocks].reshape(blocks, -1)
-    each = [_discrepancy(x[one], y[other]) for one, other in zip(order, np.roll(order, 1, 0), strict=True)]
+    size = count // (2 * blocks)
+    if blocks < 2 or size < 2:
+        raise ValueError(f"at least 2 blocks and 4 samples a block are needed, got {blocks} of {count} samples")
+    order = np.random.default_rng(seed).permutation(count)[: 2 * blocks * size].reshape(2, blocks, size)
+    each = [_discrepancy(x[of_x], y[of_y]) for of_x, of_y in zip(*order, strict=True)]
     margin = stats.t.ppf(0.975, blocks - 1) * np.std(each, ddof=1) / np.sqrt(blocks)
     return Interval(float(np.mean(each)), float(np.mean(each) - margin), float(np.mean(each) + margin))
 

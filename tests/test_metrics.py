@@ -93,8 +93,18 @@ def test_kid_of_equal_sets_is_zero_and_of_others_is_not(rng):
     found = metrics.kid(x, y + 0.3)
     assert found.low > 0
     assert found.low < found.value < found.high
-    with pytest.raises(ValueError, match="at least 2 blocks of at least 2 samples"):
-        metrics.kid(x[:19], y[:19])
+    with pytest.raises(ValueError, match="at least 2 blocks and 4 samples a block are needed, got 10 of 39 samples"):
+        metrics.kid(x[:39], y[:39])
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_the_interval_of_kid_covers_the_truth_in_95_of_100_cases(shift, rng):
+    # x and y from the same noise, as a student's samples and its teacher's are.
+    x = rng.standard_normal((500, 80, 4))
+    found = np.array([metrics.kid(one, one + shift, seed=seed) for seed, one in enumerate(x)])
+    truth = found[:, 0].mean() if shift else 0.0
+    covered = ((found[:, 1] <= truth) & (truth <= found[:, 2])).mean()
+    assert covered == pytest.approx(0.95, abs=0.03)
 
 
 def test_kid_is_unbiased(rng):
