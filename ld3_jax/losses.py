@@ -95,7 +95,10 @@ def least_squares(loss: Callable) -> LeastSquares:
         return LeastSquares(residuals, lambda s: _root_and_square(phi(s), scale))
     if function in (l2, rmse):
         return LeastSquares(_differences, lambda s: jnp.sqrt(s + _EPS) if function is rmse else s)
-    raise ValueError(f"Levenberg-Marquardt needs a loss that is a function of squares, one of {OF_SQUARES}, got {loss}")
+    raise ValueError(
+        f"steps of second order (GaussNewton, LevenbergMarquardt) need one of the losses {OF_SQUARES}; "
+        f"GradientDescent takes any loss, got {loss}"
+    )
 
 
 def _both(scale: Array, loss: Callable, x: Array, y: Array) -> Array:

