@@ -22,7 +22,6 @@ from ld3_jax.networks import files
 from ld3_jax.schedules import NoiseSchedule, VPLinear
 
 PACKAGE, VERSION = "galaxygrad", "0.2.1"
-_FLUX_SCALE = 0.1
 _PATCH = 4
 _BLOCKS = 4
 
@@ -184,11 +183,6 @@ def read_weights(path: Path, size: int) -> PyTree:
         if file.read(1):
             raise ValueError(f"{path}: goes on after the last array; not this network's file?")
     return weights
-
-
-def to_flux(images: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """From a network's images to flux: exp(0.1 x) - 1."""
-    return jnp.expm1(_FLUX_SCALE * images)
 
 
 def _apply(variables: PyTree, x: Array, t: Array, cond: PyTree = None) -> Array:
