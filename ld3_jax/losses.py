@@ -47,7 +47,7 @@ def both(targets: PyTree[Float[Array, "n ..."]], loss: Callable = l2) -> Partial
 
 
 def other_basin(targets: PyTree[Float[Array, "n ..."]], loss: Callable = l2) -> Float[Array, ""]:
-    """The loss from which on a sample counts as ended in another basin than the teacher's.
+    """The loss above which a sample counts as having ended in another basin than the teacher's.
 
     It is a quarter of the median loss between targets from different noise; infinite if there is one target only.
 

@@ -1,4 +1,4 @@
-"""Distances between distributions of samples, and intervals of what is measured on few.
+"""Distances between distributions of samples, and confidence intervals of figures from few samples.
 
 Features are rows of numbers, one for each sample, from any extractor. Arithmetic is NumPy's, in double precision.
 """
@@ -72,7 +72,7 @@ def frechet(a: Statistics, b: Statistics) -> float:
     """The squared Frechet distance of two Gaussians, |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)); of Inception's
     features it is the FID.
 
-    It grows as the number of samples falls, so only distances from equal numbers compare.
+    It grows as the number of samples falls, so only distances from equal numbers are comparable.
 
     Raises:
         ValueError: if they have another number of features, or no more samples than features.
@@ -190,17 +190,17 @@ def bootstrap(statistic: Callable, *values: Num[np.ndarray, "n"], resamples: int
 
 
 def mean(values: Num[np.ndarray, "*s n"]) -> Float[np.ndarray, "*s"]:
-    """Of the last axis."""
+    """The mean over the last axis."""
     return np.asarray(values.mean(-1))
 
 
 def median(values: Num[np.ndarray, "*s n"]) -> Float[np.ndarray, "*s"]:
-    """Of the last axis."""
+    """The median over the last axis."""
     return np.asarray(np.median(values, -1))
 
 
 def pixels(images: Num[np.ndarray, "n h w channels"], side: int = 8) -> Float[np.ndarray, "n _"]:
-    """Pixels, averaged over squares so that at most `side` a side are left: a cheap extractor."""
+    """Pixels, averaged over squares so that at most `side` x `side` are left: a cheap extractor."""
     n, h, w, channels = images.shape
     rows, columns = -(-h // side), -(-w // side)
     images = np.asarray(images, np.float64)[:, : h // rows * rows, : w // columns * columns]
@@ -223,7 +223,7 @@ EXTRACTORS = {"pixels": pixels, "radial profiles": radial_profile}
 
 
 def _discrepancy(x: np.ndarray, y: np.ndarray) -> float:
-    """The unbiased squared maximum mean discrepancy of two sets of one size."""
+    """The unbiased squared maximum mean discrepancy of two sets of equal size."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     m = len(x)
     xx, yy, xy = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))

@@ -67,7 +67,7 @@ def make_task(
 ) -> Task:
     """All that does not change while learning, checked; on each of the devices of the mesh in context.
 
-    Args and raises as of `fit`.
+    Args and Raises: see `fit`.
     """
     count = len(jax.tree.leaves(pairs)[0])
     check_finite((pairs.x_T, pairs.x_0), "the pairs to learn from")
@@ -107,7 +107,7 @@ def learn(task: Task, start: str | Discretization = "race", advance: Advance | N
 
     Args:
         task: what is learned.
-        start: as of `fit`.
+        start: see `fit`.
         advance: advance(name, state, step) -> the state at that step, by `steps`; your own may watch and save them.
     """
     advance = partial(_advance, task) if advance is None else advance
