@@ -49,7 +49,7 @@ def both(targets: PyTree[Float[Array, "n ..."]], loss: Callable = l2) -> Partial
 
 
 def other_basin(targets: PyTree[Float[Array, "n ..."]], loss: Callable = l2) -> Float[Array, ""]:
-    """The loss from which on a sample counts as ended in another basin than the teacher's.
+    """The loss above which a sample counts as having ended in another basin than the teacher's.
 
     It is a quarter of the median loss between targets from different noise; infinite if there is one target only.
 
@@ -97,7 +97,10 @@ def least_squares(loss: Callable) -> LeastSquares:
         return LeastSquares(residuals, lambda s: _root_and_square(phi(s), scale))
     if function in (l2, rmse):
         return LeastSquares(_residuals, lambda s: jnp.sqrt(s + _EPS) if function is rmse else s)
-    raise ValueError(f"Levenberg-Marquardt needs a loss that is a function of squares, one of {OF_SQUARES}, got {loss}")
+    raise ValueError(
+        f"steps of second order (GaussNewton, LevenbergMarquardt) need one of the losses {OF_SQUARES}; "
+        f"GradientDescent takes any loss, got {loss}"
+    )
 
 
 def _both(scale: Array, loss: Callable, x: PyTree, y: PyTree) -> Array:

@@ -70,7 +70,7 @@ def make_pairs(
     x_T: PyTree,
     cond: PyTree = None,
     *,
-    teacher: Teacher = Teacher(),
+    teacher: Teacher = _TEACHER,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Pairs:
     """Integrate initial noise with the teacher.
