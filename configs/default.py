@@ -46,7 +46,8 @@ def get_config() -> config_dict.ConfigDict:
     c.data.test = 100  # for the comparison at the end: never seen while learning
 
     c.learn = config_dict.ConfigDict()
-    c.learn.loss = "both"  # l1 l2 rmse lpips, or both: l2 and rmse; the comparison at the end is in squared error, too
+    # l1 l2 rmse lpips inception, or both: l2 and rmse. The comparison at the end is in squared error, too.
+    c.learn.loss = "both"
     c.learn.init = "race"  # between the hand-made grids; or a grid's name; or a schedule.json to go on from
     c.learn.what = ("times", "shifts", "coefficients")  # what is learned
     c.learn.by_part = False  # for each part of a state that has several (a pose) its own times and coefficients

@@ -1,7 +1,8 @@
 """What was learned beside the hand-made grids and those of other methods, on held-out noise."""
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +20,12 @@ from ld3_jax.learning.student import losses_in_batches, run_in_batches
 from ld3_jax.teacher import Pairs
 
 Errors = dict[str, np.ndarray]  # name -> (n,) one number a noise
-SQUARED_ERROR, LPIPS = "squared error", "LPIPS"
-_LPIPS_CACHE = Path("~/.cache/ld3_jax").expanduser()
+SQUARED_ERROR = "squared error"
+# Losses of images, which need weights: the measure's name, and what loads it.
+_OF_IMAGES: dict[str, tuple[str, Callable[[], Partial]]] = {
+    "inception": ("Inception", losses.inception),
+    "lpips": ("LPIPS", partial(losses.lpips, cache=Path("~/.cache/ld3_jax").expanduser())),
+}
 
 
 class Comparison(NamedTuple):
@@ -31,19 +36,23 @@ class Comparison(NamedTuple):
     samples: dict[str, np.ndarray]
 
 
-def loss_function(name: str, targets: PyTree, squared_error: Partial) -> Partial:
-    """The loss that is learned by: of losses.LOSSES, or "lpips" with its weights, or "both".
+def loss_function(name: str, squared_error: Partial) -> Callable[[PyTree], Partial]:
+    """The loss that is learned by, from the teacher's samples, which scale "both"; its weights are loaded at once.
 
     Args:
-        name: of the loss.
-        targets: the teacher's samples, which scale "both".
+        name: of losses.LOSSES or losses.OF_SQUARES.
         squared_error: the model's own, which "l2" stands for.
+
+    Raises:
+        FileNotFoundError: if the package that ships its weights is not installed.
     """
-    if name == "lpips":
-        return losses.lpips(cache=_LPIPS_CACHE)
     if name == "both":
-        return losses.both(targets, squared_error)
-    return squared_error if name == "l2" else Partial(losses.LOSSES[name])
+        return partial(losses.both, loss=squared_error)
+    if name in _OF_IMAGES:
+        loss = _OF_IMAGES[name][1]()
+    else:
+        loss = squared_error if name == "l2" else Partial(losses.LOSSES[name])
+    return lambda targets: loss
 
 
 def compare(
@@ -63,13 +72,16 @@ def compare(
         student: what to run; its own loss is not used.
         found: name -> what to compare with the hand-made grids; one is "learned".
         test: held-out pairs.
-        loss: what was learned on: LPIPS is a second measure where it is "lpips".
+        loss: what was learned on: a second measure where it is a loss of images.
         title: of the tables.
         batch_size: the most samples to integrate at a time.
         squared_error: of samples and targets; the model's own.
         shown: how many samples of each to return.
     """
-    measures = {SQUARED_ERROR: squared_error} | ({LPIPS: losses.lpips(cache=_LPIPS_CACHE)} if loss == "lpips" else {})
+    measures = {SQUARED_ERROR: squared_error}
+    if loss in _OF_IMAGES:
+        measure, load = _OF_IMAGES[loss]
+        measures[measure] = load()
     compared = Comparison({measure: {} for measure in measures}, {}, {})
     grids = {name: on_grid(name, student.schedule, student.solver) for name in GRIDS}
     for name, times in {**found, **grids}.items():

