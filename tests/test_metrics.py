@@ -1,14 +1,10 @@
 """Distances of distributions: their closed forms, streaming, what they refuse; intervals."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from ld3_jax import metrics
 from ld3_jax.metrics import Statistics
-from ld3_jax.networks import inception
 
 
 @pytest.fixture
@@ -152,19 +148,3 @@ def test_cheap_extractors_are_means():
     radius = np.hypot(x, y).astype(int)
     profile = metrics.radial_profile(np.stack([radius, 0 * radius])[..., None] * 1.0)
     np.testing.assert_allclose(profile, [np.arange(10), np.zeros(10)], atol=1e-12)
-
-
-def test_the_fid_of_the_documentation_is_computed(rng, tmp_path, monkeypatch):
-    (snippet,) = re.findall(r"```python\n(.*?)```", Path("docs/metrics.md").read_text(), re.DOTALL)
-    monkeypatch.setattr(inception, "load", lambda: lambda images: images.mean((1, 2)))
-    monkeypatch.chdir(tmp_path)
-    images = rng.uniform(-1, 1, (2, 10, 4, 4, 3)).astype(np.float32)
-    (tmp_path / "runs/cifar10/many").mkdir(parents=True)
-    for i, batch in enumerate(images):
-        np.savez(tmp_path / f"runs/cifar10/many/{10 * i:08d}.npz", samples=batch)
-    reference = metrics.statistics([rng.standard_normal((30, 3))])
-    metrics.write_statistics(tmp_path / "cifar10-32x32.npz", reference)
-    names = {}
-    exec(compile(snippet, "docs/metrics.md", "exec"), names)
-    expected = metrics.frechet(metrics.statistics([images.mean((2, 3)).reshape(20, 3)]), reference)
-    assert names["fid"] == pytest.approx(expected, rel=1e-4)
