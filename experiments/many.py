@@ -1,5 +1,6 @@
 """Any number of samples, batch by batch, in memory that does not grow with their number; into a folder if asked to."""
 
+import dataclasses
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -90,10 +91,8 @@ def _to_host(first: int, samples: jax.Array, num: int) -> tuple[int, np.ndarray]
 
 
 def _record(learned: Learned, **settings: Any) -> config_dict.ConfigDict:
-    model = dict(learned.model)
-    return config_dict.ConfigDict(
-        {"model": model, "solver": str(learned.solver), "learned": digest(learned.found), **settings}
-    )
+    model, solver = dict(learned.model), dataclasses.asdict(learned.solver)
+    return config_dict.ConfigDict({"model": model, "solver": solver, "learned": digest(learned.found), **settings})
 
 
 def _missing(folder: Path, names: Mapping[int, list[str]]) -> list[bool]:
