@@ -199,12 +199,13 @@ def frechet(samples: np.ndarray, target: np.ndarray) -> float | None:
 
 def write_report(workdir: Path) -> None:
     """sweep.csv, sweep.html and sweep.png of all cells so far."""
-    found, command = cells.read_all(workdir), shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])
-    if not found:
-        return
-    write_atomically(workdir / "sweep.csv", cells.as_csv(found))
-    write_atomically(workdir / "sweep.png", page.picture(found))
-    write_atomically(workdir / "sweep.html", page.of_sweep(found, workdir, command).encode())
+    command = shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])
+    with filelock.FileLock(workdir / "report.lock"):  # drawing takes seconds, and the last to draw knows all cells
+        if not (found := cells.read_all(workdir)):
+            return
+        write_atomically(workdir / "sweep.csv", cells.as_csv(found))
+        write_atomically(workdir / "sweep.png", page.picture(found))
+        write_atomically(workdir / "sweep.html", page.of_sweep(found, workdir, command).encode())
 
 
 if __name__ == "__main__":

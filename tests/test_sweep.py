@@ -3,10 +3,11 @@
 import csv
 import json
 import re
+import threading
 from pathlib import Path
 
 import pytest
-from mains import main
+from mains import main, module
 
 from experiments import cells, page
 from experiments.cells import Cell, Judged, Measured
@@ -95,6 +96,26 @@ def test_another_configuration_of_a_cell_is_refused(workdir):
     result = main("sweep", *arguments, "--config.run.learn.steps=3", check=False)
     assert result.returncode == 1
     assert "learn.steps: 2, here 3; take another workdir" in result.stderr
+
+
+def test_of_two_processes_the_later_report_has_the_cells_of_both(tmp_path, monkeypatch):
+    sweep = module("sweep")
+    learned = {"times": judged(0.2), "everything": judged(0.1)}
+    cells.write(tmp_path, measured(Cell("a", "ddim", 3, 0), **learned), None)
+    other = threading.Thread(target=sweep.write_report, args=(tmp_path,))
+
+    def slow(found):
+        if not other.ident:
+            cells.write(tmp_path, measured(Cell("b", "ddim", 3, 0), **learned), None)
+            other.start()
+            other.join(0.2)
+        return b""
+
+    monkeypatch.setattr(page, "picture", slow)
+    monkeypatch.setattr(page, "of_sweep", lambda found, *_: " ".join(one.cell.network for one in found))
+    sweep.write_report(tmp_path)
+    other.join()
+    assert (tmp_path / "sweep.html").read_text() == "a b"
 
 
 @pytest.mark.parametrize(
