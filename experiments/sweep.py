@@ -26,7 +26,7 @@ from ml_collections import config_dict, config_flags
 from configs import times
 from experiments import cells, common, comparison, measurements, page
 from experiments.cells import Cell, Judged
-from experiments.plan import Plan
+from experiments.plan import WHAT, Plan
 from ld3_jax import metrics, plots
 from ld3_jax.baselines import BASELINES, Probe
 from ld3_jax.batches import to_host
@@ -98,6 +98,11 @@ def check(config: config_dict.ConfigDict) -> None:
         raise ValueError(f"held_out needs a number for each of {list(config.networks)}, got {list(config.held_out)}")
     if not 1 <= config.probes <= config.run.data.train:
         raise ValueError(f"probes must be from 1 to run.data.train {config.run.data.train}, got {config.probes}")
+    if set(config.run.learn.what) != set(WHAT) or config.run.learn.curve:
+        raise ValueError(
+            f"run.learn.what must be all of {list(WHAT)} and run.learn.curve False: the sweep learns times, and "
+            f"everything; got {list(config.run.learn.what)} and {config.run.learn.curve}"
+        )
     for cell in all_cells(config):
         Plan.of(of_cell(config, cell))
 

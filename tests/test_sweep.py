@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mains import main, module
 
+from configs.sweeps import galaxies
 from experiments import cells, page
 from experiments.cells import Cell, Judged, Measured
 from ld3_jax.grids import GRIDS
@@ -33,8 +34,8 @@ def judged(mean, median=0.5, frechet=None):
 
 
 def measured(cell, config=None, **methods):
-    """A cell whose hand-made grids have the mean 0.4, if nothing else is said."""
-    methods = {name: judged(0.4) for name in GRIDS} | methods
+    """A cell whose methods have the mean 0.4, if nothing else is said."""
+    methods = {name: judged(0.4) for name in (*GRIDS, *cells.LEARNED)} | methods
     return Measured(cell, 30, "no device", config or {}, methods)
 
 
@@ -100,13 +101,12 @@ def test_another_configuration_of_a_cell_is_refused(workdir):
 
 def test_of_two_processes_the_later_report_has_the_cells_of_both(tmp_path, monkeypatch):
     sweep = module("sweep")
-    learned = {"times": judged(0.2), "everything": judged(0.1)}
-    cells.write(tmp_path, measured(Cell("a", "ddim", 3, 0), **learned), None)
+    cells.write(tmp_path, measured(Cell("a", "ddim", 3, 0)), None)
     other = threading.Thread(target=sweep.write_report, args=(tmp_path,))
 
     def slow(found):
         if not other.ident:
-            cells.write(tmp_path, measured(Cell("b", "ddim", 3, 0), **learned), None)
+            cells.write(tmp_path, measured(Cell("b", "ddim", 3, 0)), None)
             other.start()
             other.join(0.2)
         return b""
@@ -136,6 +136,14 @@ def test_bad_configurations_are_refused(key, value, said, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("change", [{"what": ("times",)}, {"what": ("times", "shifts"), "curve": True}])
+def test_a_sweep_that_would_not_learn_everything_is_refused(change):
+    config = galaxies.get_config()
+    config.run.learn.update(change)
+    with pytest.raises(ValueError, match=r"run\.learn\.what must be all of \['times', .* run\.learn\.curve False"):
+        module("sweep").check(config)
+
+
 def test_another_programs_configuration_is_refused(tmp_path):
     result = main("sweep", "--config=configs/galaxy.py", f"--workdir={tmp_path / 'new'}", check=False)
     assert result.returncode == 1
@@ -157,6 +165,7 @@ def test_values_of_another_kind_are_no_cell(tmp_path):
     sound = path.read_text()
     cells.read(path)
     changes = {'"nfe": 3': '"nfe": "3"', '"mean": 0.4': '"mean": "0.4"', "null": "[]", '"config": {}': '"config": 1'}
+    changes |= {f'"{name}"': '"other"' for name in (*GRIDS, *cells.LEARNED)}
     for old, new in changes.items():
         path.write_text(sound.replace(old, new))
         with pytest.raises(ValueError, match="not a cell of a sweep"):
