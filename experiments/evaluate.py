@@ -47,7 +47,7 @@ def main() -> None:
     student = make_student(model.model, model.schedule, learned.solver, decode=model.decode)
     key = jax.random.key(_SEED.value)
     test = models.teacher_pairs("teacher", model, teacher, key, _NUM.value)
-    probe = Probe(model.model, *model.draw(jax.random.fold_in(key, 1), _PROBES))
+    probe = Probe(model.model, *model.draw(jax.random.fold_in(key, 1), _PROBES), _BATCH.value)
     compared = comparison.compare(
         student,
         {"learned": learned.found} | comparison.baselines(_BASELINES.value, student, probe, Path(_CACHE.value)),

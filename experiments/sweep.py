@@ -158,7 +158,9 @@ def measure(
     case = measurements.prepared(run)
     student, target = case.student._replace(loss=case.model.squared_error), to_host(case.held_out.x_0)
     found: dict[str, Discretization] = {name: on_grid(name, student.schedule, student.solver) for name in GRIDS}
-    probe = Probe(student.model, *jax.tree.map(lambda leaf: leaf[: config.probes], (case.known.x_T, case.known.cond)))
+    size = run.learn.valid_batch
+    states = jax.tree.map(lambda leaf: leaf[: config.probes], (case.known.x_T, case.known.cond))
+    probe = Probe(student.model, *states, size)
     found |= comparison.baselines(config.baselines, student, probe, Path(run.teacher.cache))
     of_times = Plan.of(times.with_times_alone(run.copy_and_resolve_references()))
     ends: dict[str, Ended] = {}
@@ -168,8 +170,8 @@ def measure(
         found[name] = learned.found
     judged, shown = {}, [target[:1]]
     for name, of_method in found.items():
-        samples = run_in_batches(student, of_method, case.held_out.x_T, case.held_out.cond)
-        errors = to_host(losses_in_batches(student.loss, samples, case.held_out.x_0))
+        samples = run_in_batches(student, of_method, case.held_out.x_T, case.held_out.cond, batch_size=size)
+        errors = to_host(losses_in_batches(student.loss, samples, case.held_out.x_0, batch_size=size))
         samples = to_host(samples)
         shown.append(samples[:1])
         judged[name] = Judged(
