@@ -67,13 +67,13 @@ def get_config() -> config_dict.ConfigDict:
     c.learn.coefficients_rule = "adam"
     c.learn.coefficients_rate = config_dict.placeholder(float)  # likewise; None: 0.05
     c.learn.max_shift = 0.5  # bound on |t_c - t|, in smallest gaps
-    c.learn.frozen_steps = 0  # for so many steps the shifts do not move
+    c.learn.frozen_steps = 0  # number of first steps in which the shifts do not move
     c.learn.validate_every = 16
     c.learn.patience = 0  # validations without a better one before the rates fall; 0: never
     c.learn.decay = 0.8  # factor on the rates then
     c.learn.logits_floor = 0.01  # least factor on the rates
     c.learn.shifts_floor = 0.01
-    c.learn.floor_visits = 5  # stop after so many times at both floors
+    c.learn.floor_visits = 5  # stop after this many times at both floors
     c.learn.gamma = 0.0  # radius of the soft surrogate's ball, gamma d / n^2; 0: off
     c.learn.noise_rate = 12.0  # rate of the noise's own step, divided by n
     c.learn.move_validation = False  # whether validation noise moves too

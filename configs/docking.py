@@ -3,8 +3,8 @@
 python -m experiments.train --config=configs/docking.py --workdir=runs/docking
 python -m experiments.sample --schedule=runs/docking/schedule.json --num=20 --out=runs/docking/poses.sdf
 
-It needs the packages of requirements-docking.txt, which ship the molecules. The score is exact, that of a molecular
-dynamics run's 250 poses; --config.network.name=1ia1 (1of6, 1s3v, 1uou) takes the pose of a crystal, and
+It needs the packages of requirements-docking.txt, which ship the molecules. The score is the exact one of
+250 poses of a molecular dynamics run; --config.network.name=1ia1 (1of6, 1s3v, 1uou) takes the pose of a crystal, and
 --config.network.name=ergotamine_network a network that was trained on the 250 poses.
 
 Measured: docs/docking.md.
@@ -22,4 +22,6 @@ def get_config() -> config_dict.ConfigDict:
     c.solver.name, c.solver.order, c.solver.nfe = "dpmpp", 2, 6
     c.teacher.name, c.teacher.order, c.teacher.nfe, c.teacher.grid = "dpmpp", 2, 100, "uniform"
     c.learn.by_part = True
+    # A pose has a dozen residuals, an image thousands, so a step of second order needs more of them.
+    c.data.train, c.learn.batch_size = 400, 40
     return c

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from ld3_jax import losses, metrics
 from ld3_jax.baselines import Probe, baseline
 from ld3_jax.batches import to_host
-from ld3_jax.disk import digest, read_arrays, write_arrays
+from ld3_jax.disk import fingerprint, read_arrays, write_arrays
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning import Discretization, Student, on_grid
 from ld3_jax.learning.student import losses_in_batches, run_in_batches
@@ -100,7 +100,7 @@ def baselines(
     found = {}
     for name in names:
         n = student.solver.n_steps
-        path = cache / f"{name}-{n}-{digest((probe, student.schedule))}.npz" if cache else None
+        path = cache / f"{name}-{n}-{fingerprint((probe, student.schedule))}.npz" if cache else None
         t = None
         if path and path.exists():
             with contextlib.suppress(ValueError):  # damaged: it is made again

@@ -44,11 +44,9 @@ def docking_table(quick: bool) -> list[tuple[str, Measure]]:
 
 
 def times(case: Case, name: str) -> Discretization:
-    """A hand-made grid, or what is learned from the one that is best before learning."""
+    """A hand-made grid, or what is learned."""
     if name in _LEARNED:
-        task = measurements.task_of(case)
-        ended = learning.learn(task, learning.rank(task)[0].found)
-        return learning.describe(task, ended.state).found
+        return measurements.fitted(case)[0].found
     found = {grid: on_grid(grid, case.student.schedule, case.student.solver) for grid in GRIDS}
     if name != "best hand-made":
         return found["uniform"]

@@ -22,7 +22,7 @@ from ld3_jax import learning
 from ld3_jax.batches import to_host
 from ld3_jax.disk import numbers, read_json
 from ld3_jax.grids import GRIDS
-from ld3_jax.learning import Discretization, Ended, GradientDescent, Learned, Student, Task, on_grid
+from ld3_jax.learning import Discretization, Ended, GradientDescent, Learned, Student, on_grid
 from ld3_jax.networks import edm, weights
 from ld3_jax.pretrained import Pretrained
 from ld3_jax.published import Levels
@@ -204,15 +204,10 @@ def prepared(config: config_dict.ConfigDict) -> Case:
     return Case(student, known, held_out, plan, config.seed, model)
 
 
-def task_of(case: Case) -> Task:
-    """What is learned."""
-    key = jax.random.fold_in(jax.random.key(case.seed), 1)
-    return learning.make_task(case.student, case.known, key, case.plan.parametrisation, case.plan.learner)
-
-
 def fitted(case: Case) -> tuple[Learned, Ended]:
     """What is learned, and how learning ended."""
-    task = task_of(case)
+    key = jax.random.fold_in(jax.random.key(case.seed), 1)
+    task = learning.make_task(case.student, case.known, key, case.plan.parametrisation, case.plan.learner)
     ended = learning.learn(task, case.plan.start(case.student.schedule))
     return replace(learning.describe(task, ended.state), model=case.model.identity()), ended
 

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
 from types import ModuleType
 
-from ld3_jax import denoisers, grids, learning, losses, schedules, solvers
+from ld3_jax import batches, denoisers, grids, learning, losses, schedules, solvers
 from ld3_jax.denoisers import guided, to_noise
 from ld3_jax.grids import grid
 from ld3_jax.learning import (
@@ -43,7 +43,7 @@ except PackageNotFoundError:  # run from a checkout
     __version__ = "0.5.0"
 
 # They load SciPy, Orbax, PyTorch, matplotlib, Flax.
-_ON_DEMAND = ("baselines", "checkpoint", "interop", "metrics", "plots", "pretrained")
+_ON_DEMAND = ("baselines", "checkpoint", "interop", "metrics", "networks", "plots", "poses", "pretrained")
 
 __all__ = [
     "SOLVERS",
@@ -60,6 +60,7 @@ __all__ = [
     "Table",
     "Teacher",
     "WithCoefficients",
+    "batches",
     "denoisers",
     "fit",
     "grid",
@@ -83,3 +84,7 @@ def __getattr__(name: str) -> ModuleType:
     if name in _ON_DEMAND:
         return importlib.import_module(f"ld3_jax.{name}")
     raise AttributeError(f"module 'ld3_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_ON_DEMAND]

@@ -70,7 +70,7 @@ def check_finite(samples: PyTree, what: str, remedy: str = "") -> None:
     if len(bad):
         shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
         count = len(jax.tree.leaves(samples)[0])
-        raise FloatingPointError(f"{len(bad)} of the {count} of {what} are not finite, numbers {shown}{remedy}")
+        raise FloatingPointError(f"{what}: {len(bad)} of {count} are not finite, namely number {shown}{remedy}")
 
 
 @jax.jit

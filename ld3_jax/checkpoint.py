@@ -1,4 +1,4 @@
-"""The state of learning in Orbax checkpoints, which a killed run goes on from: one for each of the latest states."""
+"""Orbax checkpoints of the latest states of learning, from which a killed run goes on."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ _KEEP = 2
 
 
 def save(folder: Path, step: int, state: PyTree) -> None:
-    """Keep a state; older ones than the one before it are deleted.
+    """Save a state; all but the latest two are deleted.
 
     Beside the checkpoint lies its seal, with the SHA-256 of each of its files and the shapes of its arrays. It is
     written last: at any moment, even if the process is killed, what is sealed is whole. Of several processes the first
@@ -52,7 +52,7 @@ def save(folder: Path, step: int, state: PyTree) -> None:
 
 
 def restore(folder: Path, fresh: PyTree) -> PyTree:
-    """The latest state that is whole; a damaged one is named in a warning, and an earlier one serves.
+    """The latest state that is whole; a damaged one is named in a warning, and the one before it is taken.
 
     Args:
         folder: where the checkpoints lie.
@@ -70,7 +70,7 @@ def _latest(folder: Path, fresh: PyTree) -> PyTree:
     for seal in reversed(_seals(folder)):
         path = seal.absolute().with_suffix("")
         try:
-            whole = read_json(seal) == _contents(path, fresh)  # Orbax tells of damage in pages, or not at all
+            whole = read_json(seal) == _contents(path, fresh)  # Orbax reports damage in pages, or not at all
         except ValueError:
             whole = False
         if whole:
@@ -81,7 +81,7 @@ def _latest(folder: Path, fresh: PyTree) -> PyTree:
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    """Orbax's, by this process alone, whatever others there are."""
+    """A checkpointer of this process alone, whatever others there are."""
     several = {"primary_host": 0, "active_processes": {0}, "barrier_sync_key_prefix": "first"}
     options = ocp.options.MultiprocessingOptions(**several if jax.process_count() > 1 else {})
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)

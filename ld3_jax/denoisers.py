@@ -1,8 +1,9 @@
 """A network states what it predicts, a solver what it needs, and one conversion lies between.
 
 A *network* is a callable `network(x, t, cond)` that holds its weights as a pytree, for instance
-`jax.tree_util.Partial(module.apply, weights)`. Each function below wraps one callable in another that is a pytree, so
-whatever the depth, the weights stay leaves of the result: they cross `jax.jit` as arguments, never as constants.
+`jax.tree_util.Partial(module.apply, weights)`; a plain function is taken to hold no weights. Each function below wraps
+one callable in another that is a pytree, so whatever the depth, the weights stay leaves of the result: they cross
+`jax.jit` as arguments, never as constants.
 A *model* is a network that predicts noise, for instance a `Denoiser`.
 
 Shapes: `x` is (batch, ...) or a pytree of such arrays, `t` a scalar, `cond` a pytree with leading axis batch, or None.
@@ -61,6 +62,11 @@ jax.tree_util.register_pytree_node(
 )
 
 
+def as_pytree(function: Callable) -> Callable:
+    """A callable that `jax.jit` takes as an argument; one that is no pytree of its own is taken to hold no weights."""
+    return Partial(function) if jax.tree_util.all_leaves([function]) else function
+
+
 def to_noise(network: Model, schedule: NoiseSchedule, prediction: str) -> Denoiser:
     """A network that predicts `prediction` as one that predicts noise.
 
@@ -87,7 +93,7 @@ def to_noise(network: Model, schedule: NoiseSchedule, prediction: str) -> Denois
     """
     if prediction not in PREDICTIONS:
         raise ValueError(f"prediction must be one of {sorted(PREDICTIONS)}, got {prediction!r}")
-    return Denoiser(Partial(_as_it_is, schedule, network), schedule, prediction)
+    return Denoiser(Partial(_as_it_is, schedule, as_pytree(network)), schedule, prediction)
 
 
 def convert(model: Model, schedule: NoiseSchedule, prediction: str) -> Model:
@@ -129,7 +135,7 @@ def edm_preconditioned(network: Model, sigma_data: Float[Array, ""] | float = 0.
 
     Reference: Karras et al., arXiv:2206.00364, table 1.
     """
-    return Partial(_edm, network, sigma_data)
+    return Partial(_edm, as_pytree(network), sigma_data)
 
 
 def guided(model: Model, uncond: PyTree, scale: float) -> Partial:
@@ -143,11 +149,11 @@ def guided(model: Model, uncond: PyTree, scale: float) -> Partial:
         scale: 1 is the conditional model itself, larger follows the condition more closely.
 
     Returns:
-        model(x, t, cond) -> guided eps.
+        model(x, t, cond) -> guided eps; it raises a ValueError if it gets no condition.
 
     Reference: Ho and Salimans, arXiv:2207.12598, in the form where scale 1 means no guidance.
     """
-    return Partial(_guided, model, uncond, scale)
+    return Partial(_guided, as_pytree(model), uncond, scale)
 
 
 def check_output(output: PyTree, like: PyTree) -> None:
@@ -193,6 +199,9 @@ def _edm(network: Model, sigma_data: Float[Array, ""] | float, x: PyTree, sigma:
 def _guided(
     model: Model, uncond: PyTree, scale: Float[Array, ""] | float, x: PyTree, t: Array, cond: PyTree = None
 ) -> PyTree:
+    if cond is None and uncond is not None:
+        raise ValueError("a guided model needs a condition for each sample, got cond=None")
+
     def halves(cond: Array, uncond: Array) -> Array:
         return jnp.concatenate([cond, jnp.broadcast_to(uncond, cond.shape)])
 

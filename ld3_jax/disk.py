@@ -1,4 +1,4 @@
-"""What touches the disk everywhere: whole files, files of arrays, JSON, and names for arrays.
+"""Files: written whole or not at all, of arrays, of JSON; and digests of arrays.
 
 Of several processes (`ld3_jax.processes`) the first one alone writes.
 """
@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tempfile
 import zipfile
 import zlib
@@ -21,7 +22,7 @@ from jaxtyping import Float, PyTree
 
 from ld3_jax.processes import is_first
 
-# What NumPy raises of a damaged file, or one of another kind.
+# What NumPy raises for a damaged file, or one of another kind.
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, AttributeError, TypeError, SyntaxError, MemoryError)
 _DAMAGE += (zipfile.BadZipFile, zlib.error)
 
@@ -117,7 +118,7 @@ def read_json(path: Path) -> Any:
 
 
 def numbers(values: Any) -> Float[np.ndarray, "..."]:
-    """Nested lists of numbers, as JSON gives them, as an array. Where it is anything else, NaN, without an axis."""
+    """An array of nested lists of numbers, as JSON gives them; a scalar NaN for anything else."""
     try:
         array = np.asarray(values, object)
         if all(isinstance(value, int | float) and not isinstance(value, bool) for value in array.flat):
@@ -135,3 +136,12 @@ def digest(tree: PyTree) -> str:
         sha.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
         sha.update(np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()[:16]
+
+
+def fingerprint(tree: PyTree) -> str:
+    """16 hexadecimal digits of a pytree's leaves and of its structure: names of functions, static choices, shapes.
+
+    It is the same in every process. Functions with one name differ by no more than their leaves.
+    """
+    structure = re.sub(r" at 0x[0-9a-f]+", "", str(jax.tree.structure(tree)))
+    return hashlib.sha256(f"{structure} {digest(tree)}".encode()).hexdigest()[:16]

@@ -31,8 +31,8 @@ def grid(name: str, schedule: NoiseSchedule, n: int) -> Float[Array, "{n}+1"]:
         (n + 1,) descending times, exactly t_max and t_min at the ends.
 
     Raises:
-        ValueError: if the name is unknown, n < 1 the noise schedule has no finite lam at its ends, or a published
-            grid is of another noise schedule.
+        ValueError: if the name is unknown, n < 1, the noise schedule has no finite lam at its ends, or a published
+            grid is for another noise schedule.
 
     Reference: Lu et al., arXiv:2206.00927 (uniform, logsnr); Song et al., arXiv:2010.02502 (quadratic); Karras et al.,
     arXiv:2206.00364 (edm, rho = 7).

@@ -13,18 +13,20 @@ from jaxtyping import Array, Float, PyTree
 
 _EPS = 1e-12
 
-
-def l2(x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
-    """Mean squared error of each sample, mean_i (x_i - y_i)^2."""
-    return jnp.mean((x - y) ** 2, axis=tuple(range(1, x.ndim)))
+Samples = PyTree[Float[Array, "batch ?*shape"], "T"]  # an array, or several in one structure
 
 
-def l1(x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
-    """Mean absolute error of each sample, mean_i |x_i - y_i|."""
-    return jnp.mean(jnp.abs(x - y), axis=tuple(range(1, x.ndim)))
+def l2(x: Samples, y: Samples) -> Float[Array, "batch"]:
+    """Mean squared error of each sample, mean_i (x_i - y_i)^2, over all numbers of a pytree."""
+    return _mean(jnp.square, x, y)
 
 
-def rmse(x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
+def l1(x: Samples, y: Samples) -> Float[Array, "batch"]:
+    """Mean absolute error of each sample, mean_i |x_i - y_i|, over all numbers of a pytree."""
+    return _mean(jnp.abs, x, y)
+
+
+def rmse(x: Samples, y: Samples) -> Float[Array, "batch"]:
     """Root mean squared error of each sample, sqrt(mean_i (x_i - y_i)^2).
 
     With few steps some samples end far from the teacher's, in another basin; under the root they weigh less, which
@@ -47,7 +49,7 @@ def both(targets: PyTree[Float[Array, "n ..."]], loss: Callable = l2) -> Partial
 
 
 def other_basin(targets: PyTree[Float[Array, "n ..."]], loss: Callable = l2) -> Float[Array, ""]:
-    """The loss from which on a sample counts as ended in another basin than the teacher's.
+    """The loss above which a sample counts as having ended in another basin than the teacher's.
 
     It is a quarter of the median loss between targets from different noise; infinite if there is one target only.
 
@@ -70,7 +72,7 @@ def lpips(net: str = "vgg", cache: Path | None = None) -> Partial:
 class LeastSquares(NamedTuple):
     """A loss of the form phi(|r|^2)."""
 
-    residuals: Callable[[Array, Array], list[Array]]  # residuals(x, y) -> r in parts, each (batch, size)
+    residuals: Callable[[PyTree, PyTree], list[Array]]  # residuals(x, y) -> r in parts, each (batch, size)
     phi: Callable[[Array], Array]  # of a scalar
 
 
@@ -94,11 +96,14 @@ def least_squares(loss: Callable) -> LeastSquares:
         residuals, phi = least_squares(inner)
         return LeastSquares(residuals, lambda s: _root_and_square(phi(s), scale))
     if function in (l2, rmse):
-        return LeastSquares(_differences, lambda s: jnp.sqrt(s + _EPS) if function is rmse else s)
-    raise ValueError(f"Levenberg-Marquardt needs a loss that is a function of squares, one of {OF_SQUARES}, got {loss}")
+        return LeastSquares(_residuals, lambda s: jnp.sqrt(s + _EPS) if function is rmse else s)
+    raise ValueError(
+        f"steps of second order (GaussNewton, LevenbergMarquardt) need one of the losses {OF_SQUARES}; "
+        f"GradientDescent takes any loss, got {loss}"
+    )
 
 
-def _both(scale: Array, loss: Callable, x: Array, y: Array) -> Array:
+def _both(scale: Array, loss: Callable, x: PyTree, y: PyTree) -> Array:
     return _root_and_square(loss(x, y), scale)
 
 
@@ -106,9 +111,25 @@ def _root_and_square(s: Array, scale: Array) -> Array:
     return jnp.sqrt(s + _EPS) + s / jnp.sqrt(scale)
 
 
-def _differences(x: Array, y: Array) -> list[Array]:
-    r = (x - y).reshape(len(x), -1)
-    return [r / math.sqrt(r.shape[1])]
+def _mean(of: Callable[[Array], Array], x: PyTree, y: PyTree) -> Float[Array, "batch"]:
+    """The mean of a function of each sample's differences."""
+    parts = _differences(x, y)
+    return sum(jnp.sum(of(part), 1) for part in parts) / _size(parts)
+
+
+def _residuals(x: PyTree, y: PyTree) -> list[Array]:
+    parts = _differences(x, y)
+    return [part / math.sqrt(_size(parts)) for part in parts]
+
+
+def _differences(x: PyTree, y: PyTree) -> list[Array]:
+    """x - y, flat, of each array of a pytree."""
+    return [(a - b).reshape(len(a), -1) for a, b in zip(*map(jax.tree.leaves, (x, y)), strict=True)]
+
+
+def _size(parts: list[Array]) -> int:
+    """How many numbers a sample has."""
+    return sum(part.shape[1] for part in parts)
 
 
 LOSSES = {"l1": l1, "l2": l2, "rmse": rmse}

@@ -1,4 +1,4 @@
-"""Distances between distributions of samples, and intervals of what is measured on few.
+"""Distances between distributions of samples, and confidence intervals of figures from few samples.
 
 Features are rows of numbers, one for each sample, from any extractor. Arithmetic is NumPy's, in double precision.
 """
@@ -72,7 +72,7 @@ def frechet(a: Statistics, b: Statistics) -> float:
     """The squared Frechet distance of two Gaussians, |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)); of Inception's
     features it is the FID.
 
-    It grows as the number of samples falls, so only distances from equal numbers compare.
+    It grows as the number of samples falls, so only distances from equal numbers are comparable.
 
     Raises:
         ValueError: if they have another number of features, or no more samples than features.
@@ -123,28 +123,29 @@ def read_statistics(path: Path) -> Statistics:
 def kid(x: Num[np.ndarray, "n d"], y: Num[np.ndarray, "m d"], *, blocks: int = 10, seed: int = 0) -> Interval:
     """The kernel distance (KID): the unbiased squared maximum mean discrepancy under the kernel (x.y / d + 1)^3.
 
-    The samples are dealt into blocks, and a block of x is compared with one of y that holds other indices, so that
-    samples from the same noise do not meet: the estimates are independent and unbiased, and may be negative. The
+    Each estimate compares a block of x with a block of y, and no two blocks share an index, so that no noise is used
+    twice where x and y are from the same noise: the estimates are independent and unbiased, and may be negative. The
     interval is Student's of their mean.
 
     Args:
         x: features.
         y: features of what they are compared with.
-        blocks: how many, at least 2.
-        seed: of the deal.
+        blocks: how many estimates, at least 2.
+        seed: of the division into blocks.
 
     Raises:
-        ValueError: if a block would hold fewer than 2 samples.
+        ValueError: if there are fewer than 2 blocks, or a block of x or y would hold fewer than 2 samples.
 
     Reference: Binkowski et al., arXiv:1801.01401; Zaremba et al., arXiv:1307.1954, for blocks.
     """
     from scipy import stats
 
     count = min(len(x), len(y))
-    if blocks < 2 or count // blocks < 2:
-        raise ValueError(f"at least 2 blocks of at least 2 samples are needed, got {blocks} of {count} samples")
-    order = np.random.default_rng(seed).permutation(count)[: count // blocks * blocks].reshape(blocks, -1)
-    each = [_discrepancy(x[one], y[other]) for one, other in zip(order, np.roll(order, 1, 0), strict=True)]
+    size = count // (2 * blocks)
+    if blocks < 2 or size < 2:
+        raise ValueError(f"at least 2 blocks and 4 samples a block are needed, got {blocks} of {count} samples")
+    order = np.random.default_rng(seed).permutation(count)[: 2 * blocks * size].reshape(2, blocks, size)
+    each = [_discrepancy(x[of_x], y[of_y]) for of_x, of_y in zip(*order, strict=True)]
     margin = stats.t.ppf(0.975, blocks - 1) * np.std(each, ddof=1) / np.sqrt(blocks)
     return Interval(float(np.mean(each)), float(np.mean(each) - margin), float(np.mean(each) + margin))
 
@@ -189,17 +190,17 @@ def bootstrap(statistic: Callable, *values: Num[np.ndarray, "n"], resamples: int
 
 
 def mean(values: Num[np.ndarray, "*s n"]) -> Float[np.ndarray, "*s"]:
-    """Of the last axis."""
+    """The mean over the last axis."""
     return np.asarray(values.mean(-1))
 
 
 def median(values: Num[np.ndarray, "*s n"]) -> Float[np.ndarray, "*s"]:
-    """Of the last axis."""
+    """The median over the last axis."""
     return np.asarray(np.median(values, -1))
 
 
 def pixels(images: Num[np.ndarray, "n h w channels"], side: int = 8) -> Float[np.ndarray, "n _"]:
-    """Pixels, averaged over squares so that at most `side` a side are left: a cheap extractor."""
+    """Pixels, averaged over squares so that at most `side` x `side` are left: a cheap extractor."""
     n, h, w, channels = images.shape
     rows, columns = -(-h // side), -(-w // side)
     images = np.asarray(images, np.float64)[:, : h // rows * rows, : w // columns * columns]
@@ -222,7 +223,7 @@ EXTRACTORS = {"pixels": pixels, "radial profiles": radial_profile}
 
 
 def _discrepancy(x: np.ndarray, y: np.ndarray) -> float:
-    """The unbiased squared maximum mean discrepancy of two sets of one size."""
+    """The unbiased squared maximum mean discrepancy of two sets of equal size."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     m = len(x)
     xx, yy, xy = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))

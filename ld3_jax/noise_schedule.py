@@ -1,6 +1,6 @@
-"""What every noise schedule is: alpha and sigma as functions of time, by three formulas in the log domain.
+"""The base class of noise schedules: alpha and sigma as functions of time, by three formulas in the log domain.
 
-Another one than those of `ld3_jax.schedules` is one class statement:
+One that `ld3_jax.schedules` lacks is one class statement:
 
     @dataclass(frozen=True)
     class Power(NoiseSchedule):
@@ -29,7 +29,7 @@ from ld3_jax.space import VECTORS, Space
 class NoiseSchedule(abc.ABC):
     """alpha and sigma as functions of time. Subclass it, as a frozen dataclass, for a noise schedule of your own.
 
-    It compares and hashes by value and is a pytree without leaves: pass it through `jax.jit` like any argument. Next to
+    It compares and hashes by value and is a pytree without leaves: pass it through `jax.jit` like any argument. Besides
     Flax's modules it is the only class here that is made to be inherited from.
 
     Attributes:

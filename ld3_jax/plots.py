@@ -45,7 +45,7 @@ def grids(path: Path, learned: Mapping[str, np.ndarray], hand_made: Mapping[str,
 
 
 def losses(path: Path, steps: Sequence[dict], baseline: tuple[str, float], title: str) -> None:
-    """Training and validation loss over the steps, on a log axis; of other starts than the one that ran longest, less.
+    """Training and validation loss over the steps, on a log axis; of starts that dropped out the training loss alone.
 
     Args:
         path: where to write a PNG.

@@ -1,4 +1,4 @@
-"""Several processes of JAX's distributed runtime: the first one alone reads and writes what all go on from.
+"""Several processes of JAX's distributed runtime: the first one alone reads and writes the files that all go on from.
 
 All processes run the same program on a mesh of all their devices, so a value is the same in each of them; what differs
 is the disk. With one process, nothing here does anything.
@@ -16,7 +16,7 @@ def is_first() -> bool:
 
 
 def of_first(tree: PyTree) -> PyTree:
-    """What the first process gave, in every process, on the host.
+    """The tree of the first process, in every process, on the host.
 
     Args:
         tree: numbers and arrays that are whole in each process; of the others only structure, shapes and dtypes count.

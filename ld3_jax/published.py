@@ -15,12 +15,12 @@ class Levels:
     """A descending list of noise levels.
 
     Attributes:
-        values: sigma / alpha, or of flows sigma.
+        values: sigma / alpha, or sigma for a flow.
         flow: whether they are a flow's.
         source: where they were published.
 
     Raises:
-        ValueError: unless there are at least three, descending, above 0, and of flows at most 1.
+        ValueError: unless there are at least three, descending, above 0, and for a flow at most 1.
     """
 
     values: tuple[float, ...]
@@ -46,7 +46,7 @@ class Levels:
             u: positions.
 
         Raises:
-            ValueError: if the list is of another range, or of another kind of noise schedule.
+            ValueError: if the list has another range, or is for another kind of noise schedule.
         """
         self._check(schedule)
         ends = jnp.asarray([schedule.t_max, schedule.t_min], u.dtype)

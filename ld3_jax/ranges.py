@@ -1,4 +1,4 @@
-"""Ranges that numbers must lie in, and the one error where they do not."""
+"""Ranges that numbers must lie in, and the one error if they do not."""
 
 import math
 import numbers

@@ -1,4 +1,4 @@
-"""Where the states of a diffusion lie: what it means to add noise to one, or a step. Vectors, or another manifold."""
+"""Where the states of a diffusion lie, vectors or a manifold, and so how noise or a step is added to one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Space:
         tangent: tangent(state) -> arrays shaped like an update of it.
         join: a value for each part of the noise schedule -> a pytree that is a prefix of the states.
         flat: whether states are vectors. On a manifold noise and steps are updates, so the noise schedule must have
-            alpha = 1, and solvers take noise predictions, those for data in their form for noise.
+            alpha = 1, and solvers take noise predictions; those for data predictions are converted.
     """
 
     retract: Callable[[PyTree, PyTree], PyTree] = add

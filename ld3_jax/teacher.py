@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ld3_jax import solvers, teacher_cache
 from ld3_jax.batches import check_finite, divide, equal_batches, finite, replicate
-from ld3_jax.denoisers import Model
+from ld3_jax.denoisers import Model, as_pytree
 from ld3_jax.grids import grid
 from ld3_jax.ranges import COUNT, check
 from ld3_jax.schedules import NoiseSchedule
@@ -41,7 +41,7 @@ class Teacher:
         batch_size: the most samples to integrate at a time; the batches are made equal.
         cache: a folder in which to keep the pairs. What is there already is not made again; a damaged file is named in
             a warning and made again. Pairs of other models, solvers, grids or noise lie elsewhere in it.
-        identity: what tells the model from others with the same weights: a name, a version.
+        identity: what tells the model from others with the same weights and functions of the same names: a version.
         drop_not_finite: leave out pairs whose sample is not finite, rather than refuse them all.
 
     Raises:
@@ -70,13 +70,13 @@ def make_pairs(
     x_T: PyTree,
     cond: PyTree = None,
     *,
-    teacher: Teacher = Teacher(),
+    teacher: Teacher = _TEACHER,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Pairs:
     """Integrate initial noise with the teacher.
 
     Args:
-        model: model(x, t, cond) -> noise prediction; a pytree with its weights as leaves.
+        model: model(x, t, cond) -> noise prediction; a pytree with its weights as leaves, or a function without any.
         schedule: its noise schedule.
         x_T: (n, ...) initial states, scaled by `schedule.prior_scale`; an array or a pytree of arrays.
         cond: n conditions, or None.
@@ -91,7 +91,7 @@ def make_pairs(
         FloatingPointError: if a sample is not finite; it says which. With `drop_not_finite`, if none is finite.
         OSError: if the disk does not take a batch; earlier batches stay.
     """
-    count = _count(x_T, cond)
+    count, model = _count(x_T, cond), as_pytree(model)
     x_T = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32)), x_T)
     t = grid(teacher.grid, schedule, teacher.solver.n_steps)
     n_batches, size = equal_batches(count, teacher.batch_size)

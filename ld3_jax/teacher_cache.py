@@ -12,12 +12,12 @@ from jaxtyping import Array, PyTree
 
 from ld3_jax.batches import to_host
 from ld3_jax.denoisers import Model
-from ld3_jax.disk import digest, read_arrays, write_arrays, write_atomically
+from ld3_jax.disk import digest, fingerprint, read_arrays, write_arrays, write_atomically
 from ld3_jax.processes import is_first, of_first
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 
-_VERSION = 2
+_VERSION = 3
 
 
 def folder(
@@ -35,10 +35,9 @@ def folder(
     what = {
         "version": _VERSION,
         "identity": identity,
-        "weights": digest(model),
+        "model": fingerprint(model),
         "schedule": {"name": type(schedule).__name__, **dataclasses.asdict(schedule)},
-        # What is None adds nothing, so that pairs made before a choice existed are still found.
-        "solver": {name: value for name, value in dataclasses.asdict(solver).items() if value is not None},
+        "solver": dataclasses.asdict(solver),
         "t": digest(t),
         "inputs": digest(to_host(inputs)),
         "batch": size,

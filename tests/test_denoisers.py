@@ -148,6 +148,11 @@ def test_guidance_extrapolates_from_unconditional_to_conditional(scale):
     np.testing.assert_allclose(guided, unconditional + scale * (conditional - unconditional), rtol=1e-5, atol=1e-5)
 
 
+def test_guidance_without_conditions_is_refused():
+    with pytest.raises(ValueError, match="needs a condition for each sample, got cond=None"):
+        denoisers.guided(shifted_by_cond, jnp.float32(-1.0), 2.0)(X, T)
+
+
 def test_guidance_calls_the_network_once_on_a_doubled_batch():
     batches = []
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 from ld3_jax import disk
 
@@ -60,6 +61,19 @@ def test_digest_changes_with_a_leafs(other):
     weights = {"w": np.float32([1, 2, 3, 4]), "b": np.float32([0])}
     assert disk.digest(weights) == disk.digest(jax.tree.map(jnp.array, weights))
     assert disk.digest(weights) != disk.digest(other)
+
+
+def test_fingerprint_changes_with_leaves_and_structure_but_not_with_addresses():
+    def made():
+        def network(weights, x):
+            return weights * x
+
+        return network
+
+    one, network = np.float32([1, 2]), made()
+    assert disk.fingerprint(Partial(network, one)) == disk.fingerprint(Partial(made(), one))
+    others = [Partial(network, 2 * one), Partial(np.sin, one), Partial(network, one, None)]
+    assert len({disk.fingerprint(tree) for tree in [Partial(network, one), *others]}) == 4
 
 
 def test_numbers_are_read_as_they_are():

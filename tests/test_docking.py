@@ -205,7 +205,7 @@ def test_a_missing_extra_is_one_clear_error(monkeypatch):
 
     monkeypatch.setattr(molecules, "importlib", SimpleNamespace(import_module=missing, util=importlib.util))
     with pytest.raises(
-        ImportError, match=r"docking needs the package MDAnalysis.*pip install -r requirements-docking.txt"
+        ImportError, match=r"^docking needs the package MDAnalysis: pip install -r requirements-docking.txt$"
     ):
         pretrained.load("ergotamine")
 

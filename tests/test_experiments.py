@@ -389,7 +389,7 @@ def test_nan_from_the_teacher_stops_the_run_before_it_claims_its_workdir(config,
     ring = pretrained.load("ring")
     broken = replace(ring, model=Partial(lambda inner, x, t, cond=None: inner(x, t) / (x[:, :1] > 0), ring.model))
     monkeypatch.setattr(models, "of_config", lambda config: broken)
-    with pytest.raises(FloatingPointError, match=r"of the 40 of the teacher's samples are not finite, numbers \d+"):
+    with pytest.raises(FloatingPointError, match=r"the teacher's samples: \d+ of 40 are not finite, namely number \d+"):
         train_main.run(config, tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {".lock"}
 

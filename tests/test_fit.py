@@ -271,7 +271,7 @@ def test_memory_holds_the_states_and_no_activations():
 def test_pairs_that_are_not_finite_are_refused(where, pairs):
     some = part(pairs, 0, 16)
     broken = some._replace(**{where: getattr(some, where).at[13].set(jnp.nan)})
-    with pytest.raises(FloatingPointError, match="1 of the 16 of the pairs to learn from are not finite, numbers 13"):
+    with pytest.raises(FloatingPointError, match="the pairs to learn from: 1 of 16 are not finite, namely number 13"):
         learning.fit(make_student(), broken, KEY, learner=SHORT)
 
 

@@ -1,5 +1,6 @@
 """Learning by Gauss-Newton: exact on a quadratic, unbiased averages, a rate that rises and falls, refusals."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +30,24 @@ def pairs():
 def make_task(pairs, parametrisation, learner, solver="dpmpp"):
     student = learning.make_student(MODEL, SCHEDULE, Solver(solver, 4), losses.l2)
     return learning.make_task(student, pairs, KEY, parametrisation, learner)
+
+
+def test_states_may_be_pytrees(pairs):
+    def halves(x):
+        return {"first": x[:, 0], "second": x[:, 1:]}
+
+    def network(x, t, cond):
+        eps = MODEL(jnp.column_stack([x["first"], x["second"]]), t, cond)
+        return halves(eps)
+
+    def model_of(network, pairs):
+        student = learning.make_student(network, SCHEDULE, Solver("ddim", 2))
+        task = learning.make_task(student, pairs, KEY, Gaps(), GaussNewton())
+        params = learning.begin(task, "logsnr").params
+        return jax.jit(quadratic_model, static_argnums=3)(task, params, task.train, 40)
+
+    of_pytrees = model_of(network, pairs._replace(x_T=halves(pairs.x_T), x_0=halves(pairs.x_0)))
+    chex.assert_trees_all_close(of_pytrees, model_of(MODEL, pairs), rtol=1e-3)
 
 
 @pytest.mark.parametrize("solver", ["dpmpp", "ipndm"])
@@ -101,7 +120,7 @@ def test_rates_out_of_their_range_are_refused(settings):
 
 def test_a_loss_that_is_no_function_of_squares_is_refused(pairs):
     student = learning.make_student(MODEL, SCHEDULE, Solver("dpmpp", 4), losses.l1)
-    with pytest.raises(ValueError, match="needs a loss that is a function of squares"):
+    with pytest.raises(ValueError, match=r"steps of second order .* need one of the losses"):
         learning.fit(student, pairs, KEY)
 
 

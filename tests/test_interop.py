@@ -215,7 +215,7 @@ def test_a_program_that_is_missing_is_named_in_one_line(monkeypatch):
     monkeypatch.delitem(sys.modules, "ld3_jax.interop.diffusers", raising=False)
     with pytest.raises(ImportError) as error:
         _ = interop.LearnedScheduler
-    assert str(error.value) == "interop.LearnedScheduler needs torch: pip install 'ld3-jax[interop]'"
+    assert str(error.value) == "interop.LearnedScheduler needs torch: pip install -r requirements-interop.txt"
 
 
 def test_an_unknown_name_is_an_attribute_error():

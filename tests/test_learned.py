@@ -139,6 +139,20 @@ def test_what_fit_returns_needs_nothing_else(parametrisation, pairs, path):
     np.testing.assert_allclose(each.mean(), one.losses["valid"]["learned"], rtol=1e-4)
 
 
+def test_sampling_outside_jit_compiles_once(with_coefficients, caplog):
+    def run():
+        x_T = jnp.ones((3, 2))
+        ld3_jax.sample(MODEL, SCHEDULE, x_T, T, solver=with_coefficients.solver)
+        return with_coefficients.sample(MODEL, SCHEDULE, x_T)
+
+    first = run()
+    with jax.log_compiles():
+        np.testing.assert_array_equal(run(), first)
+        assert "Compiling" not in caplog.text
+        jax.jit(lambda x: x + 2)(0)
+    assert "Compiling" in caplog.text
+
+
 def test_it_is_judged_with_its_own_solver(learned, pairs):
     student = ld3_jax.make_student(SMALL, SCHEDULE, learned.solver)
     own, other = (

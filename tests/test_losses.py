@@ -32,6 +32,12 @@ def test_the_gradient_is_finite_where_samples_are_equal(name):
 
 
 @pytest.mark.parametrize("name", sorted(losses.LOSSES))
+def test_the_loss_of_a_pytree_is_that_of_all_its_numbers(name):
+    parts = ({"a": samples[:, 0], "b": (samples[:, 1:, 0], samples[:, 1:, 1])} for samples in (X, Y))
+    np.testing.assert_allclose(losses.LOSSES[name](*parts), losses.LOSSES[name](X, Y), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(losses.LOSSES))
 def test_the_annotations_refuse_unlike_shapes(name):
     with pytest.raises(jaxtyping.TypeCheckError):
         losses.LOSSES[name](X, Y[:, :1])
@@ -46,5 +52,5 @@ def test_a_loss_of_squares_is_phi_of_the_sum_of_its_squared_residuals(loss):
 
 @pytest.mark.parametrize("loss", [losses.l1, Partial(losses.l1), lambda x, y: losses.l2(x, y)])
 def test_another_loss_is_no_loss_of_squares(loss):
-    with pytest.raises(ValueError, match=r"function of squares, one of \('both', 'l2', 'lpips', 'rmse'\), got"):
+    with pytest.raises(ValueError, match=r"GaussNewton.* \('both', 'l2', 'lpips', 'rmse'\); GradientDescent .* got"):
         losses.least_squares(loss)

@@ -1,10 +1,14 @@
 """Distances of distributions: their closed forms, streaming, what they refuse; intervals."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from ld3_jax import metrics
 from ld3_jax.metrics import Statistics
+from ld3_jax.networks import inception
 
 
 @pytest.fixture
@@ -93,8 +97,18 @@ def test_kid_of_equal_sets_is_zero_and_of_others_is_not(rng):
     found = metrics.kid(x, y + 0.3)
     assert found.low > 0
     assert found.low < found.value < found.high
-    with pytest.raises(ValueError, match="at least 2 blocks of at least 2 samples"):
-        metrics.kid(x[:19], y[:19])
+    with pytest.raises(ValueError, match="at least 2 blocks and 4 samples a block are needed, got 10 of 39 samples"):
+        metrics.kid(x[:39], y[:39])
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_the_interval_of_kid_covers_the_truth_in_95_of_100_cases(shift, rng):
+    # x and y from the same noise, as a student's samples and its teacher's are.
+    x = rng.standard_normal((500, 80, 4))
+    found = np.array([metrics.kid(one, one + shift, seed=seed) for seed, one in enumerate(x)])
+    truth = found[:, 0].mean() if shift else 0.0
+    covered = ((found[:, 1] <= truth) & (truth <= found[:, 2])).mean()
+    assert covered == pytest.approx(0.95, abs=0.03)
 
 
 def test_kid_is_unbiased(rng):
@@ -138,3 +152,19 @@ def test_cheap_extractors_are_means():
     radius = np.hypot(x, y).astype(int)
     profile = metrics.radial_profile(np.stack([radius, 0 * radius])[..., None] * 1.0)
     np.testing.assert_allclose(profile, [np.arange(10), np.zeros(10)], atol=1e-12)
+
+
+def test_the_fid_of_the_documentation_is_computed(rng, tmp_path, monkeypatch):
+    (snippet,) = re.findall(r"```python\n(.*?)```", Path("docs/metrics.md").read_text(), re.DOTALL)
+    monkeypatch.setattr(inception, "load", lambda: lambda images: images.mean((1, 2)))
+    monkeypatch.chdir(tmp_path)
+    images = rng.uniform(-1, 1, (2, 10, 4, 4, 3)).astype(np.float32)
+    (tmp_path / "runs/cifar10/many").mkdir(parents=True)
+    for i, batch in enumerate(images):
+        np.savez(tmp_path / f"runs/cifar10/many/{10 * i:08d}.npz", samples=batch)
+    reference = metrics.statistics([rng.standard_normal((30, 3))])
+    metrics.write_statistics(tmp_path / "cifar10-32x32.npz", reference)
+    names = {}
+    exec(compile(snippet, "docs/metrics.md", "exec"), names)
+    expected = metrics.frechet(metrics.statistics([images.mean((2, 3)).reshape(20, 3)]), reference)
+    assert names["fid"] == pytest.approx(expected, rel=1e-4)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from ld3_jax import grids, schedules, solvers, teacher, teacher_cache
+from ld3_jax import denoisers, grids, schedules, solvers, teacher, teacher_cache
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Teacher
 
@@ -21,6 +21,10 @@ SOLVER = Solver("ddim", 4)
 
 def _network(weights, x, t, cond=None):
     return weights * jnp.tanh(x) / (1 + t) + (0 if cond is None else 0.1 * cond["class"][:, None])
+
+
+def _another_network(weights, x, t, cond=None):
+    return weights * x
 
 
 MODEL = Partial(_network, jnp.float32(0.7))
@@ -98,7 +102,7 @@ def test_states_may_be_pytrees():
         return jax.tree.map(jnp.tanh, x)
 
     x_T = {"a": NOISE, "b": NOISE[:, 0]}
-    pairs = make(model=Partial(network), x_T=x_T)
+    pairs = make(model=network, x_T=x_T)
     chex.assert_trees_all_equal_shapes(pairs.x_0, pairs.x_T, x_T)
     alone = make(model=Partial(lambda x, t, cond: jnp.tanh(x)))
     chex.assert_trees_all_close(pairs.x_0["a"], alone.x_0, rtol=1e-5)
@@ -115,6 +119,8 @@ def test_what_is_cached_is_read_and_not_made_again(cache, calls):
     "changes",
     [
         {"model": Partial(_network, jnp.float32(0.7001))},
+        {"model": Partial(_another_network, *MODEL.args)},
+        {"model": denoisers.to_noise(MODEL, SCHEDULE, "v")},
         {"schedule": schedules.VPLinear(beta_1=19.0)},
         {"solver": Solver("dpmpp", 4, order=2)},
         {"grid": "edm"},

@@ -31,5 +31,5 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("ld3_jax"):
             raise
-        raise ImportError(f"interop.{name} needs {error.name}: pip install 'ld3-jax[interop]'") from error
+        raise ImportError(f"interop.{name} needs {error.name}: pip install -r requirements-interop.txt") from error
     return getattr(module, _NAMES.get(name, name))

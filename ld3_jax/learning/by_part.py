@@ -22,8 +22,8 @@ _GAPS = Gaps()
 class ByPart:
     """The numbers of another parametrisation, once for each part of the noise schedule.
 
-    Its arrays are those of the parts, one after the other along the first axis. A noise schedule of one part is learned
-    as by the other parametrisation itself.
+    Its arrays are those of the parts, one after the other along the first axis. For a noise
+    schedule of one part it is that parametrisation itself.
 
     Attributes:
         each: the parametrisation of each part: `Gaps`, or `WithCoefficients` for everything.

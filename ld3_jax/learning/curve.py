@@ -64,7 +64,7 @@ class Curve:
         known_groups(self.frozen, ("logits", "shifts"))
 
     def init(self, start: Discretization, schedule: NoiseSchedule, solver: Solver) -> Params:
-        """The numbers under which the curve is the hand-made grid that `start` is."""
+        """The numbers with which the curve is the hand-made grid `start`."""
         plain = start.coefficients is None and start.t.shape == start.t_c.shape == (solver.n_steps + 1,)
         hand_made = [np.asarray(grids.grid(name, schedule, solver.n_steps)) for name in GRIDS]
         same = [plain and np.allclose(start[:2], times[None], rtol=1e-4) for times in hand_made]

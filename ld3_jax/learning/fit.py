@@ -67,7 +67,7 @@ def make_task(
 ) -> Task:
     """All that does not change while learning, checked; on each of the devices of the mesh in context.
 
-    Args and raises as of `fit`.
+    Args and Raises: see `fit`.
     """
     count = len(jax.tree.leaves(pairs)[0])
     check_finite((pairs.x_T, pairs.x_0), "the pairs to learn from")
@@ -107,7 +107,7 @@ def learn(task: Task, start: str | Discretization = "race", advance: Advance | N
 
     Args:
         task: what is learned.
-        start: as of `fit`.
+        start: see `fit`.
         advance: advance(name, state, step) -> the state at that step, by `steps`; your own may watch and save them.
     """
     advance = partial(_advance, task) if advance is None else advance
@@ -184,13 +184,13 @@ def _network_calls(task: Task, last: TrainState, ranked: int, starts: int, heats
     """Of the steps, and of the samples that were drawn to judge."""
     learner, n_train, n_valid = task.learner, *(len(jax.tree.leaves(pairs)[0]) for pairs in (task.train, task.valid))
     ends = [0, *(heat.step for heat in heats)]
-    steps = [len(heat.losses) * (heat.step - begun) for heat, begun in zip(heats, ends, strict=False)]
-    steps = sum(steps) + int(last.step) - ends[-1]
+    made = sum(len(heat.losses) * (heat.step - begun) for heat, begun in zip(heats, ends, strict=False))
+    made += int(last.step) - ends[-1]
     samples = ranked * min(learner.valid_batch, n_train)
     samples += sum(len(heat.losses) for heat in heats) * min(2 * learner.valid_batch, n_valid)
-    samples += (starts + steps // learner.validate_every) * n_valid
+    samples += (starts + made // learner.validate_every) * n_valid
     of_sampling = sum(one.solver.nfe for one in task.students())
-    return steps * learner.batch_size * learner.calls(task, last.params) + samples * of_sampling
+    return made * learner.batch_size * learner.calls(task, last.params) + samples * of_sampling
 
 
 def _numbers(task: Task, start: str | Discretization) -> Params:

@@ -1,4 +1,4 @@
-"""LD3's own parametrisation: gaps between the times, and decoupled times at which the network is told to be.
+"""LD3's own parametrisation: gaps between the times, and decoupled times that are given to the network.
 
 Reference: Tong et al., arXiv:2405.15506, section 4.
 """

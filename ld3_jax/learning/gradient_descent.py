@@ -70,10 +70,10 @@ class GradientDescent:
         steps: how many steps.
         batch_size: training pairs a step.
         validate_every: steps between validations.
-        frozen_steps: for so many steps the shifts do not move.
+        frozen_steps: number of first steps in which the shifts do not move.
         patience: when to lower the rates and to stop early; None: never.
         surrogate: the soft surrogate; None: off.
-        held_out: of the pairs, so many are for validation alone; 0: all are for both.
+        held_out: how many of the pairs are for validation alone; 0: all are for both.
         valid_batch: validation samples to integrate at a time.
         remat: recompute activations in the backward pass, so that memory does not grow with the network calls.
 

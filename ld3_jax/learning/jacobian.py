@@ -2,7 +2,7 @@
 
 A state is a sum of the initial state and past predictions (`solvers.Expansion`). A change of one of its factors shows
 in that state first, so before the call there the tangent is zero. At each call the network is linearised once, and only
-those directions pass through it that have begun.
+the directions that have begun pass through it.
 """
 
 from collections.abc import Callable
@@ -115,7 +115,7 @@ def sample_and_derivatives(
 ) -> tuple[PyTree, PyTree]:
     """A batch of samples, and how they change along directions of the numbers, through the whole solver.
 
-    It asks nothing of the states, which may lie on a manifold; every direction passes through every call.
+    It assumes nothing about the states, which may lie on a manifold; every direction passes through every call.
 
     Args:
         sample: from the numbers to the samples.

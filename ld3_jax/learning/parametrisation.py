@@ -36,7 +36,7 @@ class Parametrisation(Protocol):
         ...
 
     def project(self, params: Params, schedule: NoiseSchedule) -> Params:
-        """The nearest numbers that count; a learner applies it after each step."""
+        """The nearest numbers that are allowed; a learner applies it after each step."""
         ...
 
     def learned(self, params: Params) -> Mask:

@@ -17,10 +17,10 @@ class Patience:
     """Return to the best numbers and lower the rates when validations bring nothing better.
 
     Attributes:
-        validations: so many in a row without a new best one.
+        validations: how many in a row without a new best one.
         decay: factor on the rates.
         floors: the least factor of each group's rate, as (group, factor).
-        visits: stop after so many returns with all rates at their floors.
+        visits: stop after this many returns with all rates at their floors.
 
     Raises:
         ValueError: if validations or visits is less than 1, decay is not in (0, 1] or a floor not in [0, 1].

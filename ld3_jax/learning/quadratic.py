@@ -45,7 +45,7 @@ class SecondOrder:
         largest: the most that the logit of a gap may change in a step.
         tangents: directions times samples that pass through the network at a time: more on an accelerator. Memory holds
             64 states for each.
-        held_out: of the pairs, so many are for validation alone; 0: all are for both.
+        held_out: how many of the pairs are for validation alone; 0: all are for both.
         valid_batch: validation samples to integrate at a time.
 
     Raises:

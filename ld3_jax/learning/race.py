@@ -1,6 +1,6 @@
 """Where to start: the grid that is best before learning is often not the one that is best after it, so starts race.
 
-From every hand-made grid the best start learns for a few steps. Twice the worse half drops out, judged on the pairs
+From every hand-made grid the best start learns for a few steps. The worse half drops out, twice, judged on the pairs
 that come last in the first pass over them, so that as few as possible have been learned from; what the winner has
 learned by then is kept. So four starts cost half as much again as one.
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ld3_jax import losses
 from ld3_jax.batches import in_batches
-from ld3_jax.denoisers import Model
+from ld3_jax.denoisers import Model, as_pytree
 from ld3_jax.learning.discretization import Discretization
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, integrate
@@ -50,7 +50,7 @@ def make_student(
     """
     if solver.nfe is None:
         raise ValueError(f"a student's solver needs its number of network calls, nfe, got {solver!r}")
-    return Student(_as_pytree(model), schedule, solver, loss and _as_pytree(loss), _as_pytree(decode))
+    return Student(as_pytree(model), schedule, solver, loss and as_pytree(loss), as_pytree(decode))
 
 
 def run(student: Student, found: Discretization, x_T: PyTree, cond: PyTree = None, *, remat: bool = False) -> PyTree:
@@ -114,7 +114,3 @@ def losses_in_batches(loss: Loss, samples: PyTree, targets: PyTree, *, batch_siz
 
 def _loss(student: Student) -> Loss:
     return Partial(losses.l2) if student.loss is None else student.loss
-
-
-def _as_pytree(function: Callable) -> Callable:
-    return Partial(function) if jax.tree_util.all_leaves([function]) else function

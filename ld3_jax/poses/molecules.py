@@ -206,8 +206,7 @@ def needed(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"docking needs the package {module.split('.')[0]}, which the extra `docking` installs: "
-            "pip install 'ld3-jax[docking]', or in a checkout pip install -r requirements-docking.txt"
+            f"docking needs the package {module.split('.')[0]}: pip install -r requirements-docking.txt"
         ) from error
 
 

@@ -46,7 +46,7 @@ def converted(expansion: Expansion, schedule: NoiseSchedule, given: str, wanted:
         expansion: the solver.
         schedule: its noise schedule.
         given: what it takes, "noise" or "data".
-        wanted: what it shall take.
+        wanted: what it should take.
     """
     if given == wanted:
         return expansion
@@ -61,9 +61,9 @@ def converted(expansion: Expansion, schedule: NoiseSchedule, given: str, wanted:
 
 
 def as_updates(expansion: Expansion) -> Table:
-    """The same solver as updates of the state of the last call, where every state holds the initial one as it is.
+    """The same solver as updates of the last call's state; the initial one must have the factor 1 in every state.
 
-    x_{i+1} = x_i + sum_j (history_{i+1,j} - history_{i,j}) P_j: no factor but 1 at a state, as a manifold asks for.
+    x_{i+1} = x_i + sum_j (history_{i+1,j} - history_{i,j}) P_j: no factor of a state but 1, as a manifold requires.
     """
     return explicit(expansion.t, jnp.ones_like(expansion.t), by_call(jnp.diff(expansion.history, axis=0)))
 

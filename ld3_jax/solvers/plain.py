@@ -1,4 +1,4 @@
-"""A solver as plain numbers: all that a program without this one needs to run it.
+"""A solver as plain numbers: all that another program needs to run it.
 
 The reader and the loop are `ld3_jax.interop.standalone`, which is plain Python.
 """
@@ -13,7 +13,7 @@ from ld3_jax.schedules import NoiseSchedule, VPDiscrete
 from ld3_jax.solvers.solver import Solver
 from ld3_jax.solvers.table import Table
 
-# What is 1 at all times. Programs that measure noise by one number take it to be sigma / alpha, and of flows sigma.
+# What is 1 at all times. Programs that measure noise by one number take it to be sigma / alpha, and for flows sigma.
 _PROCESSES: dict[str, Callable[[Any, Any], Any]] = {
     "ve": lambda alpha, sigma: alpha,
     "vp": lambda alpha, sigma: alpha**2 + sigma**2,
@@ -28,7 +28,7 @@ def plain(table: Table, schedule: NoiseSchedule, t: Float[Array, "n_points"], so
         table: a solver's table, perhaps with learned changes.
         schedule: the noise schedule.
         t: the times of the grid.
-        solver: the solver that the table is of.
+        solver: the solver whose table it is.
 
     Returns:
         The table's columns; `prediction`, what it takes, "noise" or "data"; `alpha` and `sigma` at the network's times

@@ -239,6 +239,13 @@ def integrate(
         cond: passed to the model.
         remat: see `solve`.
     """
+    return _integrate(denoisers.as_pytree(model), schedule, solver, table, x_T, cond, remat)
+
+
+@partial(jax.jit, static_argnums=6)  # one program, where a solver is run outside of any other
+def _integrate(
+    model: Model, schedule: NoiseSchedule, solver: Solver, table: Table, x_T: PyTree, cond: PyTree, remat: bool
+) -> PyTree:
     space, predict = schedule.space, denoisers.convert(model, schedule, solver.takes(schedule))
     return solve(predict, table, x_T, cond=cond, remat=remat, retract=space.retract, update_like=space.tangent(x_T))
 
