@@ -168,10 +168,12 @@ class Stopwatch:
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
         begun, compiled = time.monotonic(), self._compiling
-        yield
-        compiling = self._compiling - compiled
-        self.seconds[part] = time.monotonic() - begun - compiling
-        self.seconds["compiling"] = self.seconds.get("compiling", 0.0) + compiling
+        try:
+            yield
+        finally:
+            compiling = self._compiling - compiled
+            self.seconds[part] = time.monotonic() - begun - compiling
+            self.seconds["compiling"] = self.seconds.get("compiling", 0.0) + compiling
 
     def _listen(self, event: str, seconds: float, **_: Any) -> None:
         if event in _COMPILING:

@@ -4,10 +4,17 @@ import json
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from mains import main
 
+from configs import default
 from experiments import measurements
+from experiments.plan import Plan
+from ld3_jax import learning, pretrained
+from ld3_jax.solvers import Solver
+from ld3_jax.teacher import Pairs
 
 # The program with a table whose rows say when they were measured; the second is interrupted the first time.
 PROGRAM = """
@@ -44,6 +51,20 @@ def test_rows_are_saved_one_by_one_and_not_measured_again(tmp_path):
     text = out.with_suffix(".md").read_text()
     assert "\n## clock\n\nWhen.\n" in text
     assert "0.50000 (0.25000) 12.5%" in text
+
+
+def test_samples_are_judged_in_batches_of_the_configurations_size(monkeypatch):
+    def distances(student, found, pairs, *, batch_size):
+        return np.float32([batch_size])
+
+    monkeypatch.setattr(learning, "distances", distances)
+    config = default.get_config()
+    config.learn.valid_batch = 5
+    ring = pretrained.load("ring")
+    student = learning.make_student(ring.model, ring.schedule, Solver("ddim", 3))
+    pairs = Pairs(jnp.zeros((1, 2)), jnp.zeros((1, 2)))
+    case = measurements.Case(student, pairs, pairs, Plan.of(config), 0, ring)
+    assert measurements.squared_errors(case, learning.on_grid("edm", ring.schedule, student.solver)) == [5]
 
 
 def test_a_table_that_does_not_exist_is_refused(tmp_path):

@@ -85,7 +85,8 @@ def test_a_schedule_is_what_its_contract_says(finished):
 
 def test_the_same_command_again_changes_nothing(finished):
     folder, _ = finished
-    before = {name: (folder / "run" / name).read_bytes() for name in ("schedule.json", "metrics.jsonl")}
+    names = ("schedule.json", "metrics.jsonl", "report.json")
+    before = {name: (folder / "run" / name).read_bytes() for name in names}
     main("train", *small_run(folder, f"--config.learn.steps={STEPS}"))
     assert before == {name: (folder / "run" / name).read_bytes() for name in before}
 
@@ -430,10 +431,14 @@ def test_a_damaged_checkpoint_gives_way_to_an_earlier_one_and_the_bits_are_the_s
     with pytest.raises(KeyboardInterrupt):
         train_main.run(config, tmp_path / "run")
     monkeypatch.setattr(checkpoint, "save", save)
+    report = tmp_path / "run" / "report.json"
+    assert {"learning", "compiling"} <= set(json.loads(report.read_text())["seconds"])
+    report.write_text(json.dumps({"seconds": {"learning": 1e6}}))
     newest = max((tmp_path / "run" / "checkpoints").rglob("*.json")).with_suffix("")
     (newest / "manifest.ocdbt").write_bytes(b"")
     train_main.run(config, tmp_path / "run")
     assert f"{newest} is damaged" in caplog.text
+    assert json.loads(report.read_text())["seconds"]["learning"] > 1e6  # with those before the interruption
     for name in ("schedule.json", "metrics.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

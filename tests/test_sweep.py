@@ -5,6 +5,7 @@ import json
 import re
 import threading
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from mains import main, module
@@ -13,6 +14,7 @@ from configs.sweeps import galaxies
 from experiments import cells, page
 from experiments.cells import Cell, Judged, Measured
 from ld3_jax.grids import GRIDS
+from ld3_jax.learning import student
 
 COMMITTED = Path("docs/galaxies")
 CONFIG = """
@@ -23,7 +25,7 @@ def get_config():
     c.networks, c.solvers, c.nfes, c.held_out = ("ring",), ("ddim",), (2, 3, 4), (30,)
     c.baselines, c.probes = ("dmn", "gits"), 4
     c.run.teacher.nfe, c.run.teacher.cache, c.run.data.train = 8, {cache!r}, 10
-    c.run.learn.steps, c.run.learn.init = 2, "logsnr"
+    c.run.learn.steps, c.run.learn.init, c.run.learn.valid_batch = 2, "logsnr", 5
     return c
 """
 SOLVERS = {"DPM-Solver++ 3M": "dpmpp", "UniPC-3": "unipc", "iPNDM-4": "ipndm"}
@@ -45,7 +47,9 @@ def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "config.py").write_text(CONFIG.format(cache=str(folder / "teacher")))
     arguments = (f"--config={folder / 'config.py'}", f"--workdir={folder}")
-    first = main("sweep", *arguments, "--config.nfes=(2,)")
+    with mock.patch.object(student, "run_in_batches", wraps=student.run_in_batches) as run:
+        first = main("sweep", *arguments, "--config.nfes=(2,)")
+    assert {call.kwargs["batch_size"] for call in run.call_args_list} == {5}
     there = cells.read(Cell("ring", "ddim", 2, 0).path(folder))
     config = there.config | {"solver": there.config["solver"] | {"nfe": 3}}
     cells.write(folder, measured(Cell("ring", "ddim", 3, 0), config, times=judged(0.2), everything=judged(0.1)), None)
