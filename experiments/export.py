@@ -120,6 +120,12 @@ flags.mark_flags_as_required(["schedule", "out", "format"])
 
 def main() -> None:
     out, path = Path(_OUT.value), Path(_SCHEDULE.value)
+    of_lists, of_sigmas = _CHECK.value or _LOSSY.value, _LAST.value != "kept"
+    if (of_lists and _FORMAT.value not in lists.LISTS) or (of_sigmas and _FORMAT.value != "sigmas"):
+        raise ValueError(
+            f"--check and --lossy are for lists of times ({', '.join(lists.LISTS)}), --last is for sigmas, "
+            f"got --format={_FORMAT.value}"
+        )
     check_writable(out)
     source = Source(path, _NFE.value)
     try:
