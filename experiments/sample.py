@@ -50,7 +50,7 @@ def main() -> None:
         endings = [".png", ".npy", *model.formats]
         if out.suffix not in endings:
             raise ValueError(
-                f"--out must end in {', '.join(endings)}, or for a folder in nothing or /, got {out.name!r}"
+                f"--out must end in one of {endings}, or name a folder (no ending, or a / at the end), got {out.name!r}"
             )
         num = min(num, pictures.MOST) if out.suffix == ".png" else num
         size = min(num, _BATCH.value)
