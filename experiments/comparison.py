@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.tree_util import Partial
@@ -20,6 +20,7 @@ from ld3_jax.teacher import Pairs
 
 Errors = dict[str, np.ndarray]  # name -> (n,) one number a noise
 SQUARED_ERROR, LPIPS = "squared error", "LPIPS"
+_STATISTICS = {"mean": metrics.mean, "median": metrics.median}
 _LPIPS_CACHE = Path("~/.cache/ld3_jax").expanduser()
 
 
@@ -126,6 +127,19 @@ def summary(errors: Errors, astray: Mapping[str, float]) -> dict[str, dict[str, 
     }
 
 
+def figures(compared: Comparison) -> dict[str, dict[str, dict[str, Any]]]:
+    """All of a comparison's errors by measure and name: `summary`, 95 % intervals, and the error of each noise."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for measure, errors in compared.errors.items():
+        found[measure] = dict(summary(errors, compared.astray))
+        for name, values in errors.items():
+            intervals = {
+                f"{of} interval": metrics.bootstrap(statistic, values)[1:] for of, statistic in _STATISTICS.items()
+            }
+            found[measure][name] |= intervals | {"errors": values.tolist()}
+    return found
+
+
 def in_another_basin(errors: np.ndarray, targets: np.ndarray, squared_error: Partial) -> float:
     """The share of samples whose squared error exceeds `losses.other_basin`."""
     return float((errors > np.asarray(losses.other_basin(targets, squared_error))).mean())
@@ -134,7 +148,7 @@ def in_another_basin(errors: np.ndarray, targets: np.ndarray, squared_error: Par
 def print_intervals(errors: Errors) -> None:
     """Print how sure the means and medians are, and their ratios on the same noises."""
     best = best_hand_made(errors)
-    for name, statistic in (("mean", metrics.mean), ("median", metrics.median)):
+    for name, statistic in _STATISTICS.items():
         learned = metrics.bootstrap(statistic, errors["learned"])
         ratio = metrics.bootstrap(lambda a, b, of=statistic: of(a) / of(b), errors[best], errors["learned"])
         print(f"{name}, with 95 % interval: learned {learned}; {best} is {ratio} times that")
