@@ -20,10 +20,7 @@ from ld3_jax.learning import Learned, Student, kl_bound, make_student
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, Teacher
 
-_SCHEDULE = common.path_flag("schedule", None, "A schedule.json that experiments.train wrote.")
-_NFE = flags.DEFINE_integer(
-    "nfe", None, "Network calls, if a curve was learned; default the schedule's.", lower_bound=1
-)
+_SCHEDULE, _NFE = common.schedule_flags()
 _NUM = flags.DEFINE_integer("num", 200, "How many noises.", **common.COUNT)
 _SEED = flags.DEFINE_integer("seed", 1000, "Seed of the noise; not the one it was learned with.", **common.SEED)
 _TEACHER_NFE = flags.DEFINE_integer("teacher_nfe", 60, "Network calls of the teacher: UniPC-3 on the logsnr grid.")

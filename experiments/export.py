@@ -30,11 +30,8 @@ from ld3_jax.poses import PoseNoise, diffdock
 from ld3_jax.pretrained import Pretrained
 from ld3_jax.solvers import Table, integrate, plain
 
-_SCHEDULE = common.path_flag("schedule", None, "A schedule.json that experiments.train wrote.")
+_SCHEDULE, _NFE = common.schedule_flags()
 _OUT = common.path_flag("out", None, "Where to write.")
-_NFE = flags.DEFINE_integer(
-    "nfe", None, "Network calls, if a curve was learned; default the schedule's.", lower_bound=1
-)
 _LAST = flags.DEFINE_enum(
     "last", "kept", ["kept", "zero", "dropped"], "Of sigmas: the last one as it is, as 0, or left out."
 )
