@@ -86,7 +86,7 @@ def fill(folder: Path, learned: Learned, model: Pretrained, *, num: int, size: i
 
 def _to_host(first: int, samples: jax.Array, num: int) -> tuple[int, np.ndarray]:
     samples = samples[: num - first]
-    check_finite(samples, f"the samples from number {first} on")
+    check_finite(samples, "a batch of samples", first=first)
     return first, to_host(samples)
 
 
