@@ -31,8 +31,7 @@ _LEAST_SHARE = 1e-4  # of the range of lam that a step takes, so that none vanis
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Probe:
-    """What a baseline looks at a model with: the noise prediction, initial states scaled by the prior, conditions, and
-    the most states to pass through the network at a time."""
+    """A noise prediction, initial states scaled by the prior, conditions, and how many pass the network at a time."""
 
     model: Model
     x_T: Float[Array, "batch *shape"]
@@ -161,8 +160,7 @@ def dmn_bound(lam: Float[np.ndarray, "*s points"], smoothing: float = 0.0) -> Fl
     for k in range(3):
         weight = np.select([order == i + 1 for i in range(3)], [one[k] for one in by_order])
         weight = weight * np.exp(lam[..., :-1]) * _shifted(error[..., :-1], k, 0.0)
-        squares = squares + weight**2
-        total = total + _shifted(np.where(alone, 0, weight), -k, 0.0)
+        squares, total = squares + weight**2, total + _shifted(np.where(alone, 0, weight), -k, 0.0)
     return np.asarray(np.sqrt(squares)[..., alone].sum(-1) + np.sqrt(total**2 + smoothing**2).sum(-1))
 
 
@@ -294,8 +292,7 @@ def _optimal_choices(
         moved = path.s[:, None] - path.s[chosen]
         return y[chosen, each] + moved.reshape(*moved.shape, *(1,) * (y.ndim - 2)) * eps[chosen, each], chosen
 
-    start = jnp.broadcast_to(path.y[:1], path.y.shape)
-    return jax.lax.scan(step, start, jnp.arange(n))[1]
+    return jax.lax.scan(step, jnp.broadcast_to(path.y[:1], path.y.shape), jnp.arange(n))[1]
 
 
 def _like(values: Array, x: Array) -> Array:
