@@ -34,12 +34,15 @@ def main() -> None:
         raise ValueError(f"--tables takes some of {sorted(TABLES)}, got {sorted(unknown)}")
     out = Path(_OUT.value)
     check_writable(out)
-    record = measurements.read(out) | {"device": jax.devices()[0].device_kind, "python": platform.python_version()}
+    earlier, device = measurements.read(out), jax.devices()[0].device_kind
+    if earlier.get("device", device) != device:
+        raise ValueError(f"{out} was measured on {earlier['device']}; take another file with --out")
+    record = earlier | {"device": device, "python": platform.python_version()}
     record |= {"packages": {name: version(name) for name in _PACKAGES}}
     rows = record.setdefault("rows", {})
     print(", ".join([record["device"], *(f"{name} {number}" for name, number in record["packages"].items())]))
     for table in _TABLES.value:
-        print(f"\n{table}: {TABLES[table].__doc__}")
+        print(f"\n{table}: {' '.join(TABLES[table].__doc__.split())}")
         for name, measure in TABLES[table](_QUICK.value):
             key = f"{table}: {name}{' (quick)' if _QUICK.value else ''}"
             if key not in rows:
@@ -60,7 +63,7 @@ def markdown(record: dict[str, Any]) -> str:
         if not rows:
             continue
         columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-        lines += ["", f"## {table}", "", rows_of.__doc__, ""]
+        lines += ["", f"## {table}", "", " ".join(rows_of.__doc__.split()), ""]
         lines += ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
         for key, row in rows.items():
             cells = (_figure(row[column]) if column in row else "" for column in columns)

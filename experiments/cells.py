@@ -97,7 +97,7 @@ def read(path: Path) -> Measured:
 
 
 def _is_sound(measured: Measured) -> bool:
-    """Whether all values are of their kinds, and there are hand-made grids to compare with."""
+    """Whether all values are of their kinds, and no hand-made grid and nothing that is learned is missing."""
     words = [*measured.cell[:2], measured.device, *(judged.start for judged in measured.methods.values())]
     counts = [*measured.cell[2:], measured.held_out, *(judged.network_calls for judged in measured.methods.values())]
     figures = [
@@ -110,7 +110,7 @@ def _is_sound(measured: Measured) -> bool:
         and all(type(count) is int for count in counts)
         and numbers(figures).ndim == 1
         and isinstance(measured.config, dict)
-        and {*GRIDS} <= {*measured.methods}
+        and {*GRIDS, *LEARNED} <= {*measured.methods}
     )
 
 

@@ -28,6 +28,7 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "Work with the other processes of this command on all their devices. SLURM, Open MPI, Kubernetes and TPU pods say "
     "which they are; elsewhere JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
 )
+flags.disclaim_key_flags()  # of those that are defined below, for a main: --help shows them as its own
 _LINE_EVERY_S = 5.0
 _COMPILING = [
     f"/jax/core/compile/{part}_duration" for part in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
@@ -101,6 +102,13 @@ def path_flag(name: str, default: str | None, what: str) -> flags.FlagHolder:
     return holder
 
 
+def schedule_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
+    """The flags --schedule and --nfe: what was learned, and for how many calls."""
+    return path_flag("schedule", None, "A schedule.json that experiments.train wrote."), flags.DEFINE_integer(
+        "nfe", None, "Network calls, if a curve was learned; default the schedule's.", lower_bound=1
+    )
+
+
 SEED = {"lower_bound": 0, "upper_bound": 2**32 - 1}
 COUNT = {"lower_bound": 1, "upper_bound": 2**31 - 1}
 
@@ -168,10 +176,12 @@ class Stopwatch:
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
         begun, compiled = time.monotonic(), self._compiling
-        yield
-        compiling = self._compiling - compiled
-        self.seconds[part] = time.monotonic() - begun - compiling
-        self.seconds["compiling"] = self.seconds.get("compiling", 0.0) + compiling
+        try:
+            yield
+        finally:
+            compiling = self._compiling - compiled
+            self.seconds[part] = time.monotonic() - begun - compiling
+            self.seconds["compiling"] = self.seconds.get("compiling", 0.0) + compiling
 
     def _listen(self, event: str, seconds: float, **_: Any) -> None:
         if event in _COMPILING:

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.tree_util import Partial
@@ -21,6 +21,7 @@ from ld3_jax.teacher import Pairs
 
 Errors = dict[str, np.ndarray]  # name -> (n,) one number a noise
 SQUARED_ERROR = "squared error"
+_STATISTICS = {"mean": metrics.mean, "median": metrics.median}
 # Losses of images, which need weights: the measure's name, and what loads it.
 _OF_IMAGES: dict[str, tuple[str, Callable[[], Partial]]] = {
     "inception": ("Inception", losses.inception),
@@ -138,6 +139,19 @@ def summary(errors: Errors, astray: Mapping[str, float]) -> dict[str, dict[str, 
     }
 
 
+def figures(compared: Comparison) -> dict[str, dict[str, dict[str, Any]]]:
+    """All of a comparison's errors by measure and name: `summary`, 95 % intervals, and the error of each noise."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for measure, errors in compared.errors.items():
+        found[measure] = dict(summary(errors, compared.astray))
+        for name, values in errors.items():
+            intervals = {
+                f"{of} interval": metrics.bootstrap(statistic, values)[1:] for of, statistic in _STATISTICS.items()
+            }
+            found[measure][name] |= intervals | {"errors": values.tolist()}
+    return found
+
+
 def in_another_basin(errors: np.ndarray, targets: np.ndarray, squared_error: Partial) -> float:
     """The share of samples whose squared error exceeds `losses.other_basin`."""
     return float((errors > np.asarray(losses.other_basin(targets, squared_error))).mean())
@@ -146,7 +160,7 @@ def in_another_basin(errors: np.ndarray, targets: np.ndarray, squared_error: Par
 def print_intervals(errors: Errors) -> None:
     """Print how sure the means and medians are, and their ratios on the same noises."""
     best = best_hand_made(errors)
-    for name, statistic in (("mean", metrics.mean), ("median", metrics.median)):
+    for name, statistic in _STATISTICS.items():
         learned = metrics.bootstrap(statistic, errors["learned"])
         ratio = metrics.bootstrap(lambda a, b, of=statistic: of(a) / of(b), errors[best], errors["learned"])
         print(f"{name}, with 95 % interval: learned {learned}; {best} is {ratio} times that")

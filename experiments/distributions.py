@@ -1,6 +1,7 @@
 """Distances between the distributions of a student's samples and the teacher's."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +26,18 @@ def check(model: Pretrained, count: int) -> None:
         raise ValueError(f"--distances needs more samples than the {features} features of one, got --num={count}")
 
 
-def print_distances(samples: Mapping[str, np.ndarray], targets: np.ndarray) -> None:
+def print_distances(samples: Mapping[str, np.ndarray], targets: np.ndarray) -> dict[str, Any]:
     """Print the distances of samples to the teacher's from the same noise, nearest first; their Frechet distances are
     smaller than from other noise.
 
     Args:
         samples: images by name.
         targets: the teacher's.
+
+    Returns:
+        What is printed, by extractor and name; of KID a value and its interval.
     """
+    found: dict[str, Any] = {}
     width = max(10, *(len(name) + 2 for name in samples))
     for extractor, extract in metrics.EXTRACTORS.items():
         real = extract(targets)
@@ -41,10 +46,12 @@ def print_distances(samples: Mapping[str, np.ndarray], targets: np.ndarray) -> N
         distances = {name: metrics.frechet(metrics.statistics([of]), of_real) for name, of in features.items()}
         print(f"\ndistances to the teacher's {len(targets)} samples, of {extractor} ({real.shape[1]} features):\n")
         print(f"  {'grid':<{width}}{'Frechet':>11}{'KID (95 % interval)':>36}{'precision':>11}{'recall':>9}")
+        found[extractor] = {}
         for name in sorted(distances, key=distances.__getitem__):
-            covered = metrics.precision_recall(real, features[name])
+            covered, kid = metrics.precision_recall(real, features[name]), metrics.kid(features[name], real)
             print(
-                f"  {name:<{width}}{distances[name]:>11.4g}{metrics.kid(features[name], real)!s:>36}"
-                f"{covered.precision:>11.3f}{covered.recall:>9.3f}"
+                f"  {name:<{width}}{distances[name]:>11.4g}{kid!s:>36}{covered.precision:>11.3f}{covered.recall:>9.3f}"
             )
+            found[extractor][name] = {"frechet": distances[name], "kid": kid, **covered._asdict()}
     print(flush=True)
+    return found

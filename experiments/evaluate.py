@@ -3,8 +3,11 @@
 python -m experiments.evaluate --schedule=runs/quasar5/schedule.json
 """
 
+import dataclasses
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,14 +15,12 @@ from absl import flags
 
 from experiments import common, comparison, distributions, models
 from ld3_jax.baselines import BASELINES, Probe
+from ld3_jax.disk import check_writable, write_atomically
 from ld3_jax.learning import Learned, Student, kl_bound, make_student
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, Teacher
 
-_SCHEDULE = common.path_flag("schedule", None, "A schedule.json that experiments.train wrote.")
-_NFE = flags.DEFINE_integer(
-    "nfe", None, "Network calls, if a curve was learned; default the schedule's.", lower_bound=1
-)
+_SCHEDULE, _NFE = common.schedule_flags()
 _NUM = flags.DEFINE_integer("num", 200, "How many noises.", **common.COUNT)
 _SEED = flags.DEFINE_integer("seed", 1000, "Seed of the noise; not the one it was learned with.", **common.SEED)
 _TEACHER_NFE = flags.DEFINE_integer("teacher_nfe", 60, "Network calls of the teacher: UniPC-3 on the logsnr grid.")
@@ -27,6 +28,7 @@ _CACHE = common.path_flag("cache", "runs/teacher", "Folder of the teacher's samp
 _BASELINES = flags.DEFINE_list("baselines", ["dmn"], f"Other methods' grids to compare with: {', '.join(BASELINES)}.")
 _DISTANCES = flags.DEFINE_bool("distances", False, "Compare the distributions of samples, too; use --num=2000.")
 _BATCH = flags.DEFINE_integer("batch_size", 25, "The most samples to integrate at a time.", **common.COUNT)
+_OUT = common.path_flag("out", None, "A JSON file for what is printed and the error of every noise.")
 flags.mark_flags_as_required(["schedule"])
 
 _PROBES = 64  # states that the baselines look at the model with
@@ -40,6 +42,8 @@ def main() -> None:
         raise ValueError(f"--teacher_nfe: {error}") from error
     if unknown := set(_BASELINES.value) - set(BASELINES):
         raise ValueError(f"--baselines takes some of {list(BASELINES)}, got {sorted(unknown)}")
+    if _OUT.value:
+        check_writable(Path(_OUT.value))
     learned, model = models.of_schedule(Path(_SCHEDULE.value), _NFE.value)
     if _DISTANCES.value:
         distributions.check(model, _NUM.value)
@@ -47,7 +51,7 @@ def main() -> None:
     student = make_student(model.model, model.schedule, learned.solver, decode=model.decode)
     key = jax.random.key(_SEED.value)
     test = models.teacher_pairs("teacher", model, teacher, key, _NUM.value)
-    probe = Probe(model.model, *model.draw(jax.random.fold_in(key, 1), _PROBES))
+    probe = Probe(model.model, *model.draw(jax.random.fold_in(key, 1), _PROBES), _BATCH.value)
     compared = comparison.compare(
         student,
         {"learned": learned.found} | comparison.baselines(_BASELINES.value, student, probe, Path(_CACHE.value)),
@@ -59,20 +63,39 @@ def main() -> None:
         shown=_NUM.value if _DISTANCES.value else 0,
     )
     comparison.print_intervals(compared.errors[comparison.SQUARED_ERROR])
+    found: dict[str, Any] = {"errors": comparison.figures(compared)}
     if _DISTANCES.value:
-        distributions.print_distances(compared.samples, np.asarray(test.x_0))
+        found["distances"] = distributions.print_distances(compared.samples, np.asarray(test.x_0))
     if math.prod(model.shape) <= _FEW_NUMBERS and _NUM.value > 1:
-        _print_bound(student, learned, teacher, test)
+        found["bound"] = _print_bound(student, learned, teacher, test)
+    if _OUT.value:
+        _write(Path(_OUT.value), student.solver, teacher, found)
 
 
-def _print_bound(student: Student, learned: Learned, teacher: Teacher, test: Pairs) -> None:
+def _write(out: Path, solver: Solver, teacher: Teacher, found: dict[str, Any]) -> None:
+    record = {
+        "schedule": _SCHEDULE.value,
+        "solver": dataclasses.asdict(solver),
+        "teacher": {"grid": teacher.grid, "solver": dataclasses.asdict(teacher.solver)},
+        "seed": _SEED.value,
+        "device": jax.devices()[0].device_kind,
+    }
+    write_atomically(out, (json.dumps(record | found, indent=2) + "\n").encode())
+    print(f"wrote {out}")
+
+
+def _print_bound(student: Student, learned: Learned, teacher: Teacher, test: Pairs) -> dict[str, float] | None:
     try:
         bound = kl_bound(student, learned.found, teacher, test.x_T, test.cond)
     except ValueError as error:
         print(f"no bound on KL(teacher || learned): {error}")
-        return
+        return None
     print(f"KL(teacher || learned) {bound.kl:.4f} +- {bound.kl_error:.4f} nats, LD3's bound on it {bound.value:.4f}")
-    print(f"({bound.matched:.1%} of the noises matched, {bound.folded:.1%} of them where the student folds)")
+    print(
+        f"({bound.matched:.1%} of the noises were matched; for {bound.folded:.1%} of those the two determinants have "
+        "opposite signs)"
+    )
+    return bound._asdict()
 
 
 if __name__ == "__main__":

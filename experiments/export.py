@@ -30,11 +30,8 @@ from ld3_jax.poses import PoseNoise, diffdock
 from ld3_jax.pretrained import Pretrained
 from ld3_jax.solvers import Table, integrate, plain
 
-_SCHEDULE = common.path_flag("schedule", None, "A schedule.json that experiments.train wrote.")
+_SCHEDULE, _NFE = common.schedule_flags()
 _OUT = common.path_flag("out", None, "Where to write.")
-_NFE = flags.DEFINE_integer(
-    "nfe", None, "Network calls, if a curve was learned; default the schedule's.", lower_bound=1
-)
 _LAST = flags.DEFINE_enum(
     "last", "kept", ["kept", "zero", "dropped"], "Of sigmas: the last one as it is, as 0, or left out."
 )
@@ -120,6 +117,12 @@ flags.mark_flags_as_required(["schedule", "out", "format"])
 
 def main() -> None:
     out, path = Path(_OUT.value), Path(_SCHEDULE.value)
+    of_lists, of_sigmas = _CHECK.value or _LOSSY.value, _LAST.value != "kept"
+    if (of_lists and _FORMAT.value not in lists.LISTS) or (of_sigmas and _FORMAT.value != "sigmas"):
+        raise ValueError(
+            f"--check and --lossy are for lists of times ({', '.join(lists.LISTS)}), --last is for sigmas, "
+            f"got --format={_FORMAT.value}"
+        )
     check_writable(out)
     source = Source(path, _NFE.value)
     try:

@@ -1,5 +1,6 @@
 """Any number of samples, batch by batch, in memory that does not grow with their number; into a folder if asked to."""
 
+import dataclasses
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -85,15 +86,13 @@ def fill(folder: Path, learned: Learned, model: Pretrained, *, num: int, size: i
 
 def _to_host(first: int, samples: jax.Array, num: int) -> tuple[int, np.ndarray]:
     samples = samples[: num - first]
-    check_finite(samples, f"the samples from number {first} on")
+    check_finite(samples, "a batch of samples", first=first)
     return first, to_host(samples)
 
 
 def _record(learned: Learned, **settings: Any) -> config_dict.ConfigDict:
-    model = dict(learned.model)
-    return config_dict.ConfigDict(
-        {"model": model, "solver": str(learned.solver), "learned": digest(learned.found), **settings}
-    )
+    model, solver = dict(learned.model), dataclasses.asdict(learned.solver)
+    return config_dict.ConfigDict({"model": model, "solver": solver, "learned": digest(learned.found), **settings})
 
 
 def _missing(folder: Path, names: Mapping[int, list[str]]) -> list[bool]:

@@ -236,7 +236,8 @@ def errors(case: Case, found: Discretization) -> list[float]:
 
 def squared_errors(case: Case, found: Discretization) -> np.ndarray:
     """That of each held-out noise."""
-    return to_host(learning.distances(case.student._replace(loss=case.model.squared_error), found, case.held_out))
+    student, size = case.student._replace(loss=case.model.squared_error), case.plan.learner.valid_batch
+    return to_host(learning.distances(student, found, case.held_out, batch_size=size))
 
 
 def _flops(model: Callable, x: jax.Array) -> float:

@@ -17,10 +17,7 @@ from experiments import common, many, models, pictures
 from ld3_jax.disk import check_writable, write_atomically
 from ld3_jax.pretrained import Pretrained
 
-_SCHEDULE = common.path_flag("schedule", None, "A schedule.json that experiments.train wrote.")
-_NFE = flags.DEFINE_integer(
-    "nfe", None, "Network calls, if a curve was learned; default the schedule's.", lower_bound=1
-)
+_SCHEDULE, _NFE = common.schedule_flags()
 _NUM = flags.DEFINE_integer("num", 64, "How many samples.", **common.COUNT)
 _OUT = common.path_flag(
     "out",
@@ -50,7 +47,7 @@ def main() -> None:
         endings = [".png", ".npy", *model.formats]
         if out.suffix not in endings:
             raise ValueError(
-                f"--out must end in {', '.join(endings)}, or for a folder in nothing or /, got {out.name!r}"
+                f"--out must end in one of {endings}, or name a folder (no ending, or a / at the end), got {out.name!r}"
             )
         num = min(num, pictures.MOST) if out.suffix == ".png" else num
         size = min(num, _BATCH.value)

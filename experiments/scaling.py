@@ -124,8 +124,9 @@ the network. Each is counted as a derivative.
   {_listed("link", 1e9, "GB/s")} that is the links' latency. Teacher and samples communicate their results alone.
 - **Memory** of a device: {gigabytes["weights"]:.1f} GB of weights in float32, and {gigabytes["call_bytes"]:.1f} GB for
   a call of one sample, or {gigabytes["derivatives_bytes"]:.1f} GB with derivatives along {TANGENTS} directions, which
-  `--config.learn.tangents={TANGENTS}` takes at a time. So says XLA for a CPU, where attention holds its weights of
-  4096 x 4096 positions. Devices have {_listed("memory", 1e9, "GB")}.
+  `--config.learn.tangents={TANGENTS}` takes at a time, as XLA compiles the networks for a CPU. They include attention's
+  weights of 4096 x 4096 positions, which the default of JAX's attention forms on all devices.
+  Devices have {_listed("memory", 1e9, "GB")}.
 - Peaks, memory and links are those of NVIDIA's data sheet (without sparsity; NVLink) and of Google's documentation of
   the TPU v5e. Links between hosts are slower.
 """

@@ -26,7 +26,7 @@ from ml_collections import config_dict, config_flags
 from configs import times
 from experiments import cells, common, comparison, measurements, page
 from experiments.cells import Cell, Judged
-from experiments.plan import Plan
+from experiments.plan import WHAT, Plan
 from ld3_jax import metrics, plots
 from ld3_jax.baselines import BASELINES, Probe
 from ld3_jax.batches import to_host
@@ -98,6 +98,11 @@ def check(config: config_dict.ConfigDict) -> None:
         raise ValueError(f"held_out needs a number for each of {list(config.networks)}, got {list(config.held_out)}")
     if not 1 <= config.probes <= config.run.data.train:
         raise ValueError(f"probes must be from 1 to run.data.train {config.run.data.train}, got {config.probes}")
+    if set(config.run.learn.what) != set(WHAT) or config.run.learn.curve:
+        raise ValueError(
+            f"run.learn.what must be all of {list(WHAT)} and run.learn.curve False: the sweep learns times, and "
+            f"everything; got {list(config.run.learn.what)} and {config.run.learn.curve}"
+        )
     for cell in all_cells(config):
         Plan.of(of_cell(config, cell))
 
@@ -153,7 +158,9 @@ def measure(
     case = measurements.prepared(run)
     student, target = case.student._replace(loss=case.model.squared_error), to_host(case.held_out.x_0)
     found: dict[str, Discretization] = {name: on_grid(name, student.schedule, student.solver) for name in GRIDS}
-    probe = Probe(student.model, *jax.tree.map(lambda leaf: leaf[: config.probes], (case.known.x_T, case.known.cond)))
+    size = run.learn.valid_batch
+    states = jax.tree.map(lambda leaf: leaf[: config.probes], (case.known.x_T, case.known.cond))
+    probe = Probe(student.model, *states, size)
     found |= comparison.baselines(config.baselines, student, probe, Path(run.teacher.cache))
     of_times = Plan.of(times.with_times_alone(run.copy_and_resolve_references()))
     ends: dict[str, Ended] = {}
@@ -163,8 +170,8 @@ def measure(
         found[name] = learned.found
     judged, shown = {}, [target[:1]]
     for name, of_method in found.items():
-        samples = run_in_batches(student, of_method, case.held_out.x_T, case.held_out.cond)
-        errors = to_host(losses_in_batches(student.loss, samples, case.held_out.x_0))
+        samples = run_in_batches(student, of_method, case.held_out.x_T, case.held_out.cond, batch_size=size)
+        errors = to_host(losses_in_batches(student.loss, samples, case.held_out.x_0, batch_size=size))
         samples = to_host(samples)
         shown.append(samples[:1])
         judged[name] = Judged(
@@ -199,12 +206,13 @@ def frechet(samples: np.ndarray, target: np.ndarray) -> float | None:
 
 def write_report(workdir: Path) -> None:
     """sweep.csv, sweep.html and sweep.png of all cells so far."""
-    found, command = cells.read_all(workdir), shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])
-    if not found:
-        return
-    write_atomically(workdir / "sweep.csv", cells.as_csv(found))
-    write_atomically(workdir / "sweep.png", page.picture(found))
-    write_atomically(workdir / "sweep.html", page.of_sweep(found, workdir, command).encode())
+    command = shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])
+    with filelock.FileLock(workdir / "report.lock"):  # drawing takes seconds, and the last to draw knows all cells
+        if not (found := cells.read_all(workdir)):
+            return
+        write_atomically(workdir / "sweep.csv", cells.as_csv(found))
+        write_atomically(workdir / "sweep.png", page.picture(found))
+        write_atomically(workdir / "sweep.html", page.of_sweep(found, workdir, command).encode())
 
 
 if __name__ == "__main__":

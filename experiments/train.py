@@ -40,7 +40,7 @@ def run(config: config_dict.ConfigDict, folder: Path) -> None:
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         task = learning.make_task(student, known, key, plan.parametrisation, plan.learner)
         workdir.claim(folder, config)
-        with watch("learning"):
+        with workdir.keeping_seconds(folder, watch.seconds), watch("learning"):
             ended = workdir.learn(folder, task, start)
         workdir.report(folder, ended, watch.seconds)
         _write(folder, plan, model, task, ended, test)

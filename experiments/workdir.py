@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -77,25 +77,66 @@ def learn(folder: Path, task: Task, start: str | Discretization) -> Ended:
 
 
 def report(folder: Path, ended: Ended, seconds: Mapping[str, float]) -> None:
-    """Print which start won and by how much, and what learning cost; and write it to report.json."""
-    for heat in ended.heats:
-        print(f"race, step {heat.step}: " + ", ".join(f"{name} {loss:.5f}" for name, loss in heat.losses.items()))
+    """Print which start won and by how much, and what learning cost; and write it to report.json.
+
+    The seconds include those of earlier, interrupted stretches of the run, except killed ones. If nothing was learned,
+    because the run had ended before, they are those that it took then.
+    """
+    path = folder / "report.json"
+    earlier = _read_report(path)
     before, after = float(ended.state.start_loss), float(ended.state.best_loss)
-    print(f"started from {ended.start}; loss on the pairs {before:.5f} at the start, {after:.5f} learned")
-    print(
-        ", ".join(f"{part} {time:.1f} s" for part, time in seconds.items())
-        + f"; {ended.network_calls:,} network calls to learn",
-        flush=True,
-    )
     record = {
         "start": ended.start,
         "starts": {start.name: start.loss for start in ended.ranked},
         "race": [heat._asdict() for heat in ended.heats],
         "loss": {"start": before, "learned": after},
         "network_calls": ended.network_calls,
-        "seconds": dict(seconds),
     }
-    write_atomically(folder / "report.json", (json.dumps(record, indent=2) + "\n").encode())
+    if json.dumps(record) == json.dumps({key: value for key, value in earlier.items() if key != "seconds"}):
+        seconds = earlier["seconds"]
+    else:
+        seconds = _sum(earlier, seconds)
+        _write_report(path, record | {"seconds": seconds})
+    for heat in ended.heats:
+        print(f"race, step {heat.step}: " + ", ".join(f"{name} {loss:.5f}" for name, loss in heat.losses.items()))
+    print(f"started from {ended.start}; loss on the pairs {before:.5f} at the start, {after:.5f} learned")
+    print(
+        ", ".join(f"{part} {time:.1f} s" for part, time in seconds.items())
+        + f"; {ended.network_calls:,} network calls to learn",
+        flush=True,
+    )
+
+
+@contextmanager
+def keeping_seconds(folder: Path, seconds: Mapping[str, float]) -> Iterator[None]:
+    """Write the seconds of an unfinished run to report.json if the block raises an error, for the run that goes on."""
+    try:
+        yield
+    except BaseException:
+        path = folder / "report.json"
+        if "network_calls" not in (earlier := _read_report(path)):
+            with suppress(OSError):  # the error to tell of is the block's
+                _write_report(path, {"seconds": _sum(earlier, seconds)})
+        raise
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    """report.json; of an unfinished run its seconds alone. Empty if there is none."""
+    try:
+        record = read_json(path)
+        return record if isinstance(record["seconds"], dict) else {}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
+def _write_report(path: Path, record: Mapping[str, Any]) -> None:
+    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _sum(earlier: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, float]:
+    """The seconds of each part; those of a finished run are not added to."""
+    known = {} if "network_calls" in earlier else earlier.get("seconds", {})
+    return {part: known.get(part, 0.0) + time for part, time in seconds.items()}
 
 
 _FIGURES = ("loss", "valid_loss", "best_loss", "grad_norm", "moved")

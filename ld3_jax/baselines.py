@@ -4,6 +4,7 @@ Each is a function of the noise schedule, the number of steps and a `Probe`, a m
 are arrays in a vector space.
 """
 
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from ld3_jax.batches import in_batches, whole
 from ld3_jax.denoisers import Model
 from ld3_jax.grids import GRIDS, check_ends, grid
 from ld3_jax.schedules import NoiseSchedule
@@ -26,12 +28,19 @@ _SMOOTHING, _DIFFERENCE = (0.1, 0.01, 0.0), 1e-6
 _LEAST_SHARE = 1e-4  # of the range of lam that a step takes, so that none vanishes in a line search
 
 
-class Probe(NamedTuple):
-    """What a baseline looks at a model with: the noise prediction, initial states scaled by the prior, conditions."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Probe:
+    """A noise prediction, initial states scaled by the prior, conditions, and how many pass the network at a time."""
 
     model: Model
     x_T: Float[Array, "batch *shape"]
     cond: PyTree = None
+    batch_size: int = field(default=25, metadata={"static": True})
+
+    def eps(self, x: Float[Array, "batch *shape"], t: Float[Array, ""]) -> Float[Array, "batch *shape"]:
+        """The noise predictions of all states at one time, on each of the devices."""
+        return whole(in_batches(lambda batch: self.model(batch[0], t, batch[1]), (x, self.cond), self.batch_size))
 
 
 class Trajectory(NamedTuple):
@@ -151,8 +160,7 @@ def dmn_bound(lam: Float[np.ndarray, "*s points"], smoothing: float = 0.0) -> Fl
     for k in range(3):
         weight = np.select([order == i + 1 for i in range(3)], [one[k] for one in by_order])
         weight = weight * np.exp(lam[..., :-1]) * _shifted(error[..., :-1], k, 0.0)
-        squares = squares + weight**2
-        total = total + _shifted(np.where(alone, 0, weight), -k, 0.0)
+        squares, total = squares + weight**2, total + _shifted(np.where(alone, 0, weight), -k, 0.0)
     return np.asarray(np.sqrt(squares)[..., alone].sum(-1) + np.sqrt(total**2 + smoothing**2).sum(-1))
 
 
@@ -188,7 +196,7 @@ def optimal_steps(schedule: NoiseSchedule, n: int, probe: Probe) -> Float[Array,
     those of `gits`, so that it does not depend on how a model measures time; always n steps, never fewer.
     """
     path = trajectory(schedule, probe, n)
-    choices = np.asarray(_optimal_choices(probe.model, probe.cond, schedule.alpha(path.t), path, n))
+    choices = np.asarray(_optimal_choices(probe, schedule.alpha(path.t), path, n))
     each = np.arange(choices.shape[2])
     steps = [np.full(len(each), len(path.t) - 1)]
     for choice in choices[::-1]:
@@ -232,7 +240,7 @@ def _trajectory(probe: Probe, schedule: NoiseSchedule, t: Array, solver: Solver)
     table = make_table(schedule, t, solver=solver)
 
     def step(state: PyTree, row: PyTree) -> tuple[PyTree, tuple[Array, Array]]:
-        eps = probe.model(state.x, row.t, probe.cond)
+        eps = probe.eps(state.x, row.t)
         return advanced(state, row, eps, add), (state.x, eps)
 
     last, (x, eps) = jax.lax.scan(step, begun(table, probe.x_T), table)
@@ -263,14 +271,14 @@ def _gits_costs(path: Trajectory) -> Float[Array, "points points"]:
 
 @partial(jax.jit, static_argnames="n")
 def _optimal_choices(
-    model: Model, cond: PyTree, alpha: Float[Array, "points"], path: Trajectory, n: int
+    probe: Probe, alpha: Float[Array, "points"], path: Trajectory, n: int
 ) -> Int[Array, "{n} points batch"]:
     """From which point each point is reached at each step, for each of the states."""
     points = jnp.arange(len(path.t))
 
     def step(y: Array, k: Array) -> tuple[Array, Array]:
         x = y[:-1] * _like(alpha[:-1], y)
-        eps = jax.lax.map(lambda at: model(*at, cond), (x, path.t[:-1]))
+        eps = jax.lax.map(lambda at: probe.eps(*at), (x, path.t[:-1]))
 
         def costs(i: Array) -> Float[Array, "points batch"]:
             stepped = y[i][None] + _like(path.s - path.s[i], y) * eps[i][None]
@@ -281,13 +289,10 @@ def _optimal_choices(
 
         chosen = jax.lax.map(costs, points[:-1]).argmin(0)
         each = jnp.arange(y.shape[1])[None]
-        moved = _like((path.s[:, None] - path.s[chosen]).reshape(-1), y.reshape(-1, *y.shape[2:])).reshape(
-            *chosen.shape, *(1,) * (y.ndim - 2)
-        )
-        return y[chosen, each] + moved * eps[chosen, each], chosen
+        moved = path.s[:, None] - path.s[chosen]
+        return y[chosen, each] + moved.reshape(*moved.shape, *(1,) * (y.ndim - 2)) * eps[chosen, each], chosen
 
-    start = jnp.broadcast_to(path.y[:1], path.y.shape)
-    return jax.lax.scan(step, start, jnp.arange(n))[1]
+    return jax.lax.scan(step, jnp.broadcast_to(path.y[:1], path.y.shape), jnp.arange(n))[1]
 
 
 def _like(values: Array, x: Array) -> Array:

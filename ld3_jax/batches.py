@@ -55,20 +55,21 @@ def finite(samples: PyTree) -> Bool[np.ndarray, "n"]:
     return to_host(_finite(samples))
 
 
-def check_finite(samples: PyTree, what: str, remedy: str = "") -> None:
+def check_finite(samples: PyTree, what: str, remedy: str = "", first: int = 0) -> None:
     """Refuse samples that are not finite.
 
     Args:
         samples: a pytree with a leading axis of samples.
         what: what they are, for the message.
         remedy: what to do about them, for the message.
+        first: the number of the first one.
 
     Raises:
         FloatingPointError: it says how many there are, and which.
     """
     bad = np.flatnonzero(~finite(samples))
     if len(bad):
-        shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+        shown = ", ".join(map(str, bad[:10] + first)) + (", ..." if len(bad) > 10 else "")
         count = len(jax.tree.leaves(samples)[0])
         raise FloatingPointError(f"{what}: {len(bad)} of {count} are not finite, namely number {shown}{remedy}")
 

@@ -1,6 +1,7 @@
 """The mains within this process: what a command would print and return, without imports and compilation of its own."""
 
 import contextlib
+import importlib
 import io
 import runpy
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
+from types import ModuleType
 from unittest import mock
 
 from absl import flags
@@ -42,6 +44,12 @@ def main(name: str, *arguments: str, check: bool = True) -> subprocess.Completed
         code = _exit_code(name, err)
     assert not check or code == 0, err.getvalue()
     return subprocess.CompletedProcess([name, *arguments], code, out.getvalue(), err.getvalue())
+
+
+def module(name: str) -> ModuleType:
+    """The module of a main, whose flags do not stay: two mains may define a flag of one name."""
+    with _flags_of_one_main():
+        return importlib.import_module(f"experiments.{name}")
 
 
 def command(name: str, *arguments: str) -> list[str]:

@@ -1,11 +1,13 @@
 """Other methods' grids: their optima found again by force, and what they are on a network."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 from noise_schedules import SCHEDULES
 
 from ld3_jax import baselines, poses, schedules
@@ -18,9 +20,9 @@ VP = schedules.VPLinear()
 
 @pytest.fixture(scope="module")
 def probe():
-    """Eight states of a Gaussian mixture."""
+    """Eight states of a Gaussian mixture, three at a time; its grids are compared with those of all eight at a time."""
     x_T = jax.random.normal(jax.random.key(0), (8, 2))
-    return Probe(gaussian.noise_model(gaussian.ring(), VP), x_T)
+    return Probe(gaussian.noise_model(gaussian.ring(), VP), x_T, batch_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +103,18 @@ def test_optimal_steps_takes_the_euler_path_that_ends_nearest(probe, path):
 def test_grids_of_a_model_descend(name, probe):
     assert np.all(np.diff(baseline(name, VP, 6, probe)) < 0)
     np.testing.assert_array_equal(baseline(name, VP, 1, probe), np.float32([VP.t_max, VP.t_min]))
+
+
+@pytest.mark.parametrize("name", baselines.OF_MODEL)
+def test_no_more_states_than_asked_for_are_at_the_network_at_a_time(name, probe):
+    seen = set()
+
+    def watched(model, x, t, cond=None):
+        seen.add(x.shape)
+        return model(x, t, cond)
+
+    baseline(name, VP, 1, replace(probe, model=Partial(watched, probe.model)))
+    assert seen == {(3, 2)}
 
 
 def test_what_does_not_fit_is_refused():

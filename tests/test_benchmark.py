@@ -4,10 +4,17 @@ import json
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from mains import main
 
+from configs import default
 from experiments import measurements
+from experiments.plan import Plan
+from ld3_jax import learning, pretrained
+from ld3_jax.solvers import Solver
+from ld3_jax.teacher import Pairs
 
 # The program with a table whose rows say when they were measured; the second is interrupted the first time.
 PROGRAM = """
@@ -22,7 +29,7 @@ def interrupted():
     return {{"at": time.time(), "error": [0.5, 0.25, 0.125]}}
 
 benchmark.TABLES["clock"] = table = lambda quick: [("one", lambda: {{"at": time.time()}}), ("two", interrupted)]
-table.__doc__ = "When."
+table.__doc__ = "When\\n    and where."
 common.run(benchmark.main)
 """
 
@@ -42,8 +49,22 @@ def test_rows_are_saved_one_by_one_and_not_measured_again(tmp_path):
     assert f"at {one['at']:.4g}" in first.stdout
     assert one["at"] < two["at"]
     text = out.with_suffix(".md").read_text()
-    assert "\n## clock\n\nWhen.\n" in text
+    assert "\n## clock\n\nWhen and where.\n" in text
     assert "0.50000 (0.25000) 12.5%" in text
+
+
+def test_samples_are_judged_in_batches_of_the_configurations_size(monkeypatch):
+    def distances(student, found, pairs, *, batch_size):
+        return np.float32([batch_size])
+
+    monkeypatch.setattr(learning, "distances", distances)
+    config = default.get_config()
+    config.learn.valid_batch = 5
+    ring = pretrained.load("ring")
+    student = learning.make_student(ring.model, ring.schedule, Solver("ddim", 3))
+    pairs = Pairs(jnp.zeros((1, 2)), jnp.zeros((1, 2)))
+    case = measurements.Case(student, pairs, pairs, Plan.of(config), 0, ring)
+    assert measurements.squared_errors(case, learning.on_grid("edm", ring.schedule, student.solver)) == [5]
 
 
 def test_a_table_that_does_not_exist_is_refused(tmp_path):
@@ -52,6 +73,14 @@ def test_a_table_that_does_not_exist_is_refused(tmp_path):
     assert (
         "--tables takes some of ['curve', 'docking', 'learners', 'network', 'transfer'], got ['speed']" in result.stderr
     )
+
+
+def test_rows_of_another_device_are_not_mixed_with_those_of_this_one(tmp_path):
+    path = tmp_path / "b.json"
+    path.write_text('{"device": "abacus", "packages": {}, "rows": {}}')
+    result = main("benchmark", f"--out={path}", check=False)
+    assert f"{path} was measured on abacus; take another file with --out" in result.stderr
+    assert "abacus" in path.read_text()
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,9 @@ def test_the_export_command_writes_what_the_sampler_takes(tmp_path):
     assert unknown.returncode == 1
     assert unknown.stderr.startswith("error: ")
     assert "diffdock" in unknown.stderr
+    for flag, name in (("--check", "table"), ("--lossy", "diffdock"), ("--last=zero", "diffusers-sigmas")):
+        ignored = main("export", *arguments, f"--format={name}", flag, check=False)
+        assert f"--last is for sigmas, got --format={name}" in ignored.stderr
     assert not out.exists()
     main("export", *arguments, "--format=diffdock")
     assert json.loads(out.read_text()) == diffdock.schedules(learning.load(schedule), NOISE)

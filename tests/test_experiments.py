@@ -86,7 +86,8 @@ def test_a_schedule_is_what_its_contract_says(finished):
 
 def test_the_same_command_again_changes_nothing(finished):
     folder, _ = finished
-    before = {name: (folder / "run" / name).read_bytes() for name in ("schedule.json", "metrics.jsonl")}
+    names = ("schedule.json", "metrics.jsonl", "report.json")
+    before = {name: (folder / "run" / name).read_bytes() for name in names}
     main("train", *small_run(folder, f"--config.learn.steps={STEPS}"))
     assert before == {name: (folder / "run" / name).read_bytes() for name in before}
 
@@ -133,16 +134,24 @@ def test_one_curve_is_sampled_and_judged_at_any_number_of_calls(tmp_path):
     assert judged.index("learned") < judged.index("quadratic")
 
 
-def test_evaluate_prints_the_comparison_on_other_noise(finished):
+def test_evaluate_prints_the_comparison_on_other_noise_and_writes_it(finished, tmp_path):
     folder, _ = finished
-    result = main(
-        "evaluate", f"--schedule={folder / 'run' / 'schedule.json'}", "--num=30", f"--cache={folder / 'teacher'}"
-    )
+    schedule, out = folder / "run" / "schedule.json", tmp_path / "evaluation.json"
+    result = main("evaluate", f"--schedule={schedule}", "--num=30", f"--cache={folder / 'teacher'}", f"--out={out}")
     assert "30 held-out noises" in result.stdout
     assert result.stdout.index("learned") < result.stdout.index("quadratic")  # best first
     assert "KL(teacher || learned)" in result.stdout
     assert "  dmn  " in result.stdout
     assert "median, with 95 % interval: learned 0." in result.stdout
+    record = json.loads(out.read_text())
+    assert {"device", "teacher", "solver"} <= set(record)
+    assert (record["schedule"], record["seed"]) == (str(schedule), 1000)
+    assert f"LD3's bound on it {record['bound']['value']:.4f}" in result.stdout
+    learned = record["errors"]["squared error"]["learned"]
+    assert len(learned["errors"]) == 30
+    assert learned["mean"] == pytest.approx(np.mean(learned["errors"]))
+    low, high = learned["mean interval"]
+    assert f"mean, with 95 % interval: learned {learned['mean']:.4g} ({low:.4g} to {high:.4g})" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -161,13 +170,14 @@ def test_distances_are_printed_nearest_first(capsys):
     rng = np.random.default_rng(0)
     target = rng.standard_normal((100, 16, 16, 1))
     near = target + 0.01 * rng.standard_normal(target.shape)
-    distributions.print_distances({"far": target + 1, "near": near}, target)
+    found = distributions.print_distances({"far": target + 1, "near": near}, target)
     printed = capsys.readouterr().out
     assert "of pixels (64 features)" in printed
     assert "of radial profiles (8 features)" in printed
     near, far, *_ = (line.split() for line in printed.splitlines() if line.split()[:1] in (["near"], ["far"]))
     assert near[0] == "near"
     assert float(near[1]) < 0.01 < float(far[1])
+    assert f"{json.loads(json.dumps(found))['pixels']['far']['frechet']:.4g}" == far[1]
 
 
 def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
@@ -443,10 +453,14 @@ def test_a_damaged_checkpoint_gives_way_to_an_earlier_one_and_the_bits_are_the_s
     with pytest.raises(KeyboardInterrupt):
         train_main.run(config, tmp_path / "run")
     monkeypatch.setattr(checkpoint, "save", save)
+    report = tmp_path / "run" / "report.json"
+    assert {"learning", "compiling"} <= set(json.loads(report.read_text())["seconds"])
+    report.write_text(json.dumps({"seconds": {"learning": 1e6}}))
     newest = max((tmp_path / "run" / "checkpoints").rglob("*.json")).with_suffix("")
     (newest / "manifest.ocdbt").write_bytes(b"")
     train_main.run(config, tmp_path / "run")
     assert f"{newest} is damaged" in caplog.text
+    assert json.loads(report.read_text())["seconds"]["learning"] > 1e6  # with those before the interruption
     for name in ("schedule.json", "metrics.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

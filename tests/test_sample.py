@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import many
+from experiments import many, workdir
 from ld3_jax import learning, pretrained
 from ld3_jax.learning import Learned
 from ld3_jax.solvers import Solver
@@ -99,10 +99,30 @@ def test_samples_of_another_schedule_are_refused(learned, tmp_path):
         fill(tmp_path, replace(learned, found=other))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"variant": "bh2"}, "solver.variant: 'bh1', here 'bh2'"),
+        ({"lower_order_final": False}, "solver.lower_order_final: True, here False"),
+        ({"last_sigma": 0.0}, "solver.last_sigma: None, here 0.0"),
+    ],
+)
+def test_samples_of_another_solver_are_refused(change, message, learned, tmp_path):
+    first = replace(learned, solver=Solver("unipc", 3))
+    with workdir.held(tmp_path, many._record(first, num=NUM)):
+        workdir.claim(tmp_path, many._record(first, num=NUM))
+    other = replace(first, solver=replace(first.solver, **change))
+    with (
+        pytest.raises(ValueError, match=f"holds another configuration: {message}. Take another folder"),
+        workdir.held(tmp_path, many._record(other, num=NUM)),
+    ):
+        pass
+
+
 def test_samples_that_are_not_finite_are_named(learned, tmp_path):
     broken = replace(RING, model=jax.tree_util.Partial(lambda inner, x, t, cond=None: inner(x, t) / 0, RING.model))
     drawn = many.batches(learned, broken, [8, 16], num=NUM, size=SIZE, seed=1)
-    with pytest.raises(FloatingPointError, match="the samples from number 8 on: 8 of 8 are not finite"):
+    with pytest.raises(FloatingPointError, match="a batch of samples: 8 of 8 are not finite, namely number 8, 9, 10, "):
         next(drawn)
 
 

@@ -3,14 +3,18 @@
 import csv
 import json
 import re
+import threading
 from pathlib import Path
+from unittest import mock
 
 import pytest
-from mains import main
+from mains import main, module
 
+from configs.sweeps import galaxies
 from experiments import cells, page
 from experiments.cells import Cell, Judged, Measured
 from ld3_jax.grids import GRIDS
+from ld3_jax.learning import student
 
 COMMITTED = Path("docs/galaxies")
 CONFIG = """
@@ -21,7 +25,7 @@ def get_config():
     c.networks, c.solvers, c.nfes, c.held_out = ("ring",), ("ddim",), (2, 3, 4), (30,)
     c.baselines, c.probes = ("dmn", "gits"), 4
     c.run.teacher.nfe, c.run.teacher.cache, c.run.data.train = 8, {cache!r}, 10
-    c.run.learn.steps, c.run.learn.init = 2, "logsnr"
+    c.run.learn.steps, c.run.learn.init, c.run.learn.valid_batch = 2, "logsnr", 5
     return c
 """
 SOLVERS = {"DPM-Solver++ 3M": "dpmpp", "UniPC-3": "unipc", "iPNDM-4": "ipndm"}
@@ -32,8 +36,8 @@ def judged(mean, median=0.5, frechet=None):
 
 
 def measured(cell, config=None, **methods):
-    """A cell whose hand-made grids have the mean 0.4, if nothing else is said."""
-    methods = {name: judged(0.4) for name in GRIDS} | methods
+    """A cell whose methods have the mean 0.4, if nothing else is said."""
+    methods = {name: judged(0.4) for name in (*GRIDS, *cells.LEARNED)} | methods
     return Measured(cell, 30, "no device", config or {}, methods)
 
 
@@ -43,7 +47,9 @@ def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "config.py").write_text(CONFIG.format(cache=str(folder / "teacher")))
     arguments = (f"--config={folder / 'config.py'}", f"--workdir={folder}")
-    first = main("sweep", *arguments, "--config.nfes=(2,)")
+    with mock.patch.object(student, "run_in_batches", wraps=student.run_in_batches) as run:
+        first = main("sweep", *arguments, "--config.nfes=(2,)")
+    assert {call.kwargs["batch_size"] for call in run.call_args_list} == {5}
     there = cells.read(Cell("ring", "ddim", 2, 0).path(folder))
     config = there.config | {"solver": there.config["solver"] | {"nfe": 3}}
     cells.write(folder, measured(Cell("ring", "ddim", 3, 0), config, times=judged(0.2), everything=judged(0.1)), None)
@@ -97,6 +103,25 @@ def test_another_configuration_of_a_cell_is_refused(workdir):
     assert "learn.steps: 2, here 3; take another workdir" in result.stderr
 
 
+def test_of_two_processes_the_later_report_has_the_cells_of_both(tmp_path, monkeypatch):
+    sweep = module("sweep")
+    cells.write(tmp_path, measured(Cell("a", "ddim", 3, 0)), None)
+    other = threading.Thread(target=sweep.write_report, args=(tmp_path,))
+
+    def slow(found):
+        if not other.ident:
+            cells.write(tmp_path, measured(Cell("b", "ddim", 3, 0)), None)
+            other.start()
+            other.join(0.2)
+        return b""
+
+    monkeypatch.setattr(page, "picture", slow)
+    monkeypatch.setattr(page, "of_sweep", lambda found, *_: " ".join(one.cell.network for one in found))
+    sweep.write_report(tmp_path)
+    other.join()
+    assert (tmp_path / "sweep.html").read_text() == "a b"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
@@ -113,6 +138,14 @@ def test_bad_configurations_are_refused(key, value, said, tmp_path):
     assert result.returncode == 1
     assert said in result.stderr
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("change", [{"what": ("times",)}, {"what": ("times", "shifts"), "curve": True}])
+def test_a_sweep_that_would_not_learn_everything_is_refused(change):
+    config = galaxies.get_config()
+    config.run.learn.update(change)
+    with pytest.raises(ValueError, match=r"run\.learn\.what must be all of \['times', .* run\.learn\.curve False"):
+        module("sweep").check(config)
 
 
 def test_another_programs_configuration_is_refused(tmp_path):
@@ -136,6 +169,7 @@ def test_values_of_another_kind_are_no_cell(tmp_path):
     sound = path.read_text()
     cells.read(path)
     changes = {'"nfe": 3': '"nfe": "3"', '"mean": 0.4': '"mean": "0.4"', "null": "[]", '"config": {}': '"config": 1'}
+    changes |= {f'"{name}"': '"other"' for name in (*GRIDS, *cells.LEARNED)}
     for old, new in changes.items():
         path.write_text(sound.replace(old, new))
         with pytest.raises(ValueError, match="not a cell of a sweep"):

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import filelock
+
 from ld3_jax.networks import files
 
 _CHUNK = 1 << 20
@@ -76,6 +78,8 @@ def download(
 ) -> None:
     """Download a file; it goes on from what an earlier try left in `<path>.part`.
 
+    Of several processes that want the file, one downloads it, and the others wait for it.
+
     Args:
         url: the address.
         sha256: of the whole file, or None where it is not known; then the length alone is verified.
@@ -88,18 +92,21 @@ def download(
     """
     part = path.with_name(f"{path.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        _receive(url, part, on_progress)
-    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-        here = part.stat().st_size if part.is_file() else 0
-        raise ConnectionError(
-            f"cannot download {url} ({error}). The same command goes on from the {here:,} bytes in {part}; "
-            f"or get the file in another way and put it at {path}"
-        ) from error
-    if sha256 and (digest := files.sha256(part)) != sha256:
-        part.unlink()
-        raise ValueError(f"{url}: its SHA-256 is {digest} where {sha256} is expected; deleted")
-    part.replace(path)
+    with filelock.FileLock(f"{path}.lock"):
+        if path.is_file():  # another process had the lock, and fetched it
+            return
+        try:
+            _receive(url, part, on_progress)
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            here = part.stat().st_size if part.is_file() else 0
+            raise ConnectionError(
+                f"cannot download {url} ({error}). The same command goes on from the {here:,} bytes in {part}; "
+                f"or get the file in another way and put it at {path}"
+            ) from error
+        if sha256 and (digest := files.sha256(part)) != sha256:
+            part.unlink()
+            raise ValueError(f"{url}: its SHA-256 is {digest} where {sha256} is expected; deleted")
+        part.replace(path)
 
 
 def _receive(url: str, part: Path, on_progress: Callable[[int, int], None]) -> None:
@@ -121,5 +128,5 @@ def _receive(url: str, part: Path, on_progress: Callable[[int, int], None]) -> N
                 file.write(chunk)
                 here += len(chunk)
                 on_progress(here, total)
-    if here != total:
-        raise ConnectionError(f"broken off after {here:,} of {total:,} bytes")
+    if (size := part.stat().st_size) != total:
+        raise ConnectionError(f"broken off: {size:,} of {total:,} bytes are here")
