@@ -34,19 +34,21 @@ def main() -> None:
         raise ValueError(f"--tables takes some of {sorted(TABLES)}, got {sorted(unknown)}")
     out = Path(_OUT.value)
     check_writable(out)
-    earlier, device = measurements.read(out), jax.devices()[0].device_kind
-    if earlier.get("device", device) != device:
-        raise ValueError(f"{out} was measured on {earlier['device']}; take another file with --out")
-    record = earlier | {"device": device, "python": platform.python_version()}
-    record |= {"packages": {name: version(name) for name in _PACKAGES}}
-    rows = record.setdefault("rows", {})
-    print(", ".join([record["device"], *(f"{name} {number}" for name, number in record["packages"].items())]))
+    device, python = jax.devices()[0].device_kind, platform.python_version()
+    packages = {name: version(name) for name in _PACKAGES}
+    record = {"device": device, "python": python, "packages": packages, "rows": {}} | measurements.read(out)
+    if record["device"] != device:
+        raise ValueError(f"{out} was measured on {record['device']}; take another file with --out")
+    rows = record["rows"]
+    print(", ".join([device, *(f"{name} {number}" for name, number in packages.items())]))
     for table in _TABLES.value:
         print(f"\n{table}: {' '.join(TABLES[table].__doc__.split())}")
         for name, measure in TABLES[table](_QUICK.value):
             key = f"{table}: {name}{' (quick)' if _QUICK.value else ''}"
             if key not in rows:
                 rows[key] = measure()
+                record["python"] = _with(record["python"], python)
+                record["packages"] = {name: _with(record["packages"].get(name), packages[name]) for name in packages}
                 write_atomically(out, (json.dumps(record, indent=2) + "\n").encode())
                 jax.clear_caches()  # no row shares a program with another
             shown = (f"{column} {_figure(value)}" for column, value in rows[key].items())
@@ -69,6 +71,11 @@ def markdown(record: dict[str, Any]) -> str:
             cells = (_figure(row[column]) if column in row else "" for column in columns)
             lines.append(f"| {key.removeprefix(f'{table}: ')} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _with(known: str | None, here: str) -> str:
+    """All versions that rows were measured with."""
+    return " and ".join(dict.fromkeys([*(known.split(" and ") if known else []), here]))
 
 
 def _figure(value: float | str | Sequence[float]) -> str:

@@ -38,13 +38,17 @@ def test_rows_are_saved_one_by_one_and_not_measured_again(tmp_path):
     out = tmp_path / "benchmark.json"
     program = PROGRAM.format(marker=str(tmp_path / "interrupted"))
     command = [sys.executable, "-c", program, f"--out={out}", "--quick", "--tables=clock"]
-    first, second = (subprocess.run(command, capture_output=True, text=True, timeout=240) for _ in range(2))
+    first = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    earlier = json.loads(out.read_text())
+    out.write_text(json.dumps(earlier | {"packages": earlier["packages"] | {"jax": "0.1"}}))
+    second = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert first.returncode == 1
     assert first.stderr.strip().endswith("interrupted; the same command goes on from here")
     assert second.returncode == 0, second.stderr
     record = json.loads(out.read_text())
     assert {"device", "packages", "python", "rows"} <= set(record)
-    assert record["packages"]["jax"] in second.stdout
+    assert record["packages"] == earlier["packages"] | {"jax": f"0.1 and {earlier['packages']['jax']}"}
+    assert f"jax {earlier['packages']['jax']}" in second.stdout
     one, two = (record["rows"][f"clock: {name} (quick)"] for name in ("one", "two"))
     assert f"at {one['at']:.4g}" in first.stdout
     assert one["at"] < two["at"]
