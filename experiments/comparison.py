@@ -110,10 +110,10 @@ def baselines(
     """
     if not student.schedule.space.flat:
         return {}
-    found = {}
+    found, looked_at = {}, fingerprint((probe.model, probe.x_T, probe.cond, student.schedule))
     for name in names:
         n = student.solver.n_steps
-        path = cache / f"{name}-{n}-{fingerprint((probe, student.schedule))}.npz" if cache else None
+        path = cache / f"{name}-{n}-{looked_at}.npz" if cache else None
         t = None
         if path and path.exists():
             with contextlib.suppress(ValueError):  # damaged: it is made again
