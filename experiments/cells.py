@@ -158,9 +158,9 @@ def summary(cells: Iterable[Measured]) -> list[str]:
         images = [methods for methods in by_cell.values() if methods[name].frechet is not None]
         nearer = sum(methods[name].frechet < min(methods[grid].frechet for grid in GRIDS) for methods in images)
         lines.append(
-            f"{name}, {len(cells)} cells: geometric mean of learned / best hand-made {mean:.3f} "
-            f"(medians {median:.3f}); above it in {above[0]} means and {above[1]} medians; "
-            f"n calls at most the best hand-made with 2n in {sum(twice)} of {len(twice)}; "
-            f"Frechet distance below every hand-made grid's in {nearer} of {len(images)}"
+            f"{name}, {len(cells)} cells: the geometric mean of learned / best hand-made is {mean:.3f} for means and "
+            f"{median:.3f} for medians; the mean is above it in {above[0]} cells, the median in {above[1]}; with half "
+            f"the calls the mean is still no higher in {sum(twice)} of {len(twice)}; the Frechet distance is below that "
+            f"of every hand-made grid in {nearer} of {len(images)}"
         )
     return lines

@@ -182,11 +182,11 @@ def test_the_summary_counts_cells_and_takes_geometric_means():
         measured(Cell("a", "ddim", 8, 0), logsnr=judged(0.1), times=judged(0.2), everything=judged(0.1)),
     ]
     of_times, everything = cells.summary(found)
-    assert of_times.startswith("times, 2 cells: geometric mean of learned / best hand-made 1.000 (medians 1.095)")
-    assert "above it in 1 means and 1 medians" in of_times
-    assert "with 2n in 0 of 1" in of_times
-    assert "best hand-made 0.500 (medians 0.316)" in everything
-    assert "with 2n in 1 of 1" in everything
+    assert "times, 2 cells: the geometric mean of learned / best hand-made is 1.000 for means and 1.095" in of_times
+    assert "the mean is above it in 1 cells, the median in 1;" in of_times
+    assert "no higher in 0 of 1" in of_times
+    assert "is 0.500 for means and 0.316 for medians" in everything
+    assert "no higher in 1 of 1" in everything
     assert cells.summary([]) == []
 
 
