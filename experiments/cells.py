@@ -160,7 +160,7 @@ def summary(cells: Iterable[Measured]) -> list[str]:
         lines.append(
             f"{name}, {len(cells)} cells: the geometric mean of learned / best hand-made is {mean:.3f} for means and "
             f"{median:.3f} for medians; the mean is above it in {above[0]} cells, the median in {above[1]}; with half "
-            f"the calls the mean is still no higher in {sum(twice)} of {len(twice)}; the Frechet distance is below that "
-            f"of every hand-made grid in {nearer} of {len(images)}"
+            f"the calls the mean is still no higher in {sum(twice)} of {len(twice)}; the Frechet distance is below "
+            f"that of every hand-made grid in {nearer} of {len(images)}"
         )
     return lines

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import chex
@@ -267,3 +269,19 @@ def test_a_share_has_wilsons_interval_and_a_median_that_of_order_statistics():
 
     np.testing.assert_allclose(checks.share(np.arange(20) < 10), (0.5, 0.2993, 0.7007), atol=1e-4)
     assert checks.median(np.arange(101.0)) == (50.0, 40.0, 61.0)
+
+
+def test_the_documentation_has_the_figures_of_the_benchmark():
+    exact, network = Path("docs/docking.md").read_text().partition("The same with the trained network")[::2]
+    measured, found = json.loads(Path("docs/docking.json").read_text())["rows"], 0
+    for text, suffix in ((exact, ""), (network, ", ergotamine_network")):
+        for line in re.findall(r"^\| \d+ \| .* % \(.*\|$", text, re.MULTILINE):
+            calls, name, median, mean_square, *shares = line.strip("| ").split(" | ")
+            row = measured[f"docking: {calls} {name}{suffix}"]
+            percents = [
+                "{:.1f} % ({:.0f}-{:.0f})".format(*(100 * float(x) for x in re.findall(r"[\d.]+", row[column])))
+                for column in ("under 0.5", "under 2")
+            ]
+            assert [median, mean_square, *shares] == [row["median RMSD"], f"{row['mean square']:.3f}", *percents]
+            found += 1
+    assert found == 35
