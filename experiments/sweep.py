@@ -50,6 +50,8 @@ _LIKE = 100  # of the teacher's samples, whose brightness pictures are scaled by
 
 def main() -> None:
     config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+    if jax.process_count() > 1:
+        raise ValueError("one process measures a cell: start several sweeps on one workdir, without --distributed")
     check(config)
     for name in ("sweep.csv", "sweep.html", "sweep.png"):
         check_writable(workdir / name)

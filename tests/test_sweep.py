@@ -155,6 +155,13 @@ def test_another_programs_configuration_is_refused(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_processes_that_work_as_one_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    result = main("sweep", "--config=configs/sweeps/galaxies.py", f"--workdir={tmp_path / 'new'}", check=False)
+    assert "error: one process measures a cell: start several sweeps on one workdir" in result.stderr
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("content", ['{"cell', "[]", "{}", "\0\1", '{"cell": 1, "methods": {}}'])
 def test_a_damaged_cell_is_named(content, tmp_path):
     path = tmp_path / "ring-ddim-3-0.json"
