@@ -20,6 +20,7 @@ from ld3_jax.learning.student import losses_in_batches, run_in_batches
 from ld3_jax.teacher import Pairs
 
 Errors = dict[str, np.ndarray]  # name -> (n,) one number a noise
+Measures = dict[str, Partial]  # name -> a function of samples and targets, one number a noise
 SQUARED_ERROR = "squared error"
 _STATISTICS = {"mean": metrics.mean, "median": metrics.median}
 # Losses of images, which need weights: the measure's name, and what loads it.
@@ -37,23 +38,36 @@ class Comparison(NamedTuple):
     samples: dict[str, np.ndarray]
 
 
-def loss_function(name: str, squared_error: Partial) -> Callable[[PyTree], Partial]:
-    """The loss that is learned by, from the teacher's samples, which scale "both"; its weights are loaded at once.
+def load_measures(loss: str, squared_error: Partial) -> Measures:
+    """What samples are judged by: squared error, and a loss of images if it is learned by, with its weights.
 
     Args:
-        name: of losses.LOSSES or losses.OF_SQUARES.
-        squared_error: the model's own, which "l2" stands for.
+        loss: of losses.LOSSES or losses.OF_SQUARES.
+        squared_error: the model's own.
 
     Raises:
-        FileNotFoundError: if the package that ships its weights is not installed.
+        FileNotFoundError: if the package that ships the weights is not installed.
     """
-    if name == "both":
-        return partial(losses.both, loss=squared_error)
-    if name in _OF_IMAGES:
-        loss = _OF_IMAGES[name][1]()
-    else:
-        loss = squared_error if name == "l2" else Partial(losses.LOSSES[name])
-    return lambda targets: loss
+    found = {SQUARED_ERROR: squared_error}
+    if loss in _OF_IMAGES:
+        name, load = _OF_IMAGES[loss]
+        found[name] = load()
+    return found
+
+
+def loss_function(loss: str, targets: PyTree, measures: Measures) -> Partial:
+    """The loss that is learned by.
+
+    Args:
+        loss: of losses.LOSSES or losses.OF_SQUARES; "l2" stands for the model's own squared error.
+        targets: the teacher's samples, which scale "both".
+        measures: see `load_measures`.
+    """
+    if loss == "both":
+        return losses.both(targets, measures[SQUARED_ERROR])
+    if loss in _OF_IMAGES:
+        return measures[_OF_IMAGES[loss][0]]
+    return measures[SQUARED_ERROR] if loss == "l2" else Partial(losses.LOSSES[loss])
 
 
 def compare(
@@ -61,10 +75,9 @@ def compare(
     found: Mapping[str, Discretization],
     test: Pairs,
     *,
-    loss: str,
+    measures: Measures,
     title: str,
     batch_size: int,
-    squared_error: Partial,
     shown: int = 0,
 ) -> Comparison:
     """Print how far what was learned, baselines and the hand-made grids land from the teacher.
@@ -73,16 +86,11 @@ def compare(
         student: what to run; its own loss is not used.
         found: name -> what to compare with the hand-made grids; one is "learned".
         test: held-out pairs.
-        loss: what was learned on: a second measure where it is a loss of images.
+        measures: what to judge by; see `load_measures`.
         title: of the tables.
         batch_size: the most samples to integrate at a time.
-        squared_error: of samples and targets; the model's own.
         shown: how many samples of each to return.
     """
-    measures = {SQUARED_ERROR: squared_error}
-    if loss in _OF_IMAGES:
-        measure, load = _OF_IMAGES[loss]
-        measures[measure] = load()
     compared = Comparison({measure: {} for measure in measures}, {}, {})
     grids = {name: on_grid(name, student.schedule, student.solver) for name in GRIDS}
     for name, times in {**found, **grids}.items():
@@ -91,7 +99,9 @@ def compare(
         for measure, function in measures.items():
             each = losses_in_batches(function, samples, test.x_0, batch_size=batch_size)
             compared.errors[measure][name] = to_host(each)
-        compared.astray[name] = in_another_basin(compared.errors[SQUARED_ERROR][name], test.x_0, squared_error)
+        compared.astray[name] = in_another_basin(
+            compared.errors[SQUARED_ERROR][name], test.x_0, measures[SQUARED_ERROR]
+        )
     for measure, errors in compared.errors.items():
         _print_table(errors, compared.astray, f"{title}, {student.solver}\n{measure}")
     return compared

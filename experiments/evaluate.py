@@ -47,6 +47,7 @@ def main() -> None:
     learned, model = models.of_schedule(Path(_SCHEDULE.value), _NFE.value)
     if _DISTANCES.value:
         distributions.check(model, _NUM.value)
+    measures = comparison.load_measures(learned.losses.get("loss", "l2"), model.squared_error)
     teacher = Teacher(solver, "logsnr", _BATCH.value, Path(_CACHE.value), model.name)
     student = make_student(model.model, model.schedule, learned.solver, decode=model.decode)
     key = jax.random.key(_SEED.value)
@@ -56,10 +57,9 @@ def main() -> None:
         student,
         {"learned": learned.found} | comparison.baselines(_BASELINES.value, student, probe, Path(_CACHE.value)),
         test,
-        loss=learned.losses.get("loss", "l2"),
+        measures=measures,
         title=str(model),
         batch_size=_BATCH.value,
-        squared_error=model.squared_error,
         shown=_NUM.value if _DISTANCES.value else 0,
     )
     comparison.print_intervals(compared.errors[comparison.SQUARED_ERROR])

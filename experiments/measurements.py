@@ -198,9 +198,10 @@ def configured(survey: str, solver: str, nfe: int, seed: int) -> config_dict.Con
 def prepared(config: config_dict.ConfigDict) -> Case:
     """What a configuration stands for."""
     plan, model = Plan.of(config), models.of_config(config)
-    loss_of = comparison.loss_function(plan.loss, model.squared_error)
+    measures = comparison.load_measures(plan.loss, model.squared_error)
     known, held_out = models.known_and_held_out(config, plan.teacher, model)
-    student = learning.make_student(model.model, model.schedule, plan.solver, loss_of(known.x_0), model.decode)
+    loss = comparison.loss_function(plan.loss, known.x_0, measures)
+    student = learning.make_student(model.model, model.schedule, plan.solver, loss, model.decode)
     return Case(student, known, held_out, plan, config.seed, model)
 
 

