@@ -85,6 +85,7 @@ def test_what_is_damaged_here_was_sound(path):
         ({"solver": "magic"}, "solver must be one of"),
         ({"t": [1.0, 0.5, "0.3", 0.2, 0.001]}, "t must be a list of finite numbers"),
         ({"t": 5.0}, "t must be a list of finite numbers"),
+        ({"losses": {"loss": ["l2"]}}, r"losses must have the name of a loss as their loss, got \['l2'\]"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

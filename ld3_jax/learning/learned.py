@@ -203,6 +203,8 @@ def _from_record(record: dict[str, Any], names: list[str]) -> Learned:
     for key, kind in _KINDS.items():
         if type(record[key]) is not kind:
             raise ValueError(f"{key} must be of type {kind.__name__}, got {record[key]!r}")
+    if not isinstance(loss := record["losses"].get("loss", ""), str):
+        raise ValueError(f"losses must have the name of a loss as their loss, got {loss!r}")
     solver = Solver(record["solver"], **{name: record[name] for name in names})
     t, t_c, lam = (_times(record[key], key, by_part=record["version"] > 2) for key in ("t", "t_c", "lam"))
     if not len(t) == len(t_c) == len(lam) == solver.n_steps + 1:
