@@ -1,30 +1,35 @@
-"""What learning and sampling cost for Stable Diffusion 1.5 on one device and on many: computed, not measured.
+"""What learning and sampling cost for Stable Diffusion 1.5 on one device and on many.
 
 python -m experiments.scaling --out=docs/scaling.md
 
-The networks are traced on shapes, without weights, and compiled on the CPU for their memory: a few minutes.
+FLOPs are counted: the networks are traced on shapes. On a GPU or TPU a call, its derivatives and the decoding are
+measured with random weights, and a JSON file beside the page keeps that. On a CPU the page is written with what the
+file has.
 """
 
+import json
 import math
-from functools import partial
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 from jaxtyping import PyTree
 
 from experiments import common
-from ld3_jax.disk import check_writable, write_atomically
+from ld3_jax.disk import check_writable, numbers, read_json, write_atomically
 from ld3_jax.networks import latent, weights
 
 _OUT = common.path_flag("out", "docs/scaling.md", "Where to write the page.")
-_UTILISATION = flags.DEFINE_float("utilisation", 0.4, "Share of the peak that is reached.", 1e-3, 1.0)
 
 NETWORK = latent.NETWORKS["stable_diffusion"]
 DEVICES = (1, 8, 256)
 SAMPLES, NFE, USUAL_NFE = 50_000, 5, 50
+TIMED, REPEATS = 4, 5  # samples at a time, and runs, of which the median counts
 PAIRS, TEACHER_NFE, BATCH = 100, 40, 10  # configs/default.py
 LEARNING_CALLS = 28_100  # of README.md's first command, in report.json: no matter which network
 NUMBERS = 24  # that Gauss-Newton solves for with 5 calls
@@ -45,68 +50,164 @@ ACCELERATORS = (Accelerator("H100 SXM", 989.4e12, 80e9, 900e9), Accelerator("TPU
 
 
 class Costs(NamedTuple):
-    """FLOPs of a call for one sample, with guidance, of one with TANGENTS derivatives, and of decoding; bytes."""
+    """FLOPs or seconds of one sample: a call with guidance, a derivative of it along one direction, decoding."""
 
     call: float
-    derivatives: float
+    derivative: float
     decode: float
-    weights: float
-    call_bytes: float  # what a call holds beside the weights
-    derivatives_bytes: float
 
 
-def costs() -> Costs:
-    """Trace and compile on shapes."""
-    unet, autoencoder = (latent.shapes(NETWORK)[part] for part in ("unet", "autoencoder"))
-    state, context = (
-        jax.ShapeDtypeStruct((2, *shape), jnp.float32) for shape in (NETWORK.shape, NETWORK.context_shape)
-    )
-    changes = jax.ShapeDtypeStruct((TANGENTS, *state.shape), jnp.float32)
-    apply = NETWORK.unet.clone(dtype=jnp.bfloat16).apply
+class Measured(NamedTuple):
+    """What one sample takes on one device, and what measured it."""
+
+    seconds: Costs
+    weights_bytes: int
+    call_bytes: int  # that a call holds beside them
+    derivatives_bytes: int  # likewise, with TANGENTS derivatives
+    device: str
+    jax: str
+
+
+class Programs(NamedTuple):
+    """What is counted and timed, with the shapes of its weights; all compute in bfloat16."""
+
+    weights: dict[str, PyTree]
+    call: Callable[..., jax.Array]  # (weights, states, contexts)
+    derivatives: Callable[..., tuple]  # (weights, states, contexts, changes)
+    decode: Callable[..., jax.Array]  # (weights, latents)
+
+
+def programs(network: latent.LatentDiffusion) -> Programs:
+    """A network's call with guidance, which is one of two states, its derivatives, and its decoding."""
+    unet = network.unet.clone(dtype=jnp.bfloat16)
+    autoencoder = network.autoencoder.clone(dtype=jnp.bfloat16)
 
     def call(params: PyTree, x: jax.Array, context: jax.Array) -> jax.Array:
-        return apply({"params": params}, x, jnp.float32(1.0), context)
+        return unet.apply({"params": params["unet"]}, x, jnp.float32(1.0), context)
 
     def derivatives(params: PyTree, x: jax.Array, context: jax.Array, changes: jax.Array) -> tuple:
         prediction, linear = jax.linearize(lambda x: call(params, x, context), x)
         return prediction, jax.vmap(linear)(changes)
 
-    plain = jax.jit(call).lower(unet, state, context)
-    linearised = jax.jit(derivatives).lower(unet, state, context, changes)
-    decode = partial(NETWORK.autoencoder.clone(dtype=jnp.bfloat16).apply, method="decode")
-    decoded = jax.jit(decode).lower({"params": autoencoder}, jax.ShapeDtypeStruct((1, *NETWORK.shape), jnp.float32))
-    return Costs(
-        *(lowered.cost_analysis()["flops"] for lowered in (plain, linearised, decoded)),
-        4 * weights.count((unet, autoencoder)),
-        *(lowered.compile().memory_analysis().temp_size_in_bytes for lowered in (plain, linearised)),
+    def decode(params: PyTree, latents: jax.Array) -> jax.Array:
+        return autoencoder.apply({"params": params["autoencoder"]}, latents, method="decode")
+
+    shapes = {part: latent.shapes(network)[part] for part in ("unet", "autoencoder")}
+    return Programs(shapes, call, derivatives, decode)
+
+
+def inputs(network: latent.LatentDiffusion, samples: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes of states and contexts, twice as many as samples, of changes, and of latents to decode."""
+    states, contexts, latents = (
+        jax.ShapeDtypeStruct((count, *shape), jnp.float32)
+        for count, shape in (
+            (2 * samples, network.shape),
+            (2 * samples, network.context_shape),
+            (samples, network.shape),
+        )
+    )
+    return states, contexts, jax.ShapeDtypeStruct((TANGENTS, *states.shape), jnp.float32), latents
+
+
+def counted(network: latent.LatentDiffusion) -> Costs:
+    """FLOPs, of networks that are traced on shapes."""
+    of, (states, contexts, changes, latents) = programs(network), inputs(network, 1)
+    call, derivatives, decode = (
+        jax.jit(function).lower(of.weights, *shapes).cost_analysis()["flops"]
+        for function, shapes in (
+            (of.call, (states, contexts)),
+            (of.derivatives, (states, contexts, changes)),
+            (of.decode, (latents,)),
+        )
+    )
+    return Costs(call, (derivatives - call) / TANGENTS, decode)
+
+
+def measured(network: latent.LatentDiffusion, samples: int) -> Measured:
+    """On the device at hand, with random weights: calls and decoding of so many samples at a time, derivatives of one
+    along TANGENTS directions.
+    """
+    of = programs(network)
+    params = jax.device_put(weights.random(of.weights))
+
+    def run(function: Callable, *shapes: jax.ShapeDtypeStruct) -> tuple[float, int]:
+        """Seconds and bytes."""
+        keys = jax.random.split(jax.random.key(0), len(shapes))
+        arguments = [jax.random.normal(key, one.shape) for key, one in zip(keys, shapes, strict=True)]
+        compiled, each = jax.jit(function).lower(params, *arguments).compile(), []
+        for _ in range(REPEATS + 1):
+            begun = time.monotonic()
+            jax.block_until_ready(compiled(params, *arguments))
+            each.append(time.monotonic() - begun)
+        return statistics.median(each[1:]), compiled.memory_analysis().temp_size_in_bytes
+
+    states, contexts, _, latents = inputs(network, samples)
+    (call, _), (decode, _) = run(of.call, states, contexts), run(of.decode, latents)
+    states, contexts, changes, _ = inputs(network, 1)
+    alone, call_bytes = run(of.call, states, contexts)
+    derivatives, derivatives_bytes = run(of.derivatives, states, contexts, changes)
+    seconds = Costs(call / samples, (derivatives - alone) / TANGENTS, decode / samples)
+    return Measured(
+        seconds, 4 * weights.count(params), call_bytes, derivatives_bytes, jax.devices()[0].device_kind, version("jax")
     )
 
 
 def main() -> None:
     out = Path(_OUT.value)
     check_writable(out)
-    write_atomically(out, page(costs(), _UTILISATION.value).encode())
+    path = out.with_suffix(".json")
+    if jax.default_backend() != "cpu":
+        found = measured(NETWORK, TIMED)
+        record = found._asdict() | {"seconds": found.seconds._asdict()}
+        write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
+    write_atomically(out, page(counted(NETWORK), read(path)).encode())
     print(f"wrote {out}")
 
 
-def page(found: Costs, utilisation: float) -> str:
+def read(path: Path) -> Measured:
+    """What was measured on an accelerator.
+
+    Raises:
+        ValueError: if the file is missing or damaged.
+    """
+    if not path.exists():
+        raise ValueError(f"there is no {path}, which this command writes on a GPU or TPU")
+    record = read_json(path)
+    try:
+        found = Measured(**record | {"seconds": Costs(**record["seconds"])})
+        sound = numbers([*found.seconds, *found[1:4]]).min() > 0 and isinstance(found.device, str)
+    except (TypeError, KeyError, ValueError):
+        sound = False
+    if not sound:
+        raise ValueError(f"{path}: not what experiments.scaling writes")
+    return found
+
+
+def page(flops: Costs, found: Measured) -> str:
     """The page, in Markdown."""
-    gigabytes = {field: getattr(found, field) / 1e9 for field in ("weights", "call_bytes", "derivatives_bytes")}
-    rows = [_row(found, one, count, utilisation) for one in ACCELERATORS for count in DEVICES]
+    names = ("a call", "a derivative of it along one direction", "decoding")
+    lines = [
+        f"| {name} | {count / 1e12:.2f} | {1e3 * seconds:.1f} ms | {count / seconds / 1e12:.0f} |"
+        for name, count, seconds in zip(names, flops, found.seconds, strict=True)
+    ]
+    rows = [
+        _row(one.name, count, Costs(*(seconds * ACCELERATORS[0].peak / one.peak for seconds in found.seconds)))
+        for one in ACCELERATORS
+        for count in DEVICES
+    ]
+    of_weights, of_call, of_derivatives = (f"{size / 1e9:.1f} GB" for size in found[1:4])
     return f"""# What it costs on many devices
 
-Computed by `python -m experiments.scaling`, not measured: no accelerator was at hand. Stable Diffusion 1.5, 512 x 512
-pixels, with guidance, so that a call is two passes of the U-Net; {NFE} calls; learned as in `configs/default.py`.
+Stable Diffusion 1.5, 512 x 512 pixels, with guidance, so that a call is two passes of the U-Net; {NFE} calls; learned
+as in `configs/default.py`. Written by `python -m experiments.scaling`.
 
-| of one sample | TFLOP |
-|---|---|
-| a call | {found.call / 1e12:.2f} |
-| a derivative of it along one direction | {_derivative(found) / 1e12:.2f} |
-| {NFE} calls | {NFE * found.call / 1e12:.1f} |
-| {USUAL_NFE} calls | {USUAL_NFE * found.call / 1e12:.1f} |
-| decoding | {found.decode / 1e12:.2f} |
+| of one sample | TFLOP | time | TFLOP/s |
+|---|---|---|---|
+{chr(10).join(lines)}
 
-These are the FLOPs of XLA's cost analysis of the traced networks. The teacher makes {PAIRS * TEACHER_NFE:,} calls for
+FLOPs are those of XLA's cost analysis of the traced networks. Times were measured on one {found.device}
+with jax {found.jax} and random weights in bfloat16, medians of {REPEATS} runs: calls and decoding of {TIMED} samples
+at a time, derivatives along {TANGENTS} directions of one sample. The teacher makes {PAIRS * TEACHER_NFE:,} calls for
 {PAIRS} pairs. Learning makes {LEARNING_CALLS:,}, as the README's first command does: their number does not depend on
 the network. Each is counted as a derivative.
 
@@ -114,37 +215,32 @@ the network. Each is counted as a derivative.
 |---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-- **Assumed**: {utilisation:.0%} of the peak in bfloat16 is reached; the peak is {_listed("peak", 1e12, "TFLOP/s")}.
-  Compiling, loading and writing are left out, and in learning the decoding and the loss.
+- **Other devices** are taken to reach the same shares of their peaks in bfloat16,
+  {_listed("peak", 1e12, "TFLOP/s")}. Compiling, loading and writing are left
+  out, and in learning the decoding and the loss.
 - **Learning** takes {BATCH} samples a step, or the next multiple of the devices: {DEVICES[-1]} devices take
   {DEVICES[-1]}, which needs as many pairs (`data.train`), in the time that each needs for one. Beyond {BATCH} devices
   learning gets no faster.
 - **Communication**: a step of Gauss-Newton all-reduces a matrix, a gradient and a loss, and nothing else, as its
   compiled program for eight devices shows: {NUMBERS}² + {NUMBERS} + 1 numbers, {STEP_BYTES:,} bytes. Over links of
   {_listed("link", 1e9, "GB/s")} that is the links' latency. Teacher and samples communicate their results alone.
-- **Memory** of a device: {gigabytes["weights"]:.1f} GB of weights in float32, and {gigabytes["call_bytes"]:.1f} GB for
-  a call of one sample, or {gigabytes["derivatives_bytes"]:.1f} GB with derivatives along {TANGENTS} directions, which
-  `--config.learn.tangents={TANGENTS}` takes at a time, as XLA compiles the networks for a CPU. They include attention's
-  weights of 4096 x 4096 positions, which the default of JAX's attention forms on all devices.
+- **Memory** of a device: {of_weights} of weights in float32, {of_call} for a call of one sample, {of_derivatives} with
+  derivatives along {TANGENTS} directions (`--config.learn.tangents={TANGENTS}`), as XLA compiles the networks for the
+  device above. They include attention's weights of 4096 x 4096 positions, which JAX's attention forms by default.
   Devices have {_listed("memory", 1e9, "GB")}.
 - Peaks, memory and links are those of NVIDIA's data sheet (without sparsity; NVLink) and of Google's documentation of
   the TPU v5e. Links between hosts are slower.
 """
 
 
-def _derivative(found: Costs) -> float:
-    return (found.derivatives - found.call) / TANGENTS
-
-
-def _row(found: Costs, accelerator: Accelerator, count: int, utilisation: float) -> str:
+def _row(name: str, count: int, of: Costs) -> str:
     """A line of the table: as long as a device takes for the samples that it gets."""
-    flops = [
-        TEACHER_NFE * math.ceil(PAIRS / count) * found.call,
-        LEARNING_CALLS / BATCH * math.ceil(BATCH / count) * _derivative(found),
-        *(math.ceil(SAMPLES / count) * (nfe * found.call + found.decode) for nfe in (NFE, USUAL_NFE)),
+    seconds = [
+        TEACHER_NFE * math.ceil(PAIRS / count) * of.call,
+        LEARNING_CALLS / BATCH * math.ceil(BATCH / count) * of.derivative,
+        *(math.ceil(SAMPLES / count) * (nfe * of.call + of.decode) for nfe in (NFE, USUAL_NFE)),
     ]
-    times = [_time(one / (utilisation * accelerator.peak)) for one in flops]
-    return f"| {accelerator.name} | {count} | {' | '.join(times)} |"
+    return f"| {name} | {count} | {' | '.join(map(_time, seconds))} |"
 
 
 def _time(seconds: float) -> str:

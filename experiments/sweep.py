@@ -15,6 +15,7 @@ import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import filelock
 import jax
@@ -41,7 +42,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.",
 _WORKDIR = common.path_flag("workdir", None, "Where cells, sweep.csv, sweep.html and sweep.png go.")
 flags.mark_flags_as_required(["config", "workdir"])
 
-_KEYS = ("networks", "held_out", "solvers", "nfes", "seeds", "baselines", "probes", "run")
+_KEYS = ("networks", "solvers", "nfes", "seeds", "baselines", "probes", "run")
 # What ends one cell: learning that fails, a network whose files or packages are missing, too little memory. Anything
 # else, a full disk above all, would end every other cell after minutes of work, too.
 _OF_A_CELL = (ValueError, FloatingPointError, RuntimeError, FileNotFoundError, ImportError)
@@ -96,8 +97,6 @@ def check(config: config_dict.ConfigDict) -> None:
     for key in ("networks", "solvers", "nfes", "seeds"):
         if not config[key]:
             raise ValueError(f"{key} must not be empty")
-    if len(config.held_out) != len(config.networks):
-        raise ValueError(f"held_out needs a number for each of {list(config.networks)}, got {list(config.held_out)}")
     if not 1 <= config.probes <= config.run.data.train:
         raise ValueError(f"probes must be from 1 to run.data.train {config.run.data.train}, got {config.probes}")
     if set(config.run.learn.what) != set(WHAT) or config.run.learn.curve:
@@ -119,8 +118,15 @@ def of_cell(config: config_dict.ConfigDict, cell: Cell) -> config_dict.ConfigDic
     """The configuration that a cell is learned with."""
     run = config.run.copy_and_resolve_references()
     run.network.name, run.solver.name, run.solver.nfe, run.seed = cell
-    run.data.test = config.held_out[list(config.networks).index(cell.network)]
     return run
+
+
+def settings(config: config_dict.ConfigDict, cell: Cell) -> dict[str, Any]:
+    """What decides a cell's figures, as its file has it."""
+    given = {"baselines": config.baselines, "probes": config.probes} | of_cell(config, cell).to_dict()
+    found = json.loads(json.dumps(given))  # as a file has it: lists for tuples
+    del found["teacher"]["cache"]  # where, not what
+    return found
 
 
 def measured_once(workdir: Path, config: config_dict.ConfigDict, cell: Cell) -> cells.Measured | None:
@@ -136,16 +142,14 @@ def measured_once(workdir: Path, config: config_dict.ConfigDict, cell: Cell) -> 
             stack.enter_context(filelock.FileLock(path.with_suffix(".lock")).acquire(blocking=False))
         except filelock.Timeout:
             return None
-        settings = json.loads(json.dumps({"baselines": config.baselines, "probes": config.probes} | run.to_dict()))
-        del settings["teacher"]["cache"]  # where, not what
         if path.exists():
             there = cells.read(path)
-            if different := common.differences(there.config, settings):
+            if different := common.differences(there.config, settings(config, cell)):
                 raise ValueError(f"{path} has another configuration: {'; '.join(different)}; take another workdir")
             return there
         device = f"{jax.devices()[0].device_kind}, jax {version('jax')}, Python {platform.python_version()}"
         measured, column = measure(config, run, path)
-        found = cells.Measured(cell, run.data.test, device, settings, measured)
+        found = cells.Measured(cell, run.data.test, device, settings(config, cell), measured)
         cells.write(workdir, found, column)
         jax.clear_caches()  # no cell shares a program with another
         return found

@@ -1,19 +1,46 @@
-"""The page of costs: its arithmetic."""
+"""The page of costs: its arithmetic, and its measurement on a small network."""
+
+import dataclasses
+
+import pytest
 
 from experiments import scaling
+from ld3_jax.networks import latent
 
-COSTS = scaling.Costs(1e12, 5e12, 2e12, 4e9, 5e9, 6e9)
+FLOPS = scaling.Costs(call=1e12, derivative=2e12, decode=2e12)
+MEASURED = scaling.Measured(scaling.Costs(0.01, 0.04, 0.02), 10**9, 10**9, 10**9, "chip", "0.1")
 
 
 def test_times_are_those_of_the_samples_that_a_device_gets():
-    device = scaling.Accelerator("chip", 1e14, 1e9, 1e9)
-    # 100 pairs of 40 calls; 28,100 derivatives of 2 TFLOP; 50,000 samples of 5 or 50 calls and a decoding of 2 TFLOP.
-    assert scaling._row(COSTS, device, 1, 0.5) == "| chip | 1 | 1.3 min | 18.7 min | 1.9 h | 14.4 h |"
+    seconds = scaling.Costs(0.02, 0.04, 0.04)
+    # 100 pairs of 40 calls; 28,100 derivatives; 50,000 samples of 5 or 50 calls and a decoding.
+    assert scaling._row("chip", 1, seconds) == "| chip | 1 | 1.3 min | 18.7 min | 1.9 h | 14.4 h |"
     # 13 of them on the fullest of eight devices; batches of 16 instead of 10, two on each.
-    assert scaling._row(COSTS, device, 8, 0.5) == "| chip | 8 | 10.4 s | 3.7 min | 14.6 min | 1.8 h |"
+    assert scaling._row("chip", 8, seconds) == "| chip | 8 | 10.4 s | 3.7 min | 14.6 min | 1.8 h |"
 
 
 def test_the_page_has_a_line_for_each_device_and_number():
-    page = scaling.page(COSTS, 0.4)
+    page = scaling.page(FLOPS, MEASURED)
     assert page.count("| H100 SXM |") == page.count("| TPU v5e |") == len(scaling.DEVICES)
-    assert "40% of the peak" in page
+    assert "| a call | 1.00 | 10.0 ms | 100 |" in page
+    assert "| a derivative of it along one direction | 2.00 | 40.0 ms | 50 |" in page
+    assert "| H100 SXM | 1 | 40.0 s |" in page
+
+
+def test_a_small_network_is_counted_and_measured():
+    small = latent.shrink(scaling.NETWORK)
+    unet, first_stage = small.unet.clone(channel_mult=(1,)), small.autoencoder.clone(channel_mult=(1,))
+    small = dataclasses.replace(small, unet=unet, autoencoder=first_stage)
+    assert min(scaling.counted(small)) > 0
+    found = scaling.measured(small, 1)
+    assert found.seconds.call > 0
+    assert found.weights_bytes > found.call_bytes > 0
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"call": "a"}', "[1]"])
+def test_a_file_that_is_missing_or_damaged_are_named(content, tmp_path):
+    path = tmp_path / "scaling.json"
+    if content:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=r"scaling\.json"):
+        scaling.read(path)

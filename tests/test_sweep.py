@@ -10,9 +10,10 @@ from unittest import mock
 import pytest
 from mains import main, module
 
-from configs.sweeps import galaxies
+from configs.sweeps import galaxies, networks, seeds
 from experiments import cells, page
 from experiments.cells import Cell, Judged, Measured
+from experiments.common import differences
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning import student
 
@@ -22,7 +23,7 @@ from configs.sweeps import galaxies
 
 def get_config():
     c = galaxies.get_config()
-    c.networks, c.solvers, c.nfes, c.held_out = ("ring",), ("ddim",), (2, 3, 4), (30,)
+    c.networks, c.solvers, c.nfes, c.run.data.test = ("ring",), ("ddim",), (2, 3, 4), 30
     c.baselines, c.probes = ("dmn", "gits"), 4
     c.run.teacher.nfe, c.run.teacher.cache, c.run.data.train = 8, {cache!r}, 10
     c.run.learn.steps, c.run.learn.init, c.run.learn.valid_batch = 2, "logsnr", 5
@@ -127,7 +128,6 @@ def test_of_two_processes_the_later_report_has_the_cells_of_both(tmp_path, monke
     [
         ("networks", "('hsc',)", "networks takes some of"),
         ("solvers", "()", "solvers must not be empty"),
-        ("held_out", "(1,2)", "held_out needs a number for each of ['hsc32', 'ztf32', 'quasar72'], got [1, 2]"),
         ("probes", "101", "probes must be from 1 to run.data.train 100, got 101"),
         ("nfes", "(3,)", "solver 'ipndm' of order 4 needs an integer nfe of at least 4, got 3"),
     ],
@@ -151,7 +151,7 @@ def test_a_sweep_that_would_not_learn_everything_is_refused(change):
 def test_another_programs_configuration_is_refused(tmp_path):
     result = main("sweep", "--config=configs/galaxy.py", f"--workdir={tmp_path / 'new'}", check=False)
     assert result.returncode == 1
-    assert "error: not the configuration of a sweep: it lacks ['networks', 'held_out'" in result.stderr
+    assert "error: not the configuration of a sweep: it lacks ['networks', 'solvers'" in result.stderr
     assert not (tmp_path / "new").exists()
 
 
@@ -243,6 +243,14 @@ def test_the_readme_has_the_figures_of_the_cells():
             best = min(grids, key=lambda one: one.frechet if kind else one.mean)
             expected = f"{best.frechet:.4f}" if kind else f"{best.mean:.4f} ({best.median:.4f})"
             assert figure == expected, (network, solver, column)
+
+
+@pytest.mark.parametrize("sweep", [galaxies, networks, seeds])
+def test_the_committed_cells_are_all_and_those_of_the_configuration(sweep):
+    config, folder = sweep.get_config(), Path("docs") / sweep.__name__.rpartition(".")[2]
+    for cell in module("sweep").all_cells(config):
+        assert not differences(cells.read(cell.path(folder)).config, module("sweep").settings(config, cell))
+    assert len(cells.read_all(folder)) == len(module("sweep").all_cells(config))
 
 
 def test_the_documentation_says_what_the_cells_say_together():

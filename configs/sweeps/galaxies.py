@@ -1,4 +1,4 @@
-"""Every method on three networks of galaxies, with three solvers and 4 to 10 calls.
+"""Every method on four networks of galaxies, with three solvers and 4 to 10 calls.
 
 python -m experiments.sweep --config=configs/sweeps/galaxies.py --workdir=runs/galaxies
 """
@@ -11,12 +11,12 @@ from configs import default
 def get_config() -> config_dict.ConfigDict:
     """The configuration."""
     c = config_dict.ConfigDict()
-    c.networks = ("hsc32", "ztf32", "quasar72")  # names that ld3_jax.pretrained knows
-    c.held_out = (2000, 2000, 500)  # noises to judge each network's samples on
+    c.networks = ("hsc32", "ztf32", "lsst60", "quasar72")  # names that ld3_jax.pretrained knows
     c.solvers = ("dpmpp", "unipc", "ipndm")  # of their highest order
     c.nfes = (5, 8, 4, 6, 10)  # network calls, in the order in which they are measured
     c.seeds = (0,)  # of the training pairs and of the held-out noises
     c.baselines = ("dmn", "gits", "oss")  # grids of other methods
     c.probes = 64  # training noises that those look at
     c.run = default.get_config()  # how cells learn; what a cell sets itself is without effect here
+    c.run.data.test = 2000  # held-out noises that samples are judged on
     return c
