@@ -140,15 +140,25 @@ def as_csv(cells: Iterable[Measured]) -> bytes:
     return buffer.getvalue().encode()
 
 
+def shares(cells: Iterable[Measured], name: str) -> np.ndarray:
+    """Mean and median of a method as shares of those of the best hand-made grid: (number of cells, 2)."""
+    pairs = [(one.methods[name], one.methods[best_grid(one.methods)]) for one in cells]
+    return np.array([[learned.mean / grid.mean, learned.median / grid.median] for learned, grid in pairs])
+
+
+def geometric_mean(ratios: np.ndarray) -> np.ndarray:
+    """Over the first axis."""
+    return np.exp(np.log(ratios).mean(0))
+
+
 def summary(cells: Iterable[Measured]) -> list[str]:
     """What the cells say together, a line for each learned method."""
     cells = list(cells)
     by_cell = {measured.cell: measured.methods for measured in cells}
     lines = []
     for name in LEARNED if cells else ():
-        pairs = [(methods[name], methods[best_grid(methods)]) for methods in by_cell.values()]
-        ratios = np.array([[a.mean / b.mean, a.median / b.median] for a, b in pairs])
-        mean, median = np.exp(np.log(ratios).mean(0))
+        ratios = shares(cells, name)
+        mean, median = geometric_mean(ratios)
         above = (ratios > 1).sum(0)
         twice = [
             methods[name].mean <= by_cell[more][best_grid(by_cell[more])].mean

@@ -259,6 +259,25 @@ def test_the_documentation_says_what_the_cells_say_together():
         assert line[1:] in text
 
 
+def test_the_documentation_has_the_shares_of_the_cells():
+    text = Path("docs/results.md").read_text()
+    others = cells.read_all(Path("docs/networks"))
+    for network in networks.get_config().networks:
+        ratios = [cells.shares([one for one in others if one.cell.network == network], name) for name in cells.LEARNED]
+        above = ", ".join(str(int((ratio[:, 0] > 1).sum())) for ratio in ratios)
+        assert f"| {network} | {' | '.join(map(shown, ratios))} | {above} of 6 |" in text
+    five = [one for one in cells.read_all(COMMITTED) if one.cell.nfe == 5] + cells.read_all(Path("docs/seeds"))
+    for network in seeds.get_config().networks:
+        of_seed = [[one for one in five if one.cell[0] == network and one.cell.seed == seed] for seed in (0, 1, 2)]
+        row = (shown(cells.shares(some, "everything")) for some in of_seed)
+        assert f"| {network} | {' | '.join(row)} |" in text
+
+
+def shown(ratios):
+    mean, median = cells.geometric_mean(ratios)
+    return f"{mean:.3f} ({median:.3f})"
+
+
 def test_the_figures_of_the_curve_in_the_documentation_are_those_of_the_benchmark():
     section = Path("docs/results.md").read_text().partition("## One curve")[2].partition("\n## ")[0]
     rows = json.loads(Path("docs/benchmark.json").read_text())["rows"]
