@@ -58,6 +58,7 @@ def get_config() -> config_dict.ConfigDict:
     c.learn.nfes = (4, 6, 8, 10)  # those that a curve is learned for
     c.learn.degree = 32  # of a curve's polynomial
     c.learn.tangents = 40  # of gn and lm: directions times samples in a network call; more on an accelerator
+    c.learn.ridge = 0.0  # of gn: weight of a pull back to the start; 0.001 steadies learning for 8 and more calls
     c.learn.space = "lambda"  # where gaps and shifts are measured: lambda (half-log-SNR) or t
     c.learn.steps = 32
     c.learn.batch_size = 10

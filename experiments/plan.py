@@ -40,6 +40,7 @@ RANGES = {
     "data.test": COUNT,
     "learn.history": COUNT.or_none(),
     "learn.tangents": COUNT,
+    "learn.ridge": NOT_NEGATIVE,
     "learn.steps": COUNT,
     "learn.batch_size": COUNT,
     "learn.logits_rate": NOT_NEGATIVE.or_none(),
@@ -179,8 +180,10 @@ def _learner(config: config_dict.ConfigDict, parametrisation: Parametrisation, s
     common = {name: learn[name] for name in ("steps", "batch_size", "validate_every", "valid_batch")}
     common["held_out"] = config.data.valid
     if learn.learner != "optax":
-        second_order = {"gn": learning.GaussNewton, "lm": learning.LevenbergMarquardt}[learn.learner]
-        return second_order(tangents=learn.tangents, **common)
+        common["tangents"] = learn.tangents
+        if learn.learner == "lm":
+            return learning.LevenbergMarquardt(**common)
+        return learning.GaussNewton(ridge=learn.ridge, **common)
     rules, n = {}, 1 if learn.curve else solver.n_steps
     for group, default in parametrisation.rates(solver).items():
         given = learn[f"{group}_rate"]

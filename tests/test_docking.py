@@ -273,6 +273,7 @@ def test_a_share_has_wilsons_interval_and_a_median_that_of_order_statistics():
 
 def test_the_documentation_has_the_figures_of_the_benchmark():
     exact, network = Path("docs/docking.md").read_text().partition("The same with the trained network")[::2]
+    crystals = network.partition("The crystal complexes")[2].partition("\n## ")[0]
     measured, found = json.loads(Path("docs/docking.json").read_text())["rows"], 0
     for text, suffix in ((exact, ""), (network, ", ergotamine_network")):
         for line in re.findall(r"^\| \d+ \| .* % \(.*\|$", text, re.MULTILINE):
@@ -285,3 +286,9 @@ def test_the_documentation_has_the_figures_of_the_benchmark():
             assert [median, mean_square, *shares] == [row["median RMSD"], f"{row['mean square']:.3f}", *percents]
             found += 1
     assert found == 35
+    header, _, *rows = (line.strip("| ").split(" | ") for line in crystals.splitlines() if line.startswith("|"))
+    assert len(rows) == 6
+    for name, *figures in rows:
+        for complex_, figure in zip(header, figures, strict=True):
+            row = measured[f"docking: 6 {name}, {complex_}"]
+            assert figure == f"{row['median RMSD'].split()[0]} ({row['mean square']:.2g})"

@@ -67,7 +67,8 @@ def test_it_gets_further_than_adam_on_fewer_network_calls(solver, pairs):
 
 
 def test_averages_are_those_of_the_batches_and_the_rate_rises_and_falls(pairs):
-    learner = GaussNewton(steps=3, batch_size=30, validate_every=3, momentum=0.4, memory=0.8, damping=1.0, largest=1e6)
+    settings = {"momentum": 0.4, "memory": 0.8, "damping": 1.0, "ridge": 0.5, "largest": 1e6}
+    learner = GaussNewton(steps=3, batch_size=30, validate_every=3, **settings)
     gaps = Gaps()
     object.__setattr__(gaps, "max_shift", 1e3)  # so that no number reaches its bound
     task = make_task(pairs, WithCoefficients(gaps), learner, "ddim")
@@ -87,6 +88,11 @@ def test_averages_are_those_of_the_batches_and_the_rate_rises_and_falls(pairs):
         expected = models[k]._replace(
             gradient=average([m.gradient for m in models[: k + 1]], 0.4),
             matrix=average([m.matrix for m in models[: k + 1]], 0.8),
+        )
+        ridge = 0.5 * jnp.diag(expected.matrix)
+        gone = ravel_pytree(states[k].params)[0] - ravel_pytree(states[0].params)[0]
+        expected = expected._replace(
+            gradient=expected.gradient + ridge * gone, matrix=expected.matrix + jnp.diag(ridge)
         )
         rate = 0.7 * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * k / 3))) * (1 - 0.8 ** (k + 1))
         step = solution(expected, jnp.asarray(1.0), states[k].params, 1e6, lambda params: params)
@@ -110,6 +116,7 @@ def test_a_number_out_of_its_range_is_refused(name):
         {"largest": 0.0},
         {"momentum": 1.0},
         {"memory": -0.1},
+        {"ridge": -1.0},
     ],
 )
 def test_rates_out_of_their_range_are_refused(settings):

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from ld3_jax.learning.parametrisation import Params
 from ld3_jax.learning.quadratic import Quadratic, SecondOrder, quadratic_model, solution
 from ld3_jax.learning.state import StepMetrics, Task, TrainState, batch_indices, unless_done
-from ld3_jax.ranges import LESS_THAN_ONE, POSITIVE, UP_TO_ONE, check
+from ld3_jax.ranges import LESS_THAN_ONE, NOT_NEGATIVE, POSITIVE, UP_TO_ONE, check
 
 
 @jax.tree_util.register_static
@@ -27,13 +27,15 @@ class GaussNewton(SecondOrder):
 
     A sample has thousands of residuals, so a few samples determine the matrix of a few dozen numbers, and ten steps of
     ten samples go much further than one step of a hundred. The rate rises while A fills, by 1 - memory^k at step k, and
-    falls along a cosine. Nothing needs tuning: the numbers' scales are the matrix's own.
+    falls along a cosine. Nothing needs tuning: the numbers' scales are the matrix's own. With 8 and more calls some
+    directions are hardly determined by a hundred pairs; a ridge of 1e-3 keeps the numbers near the start along these.
 
     Attributes: those of `SecondOrder`, and
         rate: the highest one, at most 1: the whole Gauss-Newton step. The cosine ends at 5 % of it.
         damping: relative to the diagonal of A.
         momentum: decay of the average of g.
         memory: decay of the average of A.
+        ridge: weight of ridge diag(A) (p - start)^2 / 2, which is added to the loss.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -46,16 +48,18 @@ class GaussNewton(SecondOrder):
     damping: float = 1e-3
     momentum: float = 0.5
     memory: float = 0.9
+    ridge: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         own = {"rate": UP_TO_ONE, "damping": POSITIVE, "momentum": LESS_THAN_ONE, "memory": LESS_THAN_ONE}
+        own["ridge"] = NOT_NEGATIVE
         check(vars(self), own)
 
     def init(self, task: Task, params: Params) -> "Averages":
-        """Empty averages."""
-        count = len(ravel_pytree(params)[0])
-        return Averages(jnp.zeros(count), jnp.zeros((count, count)))
+        """Empty averages, and the numbers as they are."""
+        start = ravel_pytree(params)[0]
+        return Averages(jnp.zeros(len(start)), jnp.zeros((len(start), len(start))), start)
 
     def step(self, task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
         """See `averaged_step`."""
@@ -63,10 +67,11 @@ class GaussNewton(SecondOrder):
 
 
 class Averages(NamedTuple):
-    """Moving averages, which start at zero."""
+    """Moving averages, which start at zero, and the numbers at the start."""
 
     gradient: Float[Array, "p"]
     matrix: Float[Array, "p p"]
+    start: Float[Array, "p"]
 
 
 @jax.jit
@@ -87,9 +92,13 @@ def averaged_step(task: Task, state: TrainState) -> tuple[TrainState, StepMetric
     new = Averages(
         optax.incremental_update(model.gradient, old.gradient, 1 - learner.momentum),
         optax.incremental_update(model.matrix, old.matrix, 1 - learner.memory),
+        old.start,
     )
     full = 1 - learner.memory**number
-    averaged = Quadratic(model.loss, new.gradient / (1 - learner.momentum**number), new.matrix / full)
+    gradient, matrix = new.gradient / (1 - learner.momentum**number), new.matrix / full
+    ridge = learner.ridge * jnp.diag(matrix)
+    gone = ravel_pytree(state.params)[0] - old.start
+    averaged = Quadratic(model.loss, gradient + ridge * gone, matrix + jnp.diag(ridge))
     project = partial(task.parametrisation.project, schedule=task.student.schedule)
     step = solution(averaged, jnp.asarray(learner.damping), state.params, learner.largest, project)
     rate = full * optax.cosine_decay_schedule(learner.rate, learner.steps, alpha=0.05)(state.step)
