@@ -278,14 +278,18 @@ def shown(ratios):
     return f"{mean:.3f} ({median:.3f})"
 
 
-def test_the_figures_of_the_curve_in_the_documentation_are_those_of_the_benchmark():
-    section = Path("docs/results.md").read_text().partition("## One curve")[2].partition("\n## ")[0]
+SECTIONS = [("Learners", "learners"), ("Used where", "transfer"), ("One curve", "curve")]
+
+
+@pytest.mark.parametrize(("title", "table"), SECTIONS)
+def test_the_documentation_has_the_figures_of_the_benchmark(title, table):
+    section = Path("docs/results.md").read_text().partition(f"## {title}")[2].partition("\n## ")[0]
     rows = json.loads(Path("docs/benchmark.json").read_text())["rows"]
     measured = {
         f"{value[0]:.5f} ({value[1]:.5f})"
         for key, row in rows.items()
         for value in row.values()
-        if key.startswith("curve: ")
+        if key.startswith(f"{table}: ") and isinstance(value, list)
     }
     figures = re.findall(r"\d\.\d{5} \(\d\.\d{5}\)", section)
     assert figures

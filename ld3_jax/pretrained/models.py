@@ -336,8 +336,9 @@ def _rgb(images: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 
 def _stretched(images: np.ndarray, like: np.ndarray) -> np.ndarray:
-    # The images are log(flux + 1) / 0.1, which is the stretch that galaxies are looked at in.
-    return images / float(np.quantile(like, 0.998))
+    # The images are log(flux + 1) / 0.1, which is the stretch that galaxies are looked at in. Most pixels are sky.
+    sky, bright = np.quantile(like, (0.5, 0.998))
+    return (images - sky) / (bright - sky)
 
 
 def _unchanged(states: PyTree) -> PyTree:
