@@ -41,12 +41,16 @@ class Accelerator(NamedTuple):
     """Peak FLOP/s in bfloat16, bytes of memory, bytes/s to the other devices."""
 
     name: str
+    kind: str  # what JAX's name of the device holds
     peak: float
     memory: float
     link: float
 
 
-ACCELERATORS = (Accelerator("H100 SXM", 989.4e12, 80e9, 900e9), Accelerator("TPU v5e", 197e12, 16e9, 400e9))
+ACCELERATORS = (
+    Accelerator("H100 SXM", "H100", 989.4e12, 80e9, 900e9),
+    Accelerator("TPU v5e", "TPU v5 lite", 197e12, 16e9, 400e9),
+)
 
 
 class Costs(NamedTuple):
@@ -157,6 +161,7 @@ def main() -> None:
     check_writable(out)
     path = out.with_suffix(".json")
     if jax.default_backend() != "cpu":
+        peak_of(jax.devices()[0].device_kind)  # refuses an unknown device before the minutes of measuring
         found = measured(NETWORK, TIMED)
         record = found._asdict() | {"seconds": found.seconds._asdict()}
         write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
@@ -183,6 +188,18 @@ def read(path: Path) -> Measured:
     return found
 
 
+def peak_of(device: str) -> float:
+    """Peak FLOP/s of a device by JAX's name of it.
+
+    Raises:
+        ValueError: if it is none of ACCELERATORS.
+    """
+    for one in ACCELERATORS:
+        if one.kind in device:
+            return one.peak
+    raise ValueError(f"the device must be one of {[one.kind for one in ACCELERATORS]}, whose peaks are known: {device}")
+
+
 def page(flops: Costs, found: Measured) -> str:
     """The page, in Markdown."""
     names = ("a call", "a derivative of it along one direction", "decoding")
@@ -190,8 +207,9 @@ def page(flops: Costs, found: Measured) -> str:
         f"| {name} | {count / 1e12:.2f} | {1e3 * seconds:.1f} ms | {count / seconds / 1e12:.0f} |"
         for name, count, seconds in zip(names, flops, found.seconds, strict=True)
     ]
+    peak = peak_of(found.device)
     rows = [
-        _row(one.name, count, Costs(*(seconds * ACCELERATORS[0].peak / one.peak for seconds in found.seconds)))
+        _row(one.name, count, Costs(*(seconds * peak / one.peak for seconds in found.seconds)))
         for one in ACCELERATORS
         for count in DEVICES
     ]

@@ -8,7 +8,7 @@ from experiments import scaling
 from ld3_jax.networks import latent
 
 FLOPS = scaling.Costs(call=1e12, derivative=2e12, decode=2e12)
-MEASURED = scaling.Measured(scaling.Costs(0.01, 0.04, 0.02), 10**9, 10**9, 10**9, "chip", "0.1")
+MEASURED = scaling.Measured(scaling.Costs(0.01, 0.04, 0.02), 10**9, 10**9, 10**9, "NVIDIA H100", "0.1")
 
 
 def test_times_are_those_of_the_samples_that_a_device_gets():
@@ -27,6 +27,13 @@ def test_the_page_has_a_line_for_each_device_and_number():
     assert "| H100 SXM | 1 | 40.0 s |" in page
 
 
+def test_another_device_than_those_whose_peak_is_known_is_named():
+    on_tpu = scaling.page(FLOPS, MEASURED._replace(device="TPU v5 lite"))
+    assert "| TPU v5e | 1 | 40.0 s |" in on_tpu
+    with pytest.raises(ValueError, match=r"must be one of .*: NVIDIA A10"):
+        scaling.page(FLOPS, MEASURED._replace(device="NVIDIA A10"))
+
+
 def test_a_small_network_is_counted_and_measured():
     small = latent.shrink(scaling.NETWORK)
     unet, first_stage = small.unet.clone(channel_mult=(1,)), small.autoencoder.clone(channel_mult=(1,))
@@ -38,7 +45,7 @@ def test_a_small_network_is_counted_and_measured():
 
 
 @pytest.mark.parametrize("content", [None, "{}", '{"call": "a"}', "[1]"])
-def test_a_file_that_is_missing_or_damaged_are_named(content, tmp_path):
+def test_a_file_that_is_missing_or_damaged_is_named(content, tmp_path):
     path = tmp_path / "scaling.json"
     if content:
         path.write_text(content)

@@ -52,9 +52,8 @@ class GaussNewton(SecondOrder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        own = {"rate": UP_TO_ONE, "damping": POSITIVE, "momentum": LESS_THAN_ONE, "memory": LESS_THAN_ONE}
-        own["ridge"] = NOT_NEGATIVE
-        check(vars(self), own)
+        own = {"rate": UP_TO_ONE, "damping": POSITIVE, "ridge": NOT_NEGATIVE}
+        check(vars(self), own | dict.fromkeys(("momentum", "memory"), LESS_THAN_ONE))
 
     def init(self, task: Task, params: Params) -> "Averages":
         """Empty averages, and the numbers as they are."""
