@@ -162,10 +162,11 @@ def main() -> None:
     path = out.with_suffix(".json")
     if jax.default_backend() != "cpu":
         peak_of(jax.devices()[0].device_kind)  # refuses an unknown device before the minutes of measuring
-        found = measured(NETWORK, TIMED)
-        record = found._asdict() | {"seconds": found.seconds._asdict()}
+        here = measured(NETWORK, TIMED)
+        record = here._asdict() | {"seconds": here.seconds._asdict()}
         write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
-    write_atomically(out, page(counted(NETWORK), read(path)).encode())
+    found = read(path)
+    write_atomically(out, page(counted(NETWORK), found).encode())
     print(f"wrote {out}")
 
 
