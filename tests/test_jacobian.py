@@ -10,7 +10,13 @@ from jax.flatten_util import ravel_pytree
 from ld3_jax import denoisers, learning, losses, schedules, solvers
 from ld3_jax.learning import Curve, Gaps, LevenbergMarquardt, WithCoefficients
 from ld3_jax.learning.discretization import like_another
-from ld3_jax.learning.jacobian import Directions, every_factor, sample_and_jacobian
+from ld3_jax.learning.jacobian import (
+    Directions,
+    every_factor,
+    passes,
+    sample_and_jacobian,
+    sample_and_jacobian_of_each,
+)
 from ld3_jax.learning.quadratic import network_calls, quadratic_model
 from ld3_jax.learning.student import run
 from ld3_jax.networks import gaussian
@@ -162,3 +168,21 @@ def test_no_direction_passes_through_the_network_before_it_begins(parametrisatio
     task = learning.make_task(student, pairs, jax.random.key(0), parametrisation, LevenbergMarquardt(batch_size=2))
     params = parametrisation.init(learning.on_grid("edm", SCHEDULE, solver), SCHEDULE, solver)
     assert network_calls(task, params) == calls
+
+
+@pytest.mark.parametrize(("count", "expected"), [(2, 2), (8, 5)], ids=["forward", "in reverse"])
+def test_the_jacobian_of_each_sample_is_that_of_the_batch(count, expected):
+    numbers, directions = jax.random.normal(jax.random.key(1), (3,)), jax.random.normal(jax.random.key(2), (count, 3))
+    x_T, cond = {"a": jnp.ones((4, 2)), "b": jax.random.normal(jax.random.key(3), (4, 3))}, jnp.arange(4.0)
+
+    def sample(numbers, x_T, cond):
+        a = jnp.sin(numbers[0] * x_T["a"] + cond[:, None])
+        return {"a": a, "b": numbers[1] * x_T["b"] ** 2 + numbers[2] * a.sum(1, keepdims=True)}
+
+    samples, derivatives = jax.jit(sample_and_jacobian_of_each, static_argnums=0)(
+        sample, numbers, directions, x_T, cond
+    )
+    along = jax.vmap(lambda direction: jax.jvp(lambda n: sample(n, x_T, cond), (numbers,), (direction,))[1])(directions)
+    assert passes(x_T, count) == expected
+    chex.assert_trees_all_close(samples, sample(numbers, x_T, cond), rtol=1e-6)
+    chex.assert_trees_all_close(derivatives, along, rtol=1e-5, atol=1e-6)

@@ -1,10 +1,12 @@
-"""How a solver's samples change with its factors: a Jacobian in forward mode that does no work on zeros.
+"""How a solver's samples change with what is learned: Jacobians that do no work on zeros.
 
-A state is a sum of the initial state and past predictions (`solvers.Expansion`). A change of one of its factors shows
-in that state first, so before the call there the tangent is zero. At each call the network is linearised once, and only
-the directions that have begun pass through it.
+In a vector space a state is a sum of the initial state and past predictions (`solvers.Expansion`). A change of one of
+its factors shows in that state first, so before the call there the tangent is zero. At each call the network is
+linearised once, and only the directions that have begun pass through it. On a manifold states are no sums, and the
+Jacobian is that of the whole solver.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -106,29 +108,43 @@ def sample_and_jacobian(
     return state(row, past), tangent(row, own, past, jax.tree.map(lambda m: m[:, :q], moved))
 
 
-def sample_and_derivatives(
-    sample: Callable[[Array], PyTree],
+def sample_and_jacobian_of_each(
+    sample: Callable[[Array, PyTree, PyTree], PyTree],
     numbers: Float[Array, "p"],
     directions: Float[Array, "q p"],
-    *,
-    at_a_time: int,
+    x_T: PyTree,
+    cond: PyTree,
 ) -> tuple[PyTree, PyTree]:
     """A batch of samples, and how they change along directions of the numbers, through the whole solver.
 
-    It assumes nothing about the states, which may lie on a manifold; every direction passes through every call.
+    It assumes nothing about the states, which may lie on a manifold. A pose is fewer numbers than a solver has, so its
+    Jacobian is taken in reverse mode, row by row: `passes` of them.
 
     Args:
-        sample: from the numbers to the samples.
+        sample: sample(numbers, x_T, cond) -> a batch of samples.
         numbers: where to differentiate.
         directions: q changes of them.
-        at_a_time: how many directions pass through the network together.
+        x_T: a batch of initial states.
+        cond: their conditions.
 
     Returns:
         The samples, and their q derivatives, with a leading axis.
     """
-    samples, linear = jax.linearize(sample, numbers)
-    q, chunks = len(directions), -(-len(directions) // at_a_time)
-    size = -(-q // chunks)  # equal chunks, so that one program serves all
-    padded = jnp.pad(directions, ((0, chunks * size - q), (0, 0))).reshape(chunks, size, -1)
-    moved = jax.lax.map(jax.vmap(linear), padded)
-    return samples, jax.tree.map(lambda leaf: leaf.reshape(chunks * size, *leaf.shape[2:])[:q], moved)
+    jacobian = jax.jacfwd if passes(x_T, len(directions)) == len(directions) else jax.jacrev
+
+    def of_one(x_T: PyTree, cond: PyTree) -> tuple[PyTree, PyTree]:
+        alone = jax.tree.map(lambda leaf: leaf[None], (x_T, cond))
+
+        def moved(step: Array) -> tuple[PyTree, PyTree]:
+            x = jax.tree.map(lambda leaf: leaf[0], sample(numbers + step @ directions, *alone))
+            return x, x
+
+        return jacobian(moved, has_aux=True)(jnp.zeros(len(directions), directions.dtype))
+
+    derivatives, samples = jax.vmap(of_one)(x_T, cond)
+    return samples, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), derivatives)
+
+
+def passes(x_T: PyTree, directions: int) -> int:
+    """Derivatives along one direction that `sample_and_jacobian_of_each` takes of each state, forward or in reverse."""
+    return min(directions, sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(x_T)))

@@ -1,7 +1,8 @@
-"""A quadratic model of the loss around the numbers, from Jacobians in forward mode: what steps of second order need.
+"""A quadratic model of the loss around the numbers, from Jacobians of the samples: what steps of second order need.
 
 There are few numbers to learn and a sample has many pixels, so a sample's Jacobian is cheap to take column by column,
-and nothing is kept for a backward pass: memory does not depend on the number of network calls.
+and nothing is kept for a backward pass: memory does not depend on the number of network calls. A pose is fewer numbers
+than are learned, so its Jacobian is taken row by row.
 
 Reference: Nocedal and Wright, Numerical Optimization, chapter 10.
 """
@@ -20,7 +21,13 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ld3_jax import denoisers, losses, ranges
 from ld3_jax.batches import in_batches
 from ld3_jax.learning.discretization import Discretization
-from ld3_jax.learning.jacobian import Directions, every_factor, sample_and_derivatives, sample_and_jacobian
+from ld3_jax.learning.jacobian import (
+    Directions,
+    every_factor,
+    passes,
+    sample_and_jacobian,
+    sample_and_jacobian_of_each,
+)
 from ld3_jax.learning.parametrisation import Params
 from ld3_jax.learning.state import RANGES, Task, TrainState, judge, together, validation_is_due, validation_loss
 from ld3_jax.learning.student import Student
@@ -30,8 +37,6 @@ from ld3_jax.teacher import Pairs
 
 _BOUND_ROUNDS = 3  # solutions in which more numbers may reach their bounds
 _HELD = 64  # states held for each tangent that passes through the network at a time
-
-Sampler = Callable[[Pairs, int], tuple[PyTree, PyTree]]  # (a batch, directions at a time) -> samples and derivatives
 
 
 @dataclass(frozen=True)
@@ -125,9 +130,11 @@ def network_calls(task: Task, params: Params) -> int:
     count = 0
     for student in task.students():
         found, nfe = jax.eval_shape(partial(task.discretization, student=student), params), student.solver.nfe
-        flat = student.schedule.space.flat
-        first = _first_calls(student, found) if flat else np.zeros(np.sum(_learned(task, params)), int)
-        count += nfe + int(np.sum(nfe - first))
+        if student.schedule.space.flat:
+            derivatives = int(np.sum(nfe - _first_calls(student, found)))
+        else:
+            derivatives = nfe * passes(task.train.x_T, int(np.sum(_learned(task, params))))
+        count += nfe + derivatives
     return count
 
 
@@ -168,16 +175,22 @@ def solution(
     return jax.tree.map(lambda leaf: factor * leaf, step)
 
 
+class Sampler(NamedTuple):
+    """How a student's samples are differentiated: along q directions, and what each of p numbers has of each."""
+
+    sample: Callable[[Pairs], tuple[PyTree, PyTree]]  # a batch -> samples and their derivatives
+    of_numbers: Float[Array, "q p"]
+    batch: int  # samples at a time
+
+
 def _of_student(task: Task, student: Student, params: Params, pairs: Pairs, tangents: int) -> Quadratic:
     least_squares = losses.least_squares(student.loss)
     along = _along_factors if student.schedule.space.flat else _along_numbers
-    sample, of_numbers = along(task, student, params)
-    batch = max(1, _HELD * tangents // (student.solver.nfe * len(of_numbers)))
-    batch = min(batch, len(jax.tree.leaves(pairs)[0]))
+    sample, of_numbers, batch = along(task, student, params, tangents)
     product = partial(jnp.einsum, precision="highest")
 
     def of_batch(pairs: Pairs) -> tuple[Array, Array, Array]:
-        x, moved = sample(pairs, max(1, tangents // batch))
+        x, moved = sample(pairs)
         r, linear = jax.linearize(lambda x: least_squares.residuals(student.decode(x), pairs.x_0), x)
         columns = jax.lax.map(linear, moved)
         loss, weight = jax.vmap(jax.value_and_grad(least_squares.phi))(sum(jnp.sum(part**2, -1) for part in r))
@@ -191,32 +204,33 @@ def _of_student(task: Task, student: Student, params: Params, pairs: Pairs, tang
     )
 
 
-def _along_factors(task: Task, student: Student, params: Params) -> tuple[Sampler, Float[Array, "q p"]]:
-    """Samples with their derivatives along factors of the solver, and what each number has of each direction."""
+def _along_factors(task: Task, student: Student, params: Params, tangents: int) -> Sampler:
+    """Along factors of the solver."""
     directions, of_numbers = _directions(task, student, params)
     expansion = _written_out(student, task.discretization(params, student))
     predict = denoisers.convert(student.model, student.schedule, student.solver.prediction)
 
-    def sample(pairs: Pairs, at_a_time: int) -> tuple[PyTree, PyTree]:
+    def sample(pairs: Pairs) -> tuple[PyTree, PyTree]:
+        at_a_time = max(1, tangents // len(jax.tree.leaves(pairs)[0]))
         return sample_and_jacobian(predict, expansion, directions, pairs.x_T, pairs.cond, at_a_time=at_a_time)
 
-    return sample, of_numbers
+    return Sampler(sample, of_numbers, max(1, _HELD * tangents // (student.solver.nfe * len(of_numbers))))
 
 
-def _along_numbers(task: Task, student: Student, params: Params) -> tuple[Sampler, Float[Array, "q p"]]:
-    """Samples with their derivatives along the numbers themselves: on a manifold, where states are no sums."""
+def _along_numbers(task: Task, student: Student, params: Params, tangents: int) -> Sampler:
+    """Along the numbers themselves: on a manifold, where states are no sums."""
     flat, unravel = ravel_pytree(params)
     schedule, solver = student.schedule, student.solver
-    directions = jnp.asarray(np.eye(len(flat))[_learned(task, params)], flat.dtype)
+    learned = jnp.asarray(np.eye(len(flat))[_learned(task, params)], flat.dtype)
 
-    def sample(pairs: Pairs, at_a_time: int) -> tuple[PyTree, PyTree]:
-        def of_numbers(flat: Array) -> PyTree:
-            table = task.discretization(unravel(flat), student).table(schedule, solver)
-            return integrate(student.model, schedule, solver, table, pairs.x_T, cond=pairs.cond, remat=False)
+    def of_numbers(flat: Array, x_T: PyTree, cond: PyTree) -> PyTree:
+        table = task.discretization(unravel(flat), student).table(schedule, solver)
+        return integrate(student.model, schedule, solver, table, x_T, cond=cond)
 
-        return sample_and_derivatives(of_numbers, flat, directions, at_a_time=at_a_time)
+    def sample(pairs: Pairs) -> tuple[PyTree, PyTree]:
+        return sample_and_jacobian_of_each(of_numbers, flat, learned, pairs.x_T, pairs.cond)
 
-    return sample, directions
+    return Sampler(sample, learned, max(1, tangents // passes(task.train.x_T, len(learned))))
 
 
 def _directions(task: Task, student: Student, params: Params) -> tuple[Directions, Float[Array, "q p"]]:
