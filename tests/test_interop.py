@@ -10,6 +10,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import samplers_of_k_diffusion
 import torch
 from jax.tree_util import Partial
 from learned_anything import moved
@@ -224,7 +225,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_dpmpp_2m_of_k_diffusion_is_ours_with_an_order_that_does_not_fall(tmp_path):
-    sampling = pytest.importorskip("k_diffusion.sampling")
+    sampling = samplers_of_k_diffusion.sampling()
     schedule = SCHEDULES["VELinear"]
     solver = Solver("dpmpp", 6, 2, lower_order_final=False)
     learned, table = saved(tmp_path, schedule, solver, network_times=0, coefficients=0)
