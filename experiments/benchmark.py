@@ -17,13 +17,14 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import common, docking, measurements
+from experiments import common, docking, measurements, transfer
 from ld3_jax.disk import check_writable, write_atomically
 
 _OUT = common.path_flag("out", None, "A JSON file for the rows.")
 _QUICK = flags.DEFINE_bool("quick", False, "One seed, few cases, a shrunken network: minutes in place of hours.")
-TABLES = measurements.TABLES | {"docking": docking.docking_table}
-_TABLES = flags.DEFINE_list("tables", list(measurements.TABLES), f"Which of the tables {', '.join(TABLES)}.")
+_USUAL = measurements.TABLES | {"transfer": transfer.transfer_table}
+TABLES = _USUAL | {"docking": docking.docking_table}
+_TABLES = flags.DEFINE_list("tables", list(_USUAL), f"Which of the tables {', '.join(TABLES)}.")
 flags.mark_flags_as_required(["out"])
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -82,7 +83,9 @@ def _figure(value: float | str | Sequence[float]) -> str:
     """A word, a number, or mean (median) and the share in another basin."""
     if isinstance(value, str):
         return value
-    return f"{value:.4g}" if np.isscalar(value) else f"{value[0]:.5f} ({value[1]:.5f}) {value[2]:.1%}"
+    if np.isscalar(value):
+        return f"{value:,.0f}" if value >= 1e4 else f"{value:.4g}"
+    return f"{value[0]:.5f} ({value[1]:.5f}) {value[2]:.1%}"
 
 
 if __name__ == "__main__":

@@ -25,12 +25,8 @@ from ld3_jax.grids import GRIDS
 from ld3_jax.learning import Discretization, Ended, GradientDescent, Learned, Student, on_grid
 from ld3_jax.networks import edm, weights
 from ld3_jax.pretrained import Pretrained
-from ld3_jax.published import Levels
-from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, draw_noise
-
-_SWEEP = Path("docs/galaxies")
 
 Row = dict[str, Any]
 Measure = Callable[[], Row]
@@ -64,49 +60,6 @@ def curve_table(quick: bool) -> list[tuple[str, Measure]]:
         }
 
     return [(f"{survey} {nfe}", partial(measure, survey, nfe)) for survey in surveys for nfe in nfes]
-
-
-def transfer_table(quick: bool) -> list[tuple[str, Measure]]:
-    """What was learned for DPM-Solver++ 3M with 5 calls in docs/galaxies, used where it was not learned: on another
-    network, with another solver, or its times interpolated to another number of calls (half-log-SNR, linearly).
-    """
-    networks = ("hsc32",) if quick else ("hsc32", "ztf32", "quasar72")
-    cells = []
-    for network in networks:
-        others = [other for other in networks if other != network]
-        cells += [(what, network, other, "dpmpp", 5) for other in others for what in ("times", "everything")]
-        cells += [("times", network, network, solver, 5) for solver in ("unipc", "ipndm")]
-        cells += [("times", network, network, "dpmpp", nfe) for nfe in (4, 8)]
-
-    def path(what: str, network: str, solver: str, nfe: int) -> Path:
-        return _SWEEP / "schedules" / f"{network}-{solver}-{nfe}-0-{what}.json"
-
-    def measure(what: str, origin: str, network: str, solver: str, nfe: int) -> Row:
-        given, there = (learning.load(path(what, *of)).found for of in ((origin, "dpmpp", 5), (network, solver, nfe)))
-        case = prepared(configured(network, solver, nfe, 0))
-        if nfe != 5:
-            given = _interpolated(given, case.student.schedule, nfe)
-        return {
-            "hand-made": best_hand_made(case),
-            "transferred": errors(case, given),
-            "learned there": errors(case, there),
-        }
-
-    return [
-        (f"{what} of {origin} dpmpp 5 on {' '.join(map(str, to))}", partial(measure, what, origin, *to))
-        for what, origin, *to in cells
-        if path(what, *to).exists()
-    ]
-
-
-def _interpolated(found: Discretization, schedule: NoiseSchedule, n: int) -> Discretization:
-    """The same curve of times, in half-log-SNR, at n + 1 points."""
-
-    def at_points(t: jax.Array) -> jax.Array:
-        levels = Levels(tuple(np.exp(-np.asarray(schedule.lam(t), float)).tolist()))
-        return levels.times(schedule, jnp.linspace(0.0, 1.0, n + 1))
-
-    return Discretization(at_points(found.t), at_points(found.t_c))
 
 
 def learners_table(quick: bool) -> list[tuple[str, Measure]]:
@@ -162,7 +115,6 @@ def network_table(quick: bool) -> list[tuple[str, Measure]]:
 TABLES = {
     "curve": curve_table,
     "learners": learners_table,
-    "transfer": transfer_table,
     "network": network_table,
 }
 
@@ -195,9 +147,9 @@ def configured(survey: str, solver: str, nfe: int, seed: int) -> config_dict.Con
     return config
 
 
-def prepared(config: config_dict.ConfigDict) -> Case:
-    """What a configuration stands for."""
-    plan, model = Plan.of(config), models.of_config(config)
+def prepared(config: config_dict.ConfigDict, model: Pretrained | None = None) -> Case:
+    """What a configuration stands for, of its own model or another one."""
+    plan, model = Plan.of(config), model or models.of_config(config)
     measures = comparison.load_measures(plan.loss, model.squared_error)
     known, held_out = models.known_and_held_out(config, plan.teacher, model)
     loss = comparison.loss_function(plan.loss, known.x_0, measures)

@@ -50,7 +50,7 @@ def test_rows_are_saved_one_by_one_and_not_measured_again(tmp_path):
     assert record["packages"] == earlier["packages"] | {"jax": f"0.1 and {earlier['packages']['jax']}"}
     assert f"jax {earlier['packages']['jax']}" in second.stdout
     one, two = (record["rows"][f"clock: {name} (quick)"] for name in ("one", "two"))
-    assert f"at {one['at']:.4g}" in first.stdout
+    assert f"at {one['at']:,.0f}" in first.stdout
     assert one["at"] < two["at"]
     text = out.with_suffix(".md").read_text()
     assert "\n## clock\n\nWhen and where.\n" in text
