@@ -22,6 +22,6 @@ def get_config() -> config_dict.ConfigDict:
     c.solver.name, c.solver.order, c.solver.nfe = "dpmpp", 2, 6
     c.teacher.name, c.teacher.order, c.teacher.nfe, c.teacher.grid = "dpmpp", 2, 100, "uniform"
     c.learn.by_part = True
-    # A pose has a dozen residuals, an image thousands, so a step of second order needs more of them.
-    c.data.train, c.learn.batch_size = 400, 40
+    # A pose has a dozen residuals, an image thousands, so steps of second order need more of them.
+    c.data.train, c.learn.batch_size, c.learn.steps = 1600, 64, 96
     return c

@@ -51,6 +51,12 @@ def test_all_starts_are_ranked_and_the_best_of_each_grid_races(pairs):
         assert of_grid[0] == name
 
 
+def test_grids_with_the_same_times_race_once():
+    geometric, solver = schedules.VEGeometric(), Solver("ddim", 4)
+    ranked = [race.Start(name, learning.on_grid(name, geometric, solver), 0.0) for name in GRIDS]
+    assert list(race.best_of_each_grid(ranked)) == ["uniform", "quadratic", "edm"]
+
+
 def test_the_better_half_goes_on_and_the_winner_keeps_what_it_has_learned(pairs):
     task = make_task(pairs)
     ended = learning.learn(task)

@@ -59,9 +59,16 @@ def rank(task: Task) -> list[Start]:
 
 
 def best_of_each_grid(ranked: list[Start]) -> dict[str, Discretization]:
-    """The first start on each of the grids, in the order of the ranking."""
-    grids = [start.name.split()[0] for start in ranked]
-    return {start.name: start.found for i, start in enumerate(ranked) if grids.index(grids[i]) == i}
+    """The first start on each of the grids, in the order of the ranking; grids with the same times are one.
+
+    So are uniform and logsnr, where noise is geometric in t.
+    """
+    chosen: dict[str, Discretization] = {}
+    for name, found, _ in ranked:
+        t = np.asarray(found.t)
+        if not any(np.allclose(t, other.t, rtol=1e-4, atol=1e-4 * t.max()) for other in chosen.values()):
+            chosen[name] = found
+    return chosen
 
 
 def race(task: Task, states: Mapping[str, TrainState], advance: Advance) -> tuple[str, TrainState, list[Heat]]:
