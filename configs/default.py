@@ -54,23 +54,24 @@ def get_config() -> config_dict.ConfigDict:
     c.learn.consistent = False  # whether constants must still integrate exactly when coefficients are learned
     c.learn.history = config_dict.placeholder(int)  # predictions that coefficients look back at; None: all
     c.learn.learner = "gn"  # gn: Gauss-Newton, lm: Levenberg-Marquardt, both without rates; or optax: gradient descent
-    c.learn.curve = False  # learn one curve of times for several numbers of calls, to read any number off
+    c.learn.curve = False  # learn times for several numbers of calls; those for others are interpolated
     c.learn.nfes = (4, 6, 8, 10)  # those that a curve is learned for
-    c.learn.degree = 32  # of a curve's polynomial
     c.learn.tangents = 40  # of gn and lm: directions times samples in a network call; more on an accelerator
     c.learn.ridge = 0.0  # of gn: weight of a pull back to the start; 0.001 steadies learning for 8 and more calls
     c.learn.space = "lambda"  # where gaps and shifts are measured: lambda (half-log-SNR) or t
     c.learn.steps = 32
     c.learn.batch_size = 10
+    c.learn.max_shift = 0.5  # bound on |t_c - t|, in smallest gaps
+    c.learn.validate_every = 16
+    c.learn.valid_batch = 25
+    # The rest is of the learner optax alone.
     c.learn.logits_rule = "adam"  # adam rmsprop sgd
-    c.learn.logits_rate = config_dict.placeholder(float)  # divided by n, unless of a curve; None: 0.12, of a curve 0.08
+    c.learn.logits_rate = config_dict.placeholder(float)  # divided by n; None: 0.12
     c.learn.shifts_rule = "adam"
-    c.learn.shifts_rate = config_dict.placeholder(float)  # likewise, in units of the space; None: 0.05, of a curve 0.01
+    c.learn.shifts_rate = config_dict.placeholder(float)  # likewise, in units of the space; None: 0.05
     c.learn.coefficients_rule = "adam"
     c.learn.coefficients_rate = config_dict.placeholder(float)  # likewise; None: 0.05
-    c.learn.max_shift = 0.5  # bound on |t_c - t|, in smallest gaps
     c.learn.frozen_steps = 0  # number of first steps in which the shifts do not move
-    c.learn.validate_every = 16
     c.learn.patience = 0  # validations without a better one before the rates fall; 0: never
     c.learn.decay = 0.8  # factor on the rates then
     c.learn.logits_floor = 0.01  # least factor on the rates
@@ -79,6 +80,5 @@ def get_config() -> config_dict.ConfigDict:
     c.learn.gamma = 0.0  # radius of the soft surrogate's ball, gamma d / n^2; 0: off
     c.learn.noise_rate = 12.0  # rate of the noise's own step, divided by n
     c.learn.move_validation = False  # whether validation noise moves too
-    c.learn.valid_batch = 25
     c.learn.remat = True  # recompute activations in the backward pass
     return c

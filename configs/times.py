@@ -1,7 +1,8 @@
-"""Times and network times alone, as LD3 learns them: for programs that take a list of times and no coefficients.
+"""Times and network times, without coefficients, as LD3 learns them.
 
 python -m experiments.train --config=configs/times.py --workdir=runs/times
 
+For programs that take a list of times and nothing else, add --config.learn.what="('times',)".
 The network is that of configs/galaxy.py; another one is --config.network.name=hsc32. Measured: docs/results.md.
 """
 

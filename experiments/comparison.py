@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import PyTree
@@ -17,6 +19,7 @@ from ld3_jax.disk import fingerprint, read_arrays, write_arrays
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning import Discretization, Student, on_grid
 from ld3_jax.learning.student import losses_in_batches, run_in_batches
+from ld3_jax.processes import is_first, of_first
 from ld3_jax.teacher import Pairs
 
 Errors = dict[str, np.ndarray]  # name -> (n,) one number a noise
@@ -124,16 +127,24 @@ def baselines(
     for name in names:
         n = student.solver.n_steps
         path = cache / f"{name}-{n}-{looked_at}.npz" if cache else None
-        t = None
-        if path and path.exists():
-            with contextlib.suppress(ValueError):  # damaged: it is made again
-                (t,) = read_arrays(path, ["t"])
+        t = _known(path, n + 1) if path else None
         if t is None:
             t = baseline(name, student.schedule, n, probe)
             if path:
                 write_arrays(path, {"t": t})
         found[name] = Discretization(t, t)
     return found
+
+
+def _known(path: Path, points: int) -> jax.Array | None:
+    """The times in a file; None if there is none, or it is damaged. Of several processes all get the first one's."""
+    t, known = np.zeros(points, jnp.result_type(float)), False
+    if is_first() and path.exists():
+        with contextlib.suppress(ValueError):
+            (read,) = read_arrays(path, ["t"])
+            t, known = (read.astype(t.dtype), True) if read.shape == t.shape else (t, False)
+    t, known = of_first((t, known))
+    return jnp.asarray(t) if known else None
 
 
 def best_hand_made(errors: Errors) -> str:

@@ -61,11 +61,11 @@ def measured(case: Case, found: Discretization, molecule: str) -> Row:
     rmsd, held_out = np.sqrt(measurements.squared_errors(case, found)), case.held_out
     some = jax.tree.map(lambda leaf: leaf[:_CHECKED], held_out.x_T)
     samples = learning.student.run_in_batches(case.student, found, some, batch_size=_CHECKED)
-    intervals = {
-        "median RMSD": checks.median(rmsd),
+    shares = {
         "under 0.5": checks.share(rmsd < 0.5),
         "under 2": checks.share(rmsd < 2.0),
         "passes checks": checks.share(checks.passes(molecules.load(molecule), to_host(samples))),
     }
-    shown = {name: "{:.3f} ({:.3f}-{:.3f})".format(*values) for name, values in intervals.items()}
+    shown = {"median RMSD": "{:.4f} ({:.4f}-{:.4f})".format(*checks.median(rmsd))}
+    shown |= {name: "{:.3f} ({:.3f}-{:.3f})".format(*share) for name, share in shares.items()}
     return {"mean square": float(np.mean(rmsd**2)), **shown}

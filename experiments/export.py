@@ -1,6 +1,7 @@
 """Write what was learned in the form that another program takes.
 
-python -m experiments.export --schedule=runs/quasar5/schedule.json --format=sigmas --last=zero --out=sigmas.txt --check
+python -m experiments.export --schedule=runs/quasar5/schedule.json --format=table --out=table.json
+python -m experiments.export --schedule=runs/quasar5/schedule.json --format=sigmas --last=zero --out=sigmas.txt --lossy
 
 diffdock: the t_schedule of translation, rotation and torsions, one value a step, for its sampler with ode=True.
 table: the schedule.json itself with its table of coefficients, which ld3_jax.interop and its ComfyUI node run.
@@ -96,7 +97,7 @@ def _list(name: str, source: Source) -> Written:
     if listed.lost and not _LOSSY.value:
         raise ValueError(
             f"a list of times cannot hold the {' and '.join(listed.lost)} that were learned; learn with "
-            "configs/times.py and learn.what=('times',), or write it all the same with --lossy"
+            "--config=configs/times.py --config.learn.what=\"('times',)\", or write it all the same with --lossy"
         )
     what, notes = f"{len(listed.values)} numbers", [*listed.notes, *(f"not in it: {name}" for name in listed.lost)]
     if listed.record is None:

@@ -8,11 +8,13 @@ A folder is one that experiments.sample filled, or any folder of images; it is r
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import flags
+from jax.tree_util import Partial
 from PIL import Image
 
 from experiments import common
@@ -38,7 +40,7 @@ def main() -> None:
     if _OUT.value:
         check_writable(Path(_OUT.value))
     known = metrics.read_statistics(reference) if reference and not reference.is_dir() else None
-    network = jax.jit(inception.load(Path(_WEIGHTS.value) if _WEIGHTS.value else None))
+    network = partial(_features, inception.load(Path(_WEIGHTS.value) if _WEIGHTS.value else None))
     samples = statistics(network, Path(_SAMPLES.value))
     if _OUT.value:
         metrics.write_statistics(Path(_OUT.value), samples)
@@ -48,7 +50,12 @@ def main() -> None:
         print(f"FID {fid:.3f} of {samples.count} samples in {_SAMPLES.value} against {reference}")
 
 
-def statistics(network: jax.stages.Wrapped, folder: Path) -> metrics.Statistics:
+@jax.jit
+def _features(network: Partial, images: jax.Array) -> jax.Array:
+    return network(images)
+
+
+def statistics(network: Callable, folder: Path) -> metrics.Statistics:
     """Mean and covariance of the features of all images in a folder.
 
     Raises:

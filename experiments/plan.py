@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ml_collections import config_dict
 
+from configs import default
 from experiments import common
 from ld3_jax import grids, learning, losses
 from ld3_jax.learning import Discretization, Learned, quadratic
@@ -29,6 +30,14 @@ from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Teacher
 
+_OF_LEARNER = {  # keys that no other learner has
+    "gn": ("ridge",),
+    "optax": (
+        *(f"{group}_{what}" for group in ("logits", "shifts", "coefficients") for what in ("rule", "rate")),
+        *("frozen_steps", "patience", "decay", "logits_floor", "shifts_floor", "floor_visits"),
+        *("gamma", "noise_rate", "move_validation", "remat"),
+    ),
+}
 WHAT = {"times": "logits", "shifts": "shifts", "coefficients": "coefficients"}
 LEARNERS = ("gn", "lm", "optax")
 # Of every number that is no part of a `Solver` or of `pretrained.Settings`.
@@ -159,16 +168,20 @@ def _check(config: config_dict.ConfigDict) -> None:
         raise ValueError(f"learn.batch_size {learn.batch_size} exceeds data.train {config.data.train}")
     if learn.curve and (learn.gamma or learn.by_part or "coefficients" in learn.what):
         raise ValueError("a curve needs learn.gamma 0, learn.by_part False, and no coefficients in learn.what")
-    if learn.learner != "optax" and learn.gamma:
-        raise ValueError(f"the soft surrogate needs the learner 'optax': learn.gamma must be 0 with {learn.learner!r}")
+    usual = default.get_config().learn
+    for learner, keys in _OF_LEARNER.items():
+        if learn.learner != learner and (changed := [f"learn.{key}" for key in keys if learn[key] != usual[key]]):
+            raise ValueError(
+                f"{', '.join(changed)}: of the learner {learner!r} alone, learn.learner is {learn.learner!r}"
+            )
 
 
 def _parametrisation(learn: config_dict.ConfigDict, coefficients: bool) -> Parametrisation:
     frozen = tuple(group for what, group in WHAT.items() if what not in learn.what)
     of_times = tuple(group for group in frozen if group != "coefficients")
-    if learn.curve:
-        return learning.Curve(tuple(learn.nfes), learn.degree, learn.max_shift, of_times)
     found = learning.Gaps(learn.space, learn.max_shift, of_times)
+    if learn.curve:
+        return learning.Curve(tuple(learn.nfes), found)
     if coefficients or "coefficients" not in frozen:
         own = tuple(group for group in frozen if group == "coefficients")
         found = learning.WithCoefficients(found, learn.consistent, learn.history, own)
@@ -184,10 +197,10 @@ def _learner(config: config_dict.ConfigDict, parametrisation: Parametrisation, s
         if learn.learner == "lm":
             return learning.LevenbergMarquardt(**common)
         return learning.GaussNewton(ridge=learn.ridge, **common)
-    rules, n = {}, 1 if learn.curve else solver.n_steps
-    for group, default in parametrisation.rates(solver).items():
+    rules, n = {}, solver.n_steps
+    for group, usual in parametrisation.rates(solver).items():
         given = learn[f"{group}_rate"]
-        rules[group] = RULES[learn[f"{group}_rule"]](default if given is None else given / n, learn.steps)
+        rules[group] = RULES[learn[f"{group}_rule"]](usual if given is None else given / n, learn.steps)
     floors = (("logits", learn.logits_floor), ("shifts", learn.shifts_floor), ("coefficients", learn.logits_floor))
     patience = learning.Patience(learn.patience, learn.decay, floors, learn.floor_visits) if learn.patience else None
     surrogate = learning.SoftSurrogate(learn.gamma, learn.noise_rate, learn.move_validation) if learn.gamma else None

@@ -1,6 +1,6 @@
 """Draw samples with a learned discretisation: a picture, an array, or any number of them into a folder.
 
-python -m experiments.sample --schedule=runs/quasar5/schedule.json --num=64 --out=runs/quasar5/samples.png
+python -m experiments.sample --schedule=runs/quasar5/schedule.json --num=64 --out=runs/quasar5/gallery.png
 python -m experiments.sample --schedule=runs/quasar5/schedule.json --num=50000 --batch_size=256 --out=runs/quasar5/many/
 
 A folder fills batch by batch, in memory that does not grow with the number of samples; after an interruption the same

@@ -99,10 +99,11 @@ def check(config: config_dict.ConfigDict) -> None:
             raise ValueError(f"{key} must not be empty")
     if not 1 <= config.probes <= config.run.data.train:
         raise ValueError(f"probes must be from 1 to run.data.train {config.run.data.train}, got {config.probes}")
-    if set(config.run.learn.what) != set(WHAT) or config.run.learn.curve:
+    learn = config.run.learn
+    if set(learn.what) != set(WHAT) or learn.curve or learn.by_part:
         raise ValueError(
-            f"run.learn.what must be all of {list(WHAT)} and run.learn.curve False: the sweep learns times, and "
-            f"everything; got {list(config.run.learn.what)} and {config.run.learn.curve}"
+            f"run.learn.what must be all of {list(WHAT)}, run.learn.curve False and run.learn.by_part False: the sweep "
+            f"learns times, and everything; got {list(learn.what)}, {learn.curve} and {learn.by_part}"
         )
     for cell in all_cells(config):
         Plan.of(of_cell(config, cell))

@@ -1,6 +1,8 @@
 """Learn a discretisation for a pre-trained model, and compare it with the hand-made grids.
 
 python -m experiments.train --config=configs/galaxy.py --workdir=runs/quasar5 --config.solver.nfe=5
+
+Any key of configs/default.py can be set like the last one. --distributed runs on several processes; see --helpfull.
 """
 
 import dataclasses

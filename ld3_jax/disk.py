@@ -14,10 +14,12 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Float, PyTree
 
 from ld3_jax.processes import is_first
@@ -141,7 +143,23 @@ def digest(tree: PyTree) -> str:
 def fingerprint(tree: PyTree) -> str:
     """16 hexadecimal digits of a pytree's leaves and of its structure: names of functions, static choices, shapes.
 
-    It is the same in every process. Functions with one name differ by no more than their leaves.
+    It is the same in every process. Functions with one name differ by their leaves and by what their closures hold.
     """
-    structure = re.sub(r" at 0x[0-9a-f]+", "", str(jax.tree.structure(tree)))
-    return hashlib.sha256(f"{structure} {digest(tree)}".encode()).hexdigest()[:16]
+    structure = jax.tree.structure(tree)
+    names = re.sub(r" at 0x[0-9a-f]+", "", str(structure))
+    held = "".join(fingerprint(_held(function)) for function in _functions(structure) if function.__closure__)
+    return hashlib.sha256(f"{names} {digest(tree)}{held}".encode()).hexdigest()[:16]
+
+
+def _functions(structure: jax.tree_util.PyTreeDef) -> list[FunctionType]:
+    """The functions that are static parts of a pytree."""
+    _, static = structure.node_data() or (None, None)
+    own = [getattr(one, "fun", one) for one in (static if isinstance(static, tuple) else (static,))]
+    of_children = [function for child in structure.children() for function in _functions(child)]
+    return [one for one in own if isinstance(one, FunctionType)] + of_children
+
+
+def _held(function: FunctionType) -> list[Any]:
+    """What a function's closure holds, functions in it as pytrees."""
+    values = [cell.cell_contents for cell in function.__closure__]
+    return [Partial(one) if isinstance(one, FunctionType) else one for one in values if one is not function]

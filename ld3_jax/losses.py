@@ -131,6 +131,9 @@ def _residuals(x: PyTree, y: PyTree) -> list[Array]:
 
 def _differences(x: PyTree, y: PyTree) -> list[Array]:
     """x - y, flat, of each array of a pytree."""
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (x, y)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"samples and targets must have the same shapes, got {shapes[0]} and {shapes[1]}")
     return [(a - b).reshape(len(a), -1) for a, b in zip(*map(jax.tree.leaves, (x, y)), strict=True)]
 
 

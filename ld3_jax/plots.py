@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,9 @@ def losses(path: Path, steps: Sequence[dict], baseline: tuple[str, float], title
         own = sorted((line for line in steps if line["start"] == name), key=lambda line: line["step"])
         x, losses = [line["step"] for line in own], [line["loss"] for line in own]
         axes.semilogy(x, losses, color=_color_of_grid(name), linewidth=1, label=f"training batch, from {name}")
-    axes.semilogy(x, [line["valid_loss"] for line in own], color=_LEARNED[0], linewidth=2, label="validation")
+    judged = [after for before, after in pairwise(own) if after["valid_loss"] != before["valid_loss"]]
+    x, losses = ([line[name] for line in judged] for name in ("step", "valid_loss"))
+    axes.semilogy(x, losses, "o-", color=_LEARNED[0], linewidth=2, markersize=4, label="validation")
     axes.axhline(baseline[1], color=_START, linestyle="--", linewidth=1, label=baseline[0])
     axes.set(xlabel="step", ylabel="loss", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -121,7 +124,7 @@ def scatter_rows(path: Path, rows: Mapping[str, np.ndarray], title: str) -> None
         rows: name -> (n, 2 or more) points; the first two coordinates are drawn.
         title: of the picture.
     """
-    figure = Figure(figsize=(3.2 * len(rows), 4), layout="constrained")
+    figure = Figure(figsize=(max(3.2 * len(rows), 5.5), 4), layout="constrained")  # wide enough for the title
     for axes, (name, points) in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows.items(), strict=True):
         axes.scatter(points[:, 0], points[:, 1], s=5, color=_COLORS[0], alpha=0.6)
         axes.set(title=name, aspect="equal", xlim=(-1.6, 1.6), ylim=(-1.6, 1.6))

@@ -142,9 +142,16 @@ def test_the_numbers_are_those_of_the_times_and_zeros_or_the_start_s_own(history
     zeros = no_change(tables["unipc"], history)
     chex.assert_trees_all_equal(params, Gaps("t").init(start, SCHEDULE, solver) | {"coefficients": zeros}, strict=True)
     change = random_change(tables["unipc"], history)
+    if consistently:
+        with pytest.raises(ValueError, match="do not integrate constants exactly, so consistent must be False"):
+            parametrisation.init(start._replace(coefficients=change), SCHEDULE, solver)
+        change = consistent(change)
     params = parametrisation.init(start._replace(coefficients=change), SCHEDULE, solver)
     found = jax.jit(lambda params: parametrisation.discretization(params, SCHEDULE, solver))(params)
-    chex.assert_trees_all_equal(found.coefficients, consistent(change) if consistently else change)
+    chex.assert_trees_all_close(found.coefficients, change, atol=1e-6)
+    if history:
+        with pytest.raises(ValueError, match=f"look back at {NFE} predictions, history is {history}"):
+            parametrisation.init(start._replace(coefficients=no_change(tables["unipc"])), SCHEDULE, solver)
 
 
 def test_gradients_of_coefficients_equal_finite_differences(exact, float64):

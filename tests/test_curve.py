@@ -1,4 +1,4 @@
-"""One curve for every number of calls: it starts as the hand-made grid, stays a grid, and serves numbers unseen."""
+"""A curve: its own times for each number of calls that is learned, and for others times between these."""
 
 from dataclasses import replace
 
@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
+from scipy.interpolate import PchipInterpolator
 
 from ld3_jax import grids, learning, schedules, solvers
 from ld3_jax.learning import (
     Coefficients,
     Curve,
     Discretization,
+    Gaps,
     GradientDescent,
     SoftSurrogate,
     state,
@@ -28,27 +31,21 @@ CURVE = Curve(nfes=(3, 6))
 LEARNER = GradientDescent(steps=60, batch_size=20, valid_batch=60)
 
 
-def random_params(degree=16, size=1.0, grid="logsnr"):
-    logits, shifts = (size * jax.random.normal(jax.random.key(i), (2, degree - i)) for i in (0, 1))
-    return numbers_of(Curve(degree=degree), grid) | {"logits": logits, "shifts": shifts}
+def solver_of(nfe, name="dpmpp"):
+    return Solver(name, nfe, order=min(nfe, 2))
 
 
-def solver_of(nfe):
-    return Solver("dpmpp", nfe, order=min(nfe, 2))
+def numbers_of(curve, grid, nfe=5, name="dpmpp"):
+    return curve.init(learning.on_grid(grid, SCHEDULE, solver_of(nfe, name)), SCHEDULE, solver_of(nfe, name))
 
 
-def numbers_of(curve, grid, nfe=5):
-    return curve.init(learning.on_grid(grid, SCHEDULE, solver_of(nfe)), SCHEDULE, solver_of(nfe))
-
-
-def read_off(params, n):
-    """The times for n steps, compiled once for each n and degree."""
-    found = _read_off(Curve(degree=params["logits"].shape[1]), params, solver_of(n))
-    return jax.device_get(found[:2])
+def random_numbers(curve, size=1.0):
+    flat, unravel = ravel_pytree(numbers_of(curve, "logsnr"))
+    return curve.project(unravel(flat + size * jax.random.normal(KEY, flat.shape)), SCHEDULE)
 
 
 @jax.jit
-def _read_off(curve, params, solver):
+def read_off(curve, params, solver):
     return curve.discretization(params, SCHEDULE, solver)
 
 
@@ -65,56 +62,49 @@ def pairs():
 
 
 @pytest.mark.parametrize("grid", grids.GRIDS)
-@pytest.mark.parametrize("n", [1, 2, 7, 20])
-def test_the_start_is_the_hand_made_grid(grid, n, float64):
-    start = numbers_of(Curve(degree=16), grid)
-    t, t_c = read_off(start, n)
-    np.testing.assert_allclose(t, grids.grid(grid, SCHEDULE, n), rtol=1e-9)
-    np.testing.assert_array_equal(t, t_c)
-    expected = {"grid": list(grids.GRIDS).index(grid) == np.arange(4), "logits": np.zeros((2, 16))}
-    chex.assert_trees_all_equal(start, expected | {"shifts": np.zeros((2, 15))})
+@pytest.mark.parametrize("name", ["dpmpp", "heun"])
+def test_the_start_is_the_hand_made_grid_at_every_number_of_calls(grid, name, float64):
+    curve = Curve((4, 6))
+    start = numbers_of(curve, grid, name=name)
+    for nfe in curve.nfes:
+        solver = solver_of(nfe, name)
+        t, t_c, _ = read_off(curve, start, solver)
+        np.testing.assert_allclose(t, grids.grid(grid, SCHEDULE, solver.n_steps), rtol=1e-9)
+        np.testing.assert_allclose(t_c, t, rtol=1e-9)
 
 
-@pytest.mark.parametrize("grid", grids.GRIDS)
-def test_a_warp_moves_the_steps_of_its_own_grid(grid, float64):
-    """With equal weights everywhere the warp is the identity; else it is the same u for every grid."""
-    t, _ = read_off(random_params(grid=grid), 7)
-    lam, _ = read_off(random_params(), 7)
-    ends = SCHEDULE.lam(jnp.asarray([SCHEDULE.t_max, SCHEDULE.t_min]))
-    u = (SCHEDULE.lam(jnp.asarray(lam)) - ends[0]) / (ends[1] - ends[0])
-    np.testing.assert_allclose(t, grids.GRIDS[grid](SCHEDULE, u), rtol=1e-6, atol=1e-9)
+def test_a_number_of_calls_that_is_learned_has_its_own_times(float64):
+    params = random_numbers(CURVE)
+    for i, nfe in enumerate(CURVE.nfes):
+        own = {name: group[i] for name, group in params.items()}
+        expected = Gaps().discretization(own, SCHEDULE, solver_of(nfe))
+        chex.assert_trees_all_close(read_off(CURVE, params, solver_of(nfe)), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("n", [1, 5, 12, 50])
-def test_any_parameters_give_descending_times_with_exact_ends(n):
-    t, t_c = read_off(random_params(size=3.0), n)
-    assert (np.diff(t) < 0).all()
-    assert (np.diff(t_c) < 0).all()
+@pytest.mark.parametrize("n", [1, 2, 4, 5, 12, 20])
+def test_any_numbers_give_descending_times_with_exact_ends(n):
+    t, t_c, _ = read_off(CURVE, random_numbers(CURVE, 1.5), solver_of(n))
+    assert len(t) == len(t_c) == n + 1
     for times in (t, t_c):
-        assert float(times[0]) == np.float32(SCHEDULE.t_max)
-        assert float(times[-1]) == np.float32(SCHEDULE.t_min)
+        assert (np.diff(times) < 0).all()
+        assert (float(times[0]), float(times[-1])) == (np.float32(SCHEDULE.t_max), np.float32(SCHEDULE.t_min))
     assert n == 1 or np.abs(t - t_c).max() > 1e-3
 
 
-def test_half_the_steps_are_every_other_point_of_the_whole_where_the_curve_does_not_bend(float64):
-    bent = random_params()
-    straight = bent | {name: bent[name].at[1].set(0.0) for name in ("logits", "shifts")}
-    for params, same in ((straight, True), (bent, False)):
-        fine, _ = read_off(params, 12)
-        coarse, _ = read_off(params, 6)
-        assert np.allclose(coarse, fine[::2], rtol=1e-12) == same
+def test_between_two_numbers_of_calls_the_times_are_those_of_scipys_interpolation(float64):
+    params = random_numbers(CURVE)
+    few, many = (np.asarray(SCHEDULE.lam(read_off(CURVE, params, solver_of(n)).t)) for n in (3, 6))
+    at = [PchipInterpolator(np.arange(len(lam)) / (len(lam) - 1), lam)(np.arange(5) / 4) for lam in (few, many)]
+    expected = (at[0] + at[1]) / 2  # 1 / 4 is half way between 1 / 3 and 1 / 6
+    np.testing.assert_allclose(SCHEDULE.lam(read_off(CURVE, params, solver_of(4)).t), expected, rtol=1e-8)
 
 
-def test_the_gradient_equals_finite_differences(float64):
-    params, direction = random_params(4, 0.1), random_params(4)
-
-    @jax.jit
-    def moved(epsilon):
-        ways = {name: params[name] + epsilon * direction[name] for name in ("logits", "shifts")}
-        return jnp.stack(Curve(degree=4).discretization(params | ways, SCHEDULE, solver_of(5))[:2])
-
-    slope = jax.jit(jax.jacfwd(moved))(0.0)
-    np.testing.assert_allclose(slope, (moved(1e-6) - moved(-1e-6)) / 2e-6, rtol=1e-5, atol=1e-9)
+@pytest.mark.parametrize(("n", "nearest"), [(2, 3), (12, 6)])
+def test_beyond_the_learned_numbers_the_nearest_counts(n, nearest, float64):
+    params = random_numbers(CURVE)
+    lam, known = (np.asarray(SCHEDULE.lam(read_off(CURVE, params, solver_of(k)).t)) for k in (n, nearest))
+    expected = PchipInterpolator(np.arange(nearest + 1) / nearest, known)(np.arange(n + 1) / n)
+    np.testing.assert_allclose(lam, expected, rtol=1e-8)
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +127,13 @@ def test_one_curve_beats_the_hand_made_grids_where_it_was_learned_and_between(pa
         assert found.for_calls(nfe, SCHEDULE).distances(run_with, unseen, batch_size=60).mean() < min(errors)
 
 
-def test_the_grid_does_not_move_and_the_shifts_keep_their_bound(learned):
-    start, last, _ = learned
-    chex.assert_trees_all_equal(last.params["grid"], last.best["grid"], start["grid"])
-    assert np.abs(last.params["logits"] - start["logits"]).max() > 1e-2
-    assert 0 < np.abs(last.params["shifts"]).max() <= CURVE.max_shift
+def test_each_number_of_calls_learns_and_its_shifts_keep_their_bound(learned):
+    start, last, found = learned
+    for i in range(len(CURVE.nfes)):
+        was, now = ({name: group[i] for name, group in params.items()} for params in (start, last.params))
+        assert np.abs(now["logits"] - was["logits"]).max() > 1e-2
+        assert 0 < np.abs(now["shifts"]).max() <= Gaps().shift_bound(now, SCHEDULE) * (1 + 1e-6)
+    chex.assert_trees_all_close(found.for_calls(6, SCHEDULE).found, found.curve[1], rtol=1e-6)
 
 
 def test_the_loss_of_a_curve_is_the_geometric_mean_over_the_numbers_of_calls(pairs):
@@ -177,9 +169,9 @@ def test_what_a_curve_cannot_be_learned_with_is_refused(learner, message, nfes, 
     ("choice", "message"),
     [
         ({"nfes": ()}, r"needs numbers of network calls to be learned for, got nfes = \(\)"),
-        ({"degree": 0}, "degree must be at least 1, got 0"),
-        ({"max_shift": -0.1}, "max_shift must be at least 0, got -0.1"),
-        ({"frozen": ("grid",)}, r"must be some of \['logits', 'shifts'\], got \['grid'\]"),
+        ({"nfes": (4, 0)}, r"nfes\[1\] must be at least 1, got 0"),
+        ({"nfes": (6, 4)}, r"nfes must ascend, got \(6, 4\)"),
+        ({"nfes": (4, 4)}, r"nfes must ascend, got \(4, 4\)"),
     ],
 )
 def test_a_bad_choice_is_refused(choice, message):

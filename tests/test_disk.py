@@ -76,6 +76,18 @@ def test_fingerprint_changes_with_leaves_and_structure_but_not_with_addresses():
     assert len({disk.fingerprint(tree) for tree in [Partial(network, one), *others]}) == 4
 
 
+def test_fingerprint_changes_with_what_a_closure_holds():
+    def made(weight, inner=np.sin):
+        return Partial(lambda x: weight * inner(x))
+
+    def scaled(factor):
+        return lambda x: factor * x
+
+    assert disk.fingerprint(made(0.1)) == disk.fingerprint(made(0.1))
+    different = [made(0.1), made(0.9), made(np.float32([0.1, 0.2])), made(0.1, scaled(2.0)), made(0.1, scaled(3.0))]
+    assert len({disk.fingerprint(one) for one in different}) == len(different)
+
+
 def test_numbers_are_read_as_they_are():
     for values in (1, 2.5, [], [1, 2.5], [[1.0, 2.0], [3.0, 4.0]], [float("inf"), 1.0]):
         np.testing.assert_array_equal(disk.numbers(values), np.asarray(values, float), strict=True)

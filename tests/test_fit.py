@@ -209,6 +209,22 @@ def test_a_start_that_does_not_fit_is_refused(start, message, pairs):
         learning.fit(make_student(), part(pairs, 0, 16), KEY, learner=SHORT, start=start)
 
 
+def test_unlike_numbers_of_states_and_samples_are_refused(pairs):
+    known = part(pairs, 0, 16)
+    with pytest.raises(ValueError, match=r"as many x_T, x_0 and conditions, got \[8, 16\]"):
+        learning.fit(make_student(), known._replace(x_0=known.x_0[:8]), KEY, learner=SHORT)
+
+
+def test_network_calls_count_every_validation(pairs):
+    known, student = part(pairs, 0, 16), make_student()
+    learner = GaussNewton(steps=9, batch_size=4, validate_every=4, valid_batch=16)
+    task = learning.make_task(student, known, KEY, Gaps(), learner)
+    state = learning.begin(task, "edm")
+    steps = 9 * 4 * learner.calls(task, state.params)
+    validations = 4 * 16 * student.solver.nfe  # of the start, and after steps 4, 8 and 9
+    assert learning.learn(task, "edm").network_calls == steps + validations
+
+
 def _tree_model(variance, x, t, cond):
     """Exact for Gaussian data."""
     alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)

@@ -118,7 +118,7 @@ CASES = {
     "everything": (WithCoefficients(), Solver("dpmpp", 4)),
     "everything with a corrector": (WithCoefficients(), Solver("unipc", 4)),
     "some are frozen": (WithCoefficients(Gaps(frozen=("logits",))), Solver("ipndm", 4)),
-    "curve": (Curve((3, 5), degree=4), Solver("ddim", 5)),
+    "curve": (Curve((3, 5)), Solver("ddim", 5)),
 }
 
 

@@ -25,7 +25,7 @@ RECORD = {
     "losses": {},
 }
 ROWS = {"predict": [[0.0]] * 4, "correct": []}
-CURVE = {"logits": [[0.0] * 3] * 2, "shifts": [[0.0] * 2] * 2, "grid": "edm", "max_shift": 0.5, "nfes": [4, 6]}
+CURVE = {name: [TIMES, [TIMES[0], 0.4, TIMES[-1]]] for name in ("t", "t_c")}
 # What Python says of wrong types; nothing of it belongs in a message.
 RAW = (
     r"not supported between|unhashable|has no attribute|not iterable|could not convert|Error\(|must be real|invalid lit"
@@ -47,7 +47,7 @@ def refused(path, record):
 
 
 def test_what_is_damaged_here_was_sound(path):
-    for more in ({}, {"version": 2, "coefficients": {"base": [0.0] * 4, **ROWS}}, {"version": 2, "curve": CURVE}):
+    for more in ({}, {"version": 2, "coefficients": {"base": [0.0] * 4, **ROWS}}, {"version": 5, "curve": CURVE}):
         path.write_text(json.dumps(RECORD | more))
         assert load(path).solver.nfe == 4
 
@@ -56,7 +56,7 @@ def test_what_is_damaged_here_was_sound(path):
     ("change", "message"),
     [
         ({"format": "something else"}, "not a schedule"),
-        ({"version": 5}, r"schedule of version 5, this program reads \[1, 2, 3, 4\]"),
+        ({"version": 6}, r"schedule of version 6, this program reads \[1, 2, 3, 4, 5\]"),
         ({"version": 4}, r"lacks \['last_sigma'\]"),
         ({"version": 4, "last_sigma": 0.002}, "last_sigma must be None or 0, got 0.002"),
         ({"version": 2}, "lacks coefficients or a curve"),
@@ -65,8 +65,10 @@ def test_what_is_damaged_here_was_sound(path):
         ({"version": 2, "coefficients": {"base": [0.0] * 3, **ROWS}}, "must be finite and have 4 rows"),
         ({"version": 2, "coefficients": {"base": [float("inf")] * 4, **ROWS}}, "must be finite and have 4 rows"),
         ({"version": 2, "coefficients": {"base": [1e300] * 4, **ROWS}}, "must be finite and have 4 rows"),
-        ({"version": 2, "curve": CURVE | {"logits": [[0.0] * 400] * 2, "shifts": [[0.0] * 399] * 2}}, "at most 128"),
-        ({"version": 2, "curve": CURVE | {"max_shift": 1e9}}, "a max_shift from 0 to 0.5 .* wrong here: .'max_shift'"),
+        ({"version": 5, "curve": CURVE | {"t": []}}, "a curve has lists t and t_c .* wrong here: .'t', 't_c'"),
+        ({"version": 5, "curve": CURVE | {"t": [TIMES, TIMES[::-1]]}}, "descending from .* wrong here: .'t'"),
+        ({"version": 5, "curve": CURVE | {"t_c": [TIMES]}}, "a curve has lists t and t_c .* wrong here: .'t_c'"),
+        ({"version": 5}, "a curve has lists t and t_c"),
         ({"version": 2, "coefficients": {"base": [0.0] * 4, **ROWS, "predict": 0.0}}, "must be finite and have 4 rows"),
         (
             {"version": 2, "coefficients": {"base": [0.0] * 4, **ROWS, "correct": [0.0] * 4}},
@@ -93,12 +95,14 @@ def test_an_impossible_schedule_is_refused_by_name(change, message, path):
     assert re.search(message, refused(path, RECORD | change))
 
 
-@pytest.mark.parametrize("damage", [{"logits": [0.0]}, {"grid": "even"}, {"shifts": [[float("nan")] * 2] * 2}])
-@pytest.mark.parametrize("more", [{}, {"logits": 1.0}, {"max_shift": -1}])
-def test_a_damaged_curve_is_refused(damage, more, path):
-    message = refused(path, RECORD | {"version": 2, "curve": CURVE | damage | more})
+@pytest.mark.parametrize(
+    "damage", [[TIMES, [0.0]], [TIMES, [TIMES[0], float("nan"), TIMES[-1]]], [TIMES, [2.0, 0.001]]]
+)
+@pytest.mark.parametrize("name", ["t", "t_c"])
+def test_a_damaged_curve_is_refused(damage, name, path):
+    message = refused(path, RECORD | {"version": 5, "curve": CURVE | {name: [TIMES, damage]}})
     assert message.startswith("a curve has")
-    assert all(f"'{name}'" in message for name in damage | more)
+    assert f"'{name}'" in message
 
 
 OF_OTHER_TYPES = [[], {}, "x", True, 1.5, -1, 10**400, [["a"]], [{}], {"a": 1}, [True] * 5, [[1.0], [1.0, 2.0]]]
@@ -122,13 +126,13 @@ def test_coefficients_of_another_type_are_named(field, path):
 @pytest.mark.parametrize("field", CURVE)
 def test_a_part_of_a_curve_of_another_type_is_named(field, path):
     for value in OF_OTHER_TYPES:
-        assert f"'{field}'" in refused(path, RECORD | {"version": 2, "curve": CURVE | {field: value}}), value
+        assert f"'{field}'" in refused(path, RECORD | {"version": 5, "curve": CURVE | {field: value}}), value
 
 
 @pytest.mark.parametrize("value", OF_OTHER_TYPES, ids=lambda value: repr(value)[:12])
 def test_coefficients_or_a_curve_that_are_no_records_are_named(value, path):
     assert "coefficients" in refused(path, RECORD | {"version": 2, "coefficients": value})
-    assert "curve" in refused(path, RECORD | {"version": 2, "curve": value})
+    assert "curve" in refused(path, RECORD | {"version": 5, "curve": value})
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", "3", '{"solver": "unipc"}', "{", "1" * 5000, "[" * 100000, "\xff"])

@@ -41,6 +41,8 @@ def test_the_loss_of_a_pytree_is_that_of_all_its_numbers(name):
 def test_the_annotations_refuse_unlike_shapes(name):
     with pytest.raises(jaxtyping.TypeCheckError):
         losses.LOSSES[name](X, Y[:, :1])
+    with pytest.raises(ValueError, match="samples and targets must have the same shapes, got"):
+        losses.least_squares(losses.l2).residuals(X, Y[:, :1])
 
 
 @pytest.mark.parametrize("loss", [losses.l2, losses.rmse, Partial(losses.l2)], ids=["l2", "rmse", "partial"])

@@ -428,6 +428,12 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.mark.parametrize("t", [[1.0, 10.0, 80.0], [80.0, 10.0, 10.0]], ids=str)
+def test_times_that_do_not_descend_are_refused(t):
+    with pytest.raises(ValueError, match=r"t must descend, got \["):
+        solvers.make_table(schedules.VELinear(), jnp.asarray(t), solver="ddim")
+
+
 @pytest.mark.parametrize("t", [jnp.array([80, 10, 1]), [80, 10, 1]])
 def test_times_that_are_integers_are_refused(t, unchecked):
     with pytest.raises(ValueError, match="must be of a floating-point dtype, got int32 and int32"):

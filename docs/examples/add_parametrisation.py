@@ -40,7 +40,7 @@ class Power:  # times at lam_0 + (lam_n - lam_0) (i / n)^power; the number is lo
 def main() -> ld3_jax.Learned:
     ring = ld3_jax.pretrained.load("ring")
     key, pairs = jax.random.key(1), ld3_jax.make_pairs(ring.model, ring.schedule, *ring.draw(jax.random.key(0), 200))
-    student = ld3_jax.make_student(ring.model, ring.schedule, ld3_jax.Solver("dpmpp", nfe=6))
+    student = ld3_jax.make_student(ring.model, ring.schedule, ld3_jax.Solver("dpmpp", nfe=6), ld3_jax.losses.l2)
     learned = ld3_jax.fit(student, pairs, key, parametrisation=Power(), start="logsnr")
     print("squared error {start:.5f} at the start, {learned:.5f} learned".format(**learned.losses["valid"]))
     return learned

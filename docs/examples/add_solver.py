@@ -36,7 +36,8 @@ def main(count: int = 200) -> dict[str, float]:
         student = ld3_jax.make_student(model, schedule, ld3_jax.Solver(name, nfe=6))
         grids = [on_grid(grid, schedule, student.solver) for grid in ld3_jax.grids.GRIDS]
         errors[name] = min(float(distances(student, grid, held_out).mean()) for grid in grids)
-    learned = ld3_jax.fit(student, pairs, jax.random.key(1), learner=ld3_jax.LevenbergMarquardt(steps=10))
+    learner = ld3_jax.LevenbergMarquardt(steps=10)
+    learned = ld3_jax.fit(student, pairs, jax.random.key(1), parametrisation=ld3_jax.Gaps(), learner=learner)
     errors["halfway, learned times"] = float(learned.distances(student, held_out).mean())
     print("squared error to the teacher on held-out noise, on the best hand-made grid or on learned times")
     for name, error in errors.items():

@@ -9,6 +9,7 @@ import numpy as np
 from ld3_jax import grids
 from ld3_jax.learning.curve import Curve
 from ld3_jax.learning.discretization import (
+    Coefficients,
     Discretization,
     consistent,
     effective,
@@ -56,13 +57,30 @@ class WithCoefficients:
         known_groups(self.frozen, ("coefficients",))
 
     def init(self, start: Discretization, schedule: NoiseSchedule, solver: Solver) -> Params:
-        """The numbers of the times, and the start's coefficients, or zeros where it has none."""
+        """The numbers of the times, and the start's coefficients, or zeros where it has none.
+
+        Raises:
+            ValueError: if the start's coefficients look back further than `history`, or are not consistent.
+        """
         numbers, change = self.times.init(start._replace(coefficients=None), schedule, solver), start.coefficients
-        if change is None:
+        if change is not None:
+            self._check(change)
+        else:
             part = schedule.parts[0]  # the tables of all parts have the same shape
             table = jax.eval_shape(partial(make_table, part, solver=solver), start.t)
             change = no_change(table, self.history, base=part.space.flat)
         return {**numbers, "coefficients": change}
+
+    def _check(self, change: Coefficients) -> None:
+        back = change.predict.shape[1]
+        if self.history is not None and back > self.history:
+            raise ValueError(f"the start's coefficients look back at {back} predictions, history is {self.history}")
+        if self.consistent:
+            sums = [np.asarray(rows).sum(1) for rows in jax.tree.leaves((change.predict, change.correct))]
+            if any(np.abs(of_rows).max() > 1e-4 for of_rows in [*sums, *map(np.asarray, jax.tree.leaves(change.base))]):
+                raise ValueError(
+                    "the start's coefficients do not integrate constants exactly, so consistent must be False"
+                )
 
     def starts(self, grid: str, schedule: NoiseSchedule, solver: Solver) -> dict[str, Discretization]:
         """The solver itself and, where all coefficients are free, what other solvers do on the grid."""

@@ -1,11 +1,9 @@
-"""One curve of times for every number of steps: a hand-made grid on which a learned, increasing warp moves the steps.
+"""Times for several numbers of network calls, learned together, and for others by interpolation between them.
 
-The best curve is not quite the same for few steps as for many, so it bends with 1/n.
-
-Reference: BezierFlow (ICLR 2026) learns a discretisation as a Bezier curve.
+Reference: BezierFlow (ICLR 2026) and GITS (arXiv:2405.11326) interpolate a discretisation, too.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,53 +16,43 @@ from ld3_jax import grids
 from ld3_jax.disk import numbers
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning.discretization import Discretization, on_grid
-from ld3_jax.learning.parametrisation import Mask, Params, all_of, known_groups
-from ld3_jax.ranges import COUNT, SHIFT, check
+from ld3_jax.learning.gaps import Gaps, with_ends
+from ld3_jax.learning.parametrisation import Mask, Params
+from ld3_jax.ranges import COUNT, check
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 
-_CENTRE = 6  # steps at which a curve does not bend
-_DEGREE = COUNT._replace(most=128)
+_GAPS = Gaps()
 
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Curve:
-    """A curve that the times of any number of steps n are read off.
+    """Its own times for each of several numbers of network calls; `between` reads others off.
 
-    With the Bernstein polynomials B_j of degree m and grid(u) a hand-made grid as a function of u in [0, 1],
-        l = logits_0 + (6 / n - 1) logits_1, and the shifts likewise
-        w(u) = sum_j B_j(u) c_j        c = 0 and the cumulative sums of softmax(l), so w increases from 0 to 1
-        d(u) = sum_j B_j(u) b_j        b = the shifts, clipped, with 0 at the ends
-        t_i = grid(w(i / n))           t_c,i = grid(w((i + d(i / n)) / n))
-    The numbers are logits (2, m), shifts (2, m - 1) in steps, and grid: 1 for the grid that is warped and 0 for the
-    others of GRIDS, which is not learned.
+    Each group of the numbers is a tuple with the group of every number of calls.
 
     Attributes:
-        nfes: the numbers of network calls that the curve is learned for together.
-        degree: m, at most 128: the binomials of more are beyond float32.
-        max_shift: bound on the shifts, in steps: at most 0.5, which keeps t_c in order.
-        frozen: groups that stay as they start, "logits" or "shifts".
+        nfes: the numbers of network calls that are learned together, ascending.
+        times: the parametrisation of each.
 
     Raises:
-        ValueError: if nfes is empty, a number is out of its range or a group is unknown.
+        ValueError: if nfes is empty, does not ascend, or holds what is no number of calls.
     """
 
     nfes: tuple[int, ...] = (4, 6, 8, 10)
-    degree: int = 32
-    max_shift: float = 0.5
-    frozen: tuple[str, ...] = ()
+    times: Gaps = _GAPS
 
     def __post_init__(self) -> None:
         if not self.nfes:
             raise ValueError("a curve needs numbers of network calls to be learned for, got nfes = ()")
-        check(vars(self), {"degree": _DEGREE, "max_shift": SHIFT})
         each = {f"nfes[{i}]": nfe for i, nfe in enumerate(self.nfes)}
         check(each, dict.fromkeys(each, COUNT))
-        known_groups(self.frozen, ("logits", "shifts"))
+        if list(self.nfes) != sorted(set(self.nfes)):
+            raise ValueError(f"nfes must ascend, got {self.nfes}")
 
     def init(self, start: Discretization, schedule: NoiseSchedule, solver: Solver) -> Params:
-        """The numbers with which the curve is the hand-made grid `start`."""
+        """The numbers with which all times are those of the hand-made grid `start`."""
         plain = start.coefficients is None and start.t.shape == start.t_c.shape == (solver.n_steps + 1,)
         hand_made = [np.asarray(grids.grid(name, schedule, solver.n_steps)) for name in GRIDS]
         same = [plain and np.allclose(start[:2], times[None], rtol=1e-4) for times in hand_made]
@@ -72,88 +60,118 @@ class Curve:
             raise ValueError(
                 f"a curve starts at a hand-made grid, one of {sorted(GRIDS)}; these times are none of them"
             )
-        return _flat(list(GRIDS)[same.index(True)], self.degree)
+        name = list(GRIDS)[same.index(True)]
+        return _joined([self.times.init(on_grid(name, schedule, one), schedule, one) for one in self.solvers(solver)])
 
     def starts(self, grid: str, schedule: NoiseSchedule, solver: Solver) -> dict[str, Discretization]:
         """The grid."""
         return {grid: on_grid(grid, schedule, solver)}
 
     def discretization(self, params: Params, schedule: NoiseSchedule, solver: Solver) -> Discretization:
-        """The curve's times for the solver's number of steps: equal and exact at both ends."""
-        n, logits = solver.n_steps, params["logits"]
-        bend = jnp.asarray([1.0, _CENTRE / n - 1.0], logits.dtype)
-        gaps = jax.nn.softmax(bend @ logits)
-        control = jnp.concatenate([jnp.zeros_like(gaps[:1]), jnp.cumsum(gaps)])
-        shifts = jnp.pad(jnp.clip(bend @ params["shifts"], -self.max_shift, self.max_shift), 1)
-        u = jnp.arange(1, n, dtype=gaps.dtype) / n
-        u_c = u + _bernstein(u, len(gaps)) @ shifts / n
-
-        def read_off(u: Array) -> Array:
-            warped = _bernstein(u, len(gaps)) @ control
-            on_grids = jnp.stack([of_u(schedule, warped) for of_u in GRIDS.values()])
-            inner = (params["grid"][:, None] * on_grids).sum(0)
-            first, last = (jnp.full(1, end, inner.dtype) for end in (schedule.t_max, schedule.t_min))
-            return jnp.concatenate([first, inner, last])
-
-        return Discretization(read_off(u), read_off(u_c))
+        """The times for the solver's number of calls: its own ones, or between those of others."""
+        each = zip(_split(params), self.solvers(solver), strict=True)
+        return between([self.times.discretization(numbers, schedule, one) for numbers, one in each], schedule, solver)
 
     def project(self, params: Params, schedule: NoiseSchedule) -> Params:
-        """Shifts clipped to their bound."""
-        return {**params, "shifts": jnp.clip(params["shifts"], -self.max_shift, self.max_shift)}
+        """The projection of each."""
+        return _joined([self.times.project(numbers, schedule) for numbers in _split(params)])
 
     def learned(self, params: Params) -> Mask:
-        """All numbers but the grid and the frozen groups."""
-        return all_of(params, ("grid", *self.frozen))
+        """Those of each."""
+        return _joined([self.times.learned(numbers) for numbers in _split(params)])
 
     def solvers(self, solver: Solver) -> tuple[Solver, ...]:
         """The solver with each of the numbers of network calls."""
         return tuple(replace(solver, nfe=nfe) for nfe in self.nfes)
 
     def rates(self, solver: Solver) -> dict[str, float]:
-        """Learning rates for Adam: 0.08 for the logits, 0.01 for the shifts."""
-        return {name: rate for name, rate in {"logits": 0.08, "shifts": 0.01}.items() if name not in self.frozen}
+        """Those of the solver's own number of calls."""
+        return self.times.rates(solver)
 
 
-def to_record(curve: Curve, params: Params) -> dict[str, Any]:
-    """A learned curve as JSON takes it."""
-    lists = {name: np.asarray(params[name]).tolist() for name in ("logits", "shifts")}
-    name = list(GRIDS)[int(np.argmax(params["grid"]))]
-    return lists | {"grid": name, "max_shift": curve.max_shift, "nfes": list(curve.nfes)}
+def between(found: Sequence[Discretization], schedule: NoiseSchedule, solver: Solver) -> Discretization:
+    """The times for a solver's number of steps n, from those for other numbers of steps.
+
+    Half-log-SNR at the times is a function of u = i / m for each m, by monotone cubic interpolation. Between the next
+    smaller m and the next larger one it is linear in 1 / m. Fewer steps than the fewest, and more than the most, are
+    read off these. Network times likewise.
+
+    Args:
+        found: times for several numbers of steps.
+        schedule: the noise schedule.
+        solver: of n steps.
+
+    Returns:
+        t and t_c, (n + 1,) each, descending, exact at both ends; for a number of steps in `found`, what is there.
+    """
+    n, those = solver.n_steps, {len(one.t) - 1: one for one in found}
+    if n in those:
+        return those[n]
+    fewer, more = max([m for m in those if m < n] or [min(those)]), min([m for m in those if m > n] or [max(those)])
+    share = 1.0 if fewer == more else (1 / n - 1 / more) / (1 / fewer - 1 / more)
+    u = jnp.arange(n + 1) / n
+
+    def read_off(t: Array, of_more: Array) -> Array:
+        lam, of_more = (_monotone(schedule.lam(times), u) for times in (t, of_more))
+        return with_ends(schedule.inverse_lam(share * lam + (1 - share) * of_more), schedule)
+
+    one, other = those[fewer], those[more]
+    return Discretization(read_off(one.t, other.t), read_off(one.t_c, other.t_c))
 
 
-def from_record(record: Any) -> tuple[Curve, Params]:
-    """A learned curve from what `to_record` made.
+def to_record(found: Sequence[Discretization]) -> dict[str, Any]:
+    """Times for several numbers of steps as JSON takes them."""
+    return {name: [np.asarray(getattr(one, name)).tolist() for one in found] for name in ("t", "t_c")}
+
+
+def from_record(record: Any, ends: tuple[float, float]) -> tuple[Discretization, ...]:
+    """Times for several numbers of steps from what `to_record` made.
+
+    Args:
+        record: what was read.
+        ends: the first and the last of all times.
 
     Raises:
-        ValueError: if something is missing, of another type or shape, or not finite; it names what.
+        ValueError: if something is missing, of another type or shape, or no times; it names what.
     """
     given = record if isinstance(record, dict) else {}
-    logits, shifts, max_shift, nfes = (numbers(given.get(name)) for name in ("logits", "shifts", "max_shift", "nfes"))
-    degree = (logits.shape or (0,))[-1]
+    t, t_c = (list(map(numbers, rows)) if isinstance(rows := given.get(name), list) else [] for name in ("t", "t_c"))
     sound = {
-        "logits": degree > 0 and logits.shape == (2, degree) and np.isfinite(logits).all(),
-        "shifts": shifts.shape == (2, degree - 1) and np.isfinite(shifts).all(),
-        "grid": given.get("grid") in list(GRIDS),
-        "max_shift": max_shift.shape == () and not SHIFT.lacks(float(max_shift)),
-        "nfes": nfes.ndim == 1 and nfes.size > 0 and (nfes >= 1).all() and (nfes % 1 == 0).all(),
+        "t": bool(t) and all(_are_times(one, ends) and (np.diff(one) < 0).all() for one in t),
+        "t_c": [one.shape for one in t_c] == [one.shape for one in t] and all(_are_times(one, ends) for one in t_c),
     }
     if wrong := [name for name in sound if not sound[name]]:
         raise ValueError(
-            f"a curve has 2 x m finite logits, 2 x (m - 1) finite shifts, a grid of {sorted(GRIDS)}, a max_shift "
-            f"from 0 to {SHIFT.most} and a list of nfes; wrong here: {wrong}"
+            f"a curve has lists t and t_c of times for each number of steps, descending from {ends[0]:g} to "
+            f"{ends[1]:g}; wrong here: {wrong}"
         )
-    curve = Curve(tuple(map(int, nfes)), degree, float(max_shift))
-    return curve, _flat(given["grid"], degree) | {"logits": jnp.asarray(logits), "shifts": jnp.asarray(shifts)}
+    return tuple(Discretization(jnp.asarray(one), jnp.asarray(other)) for one, other in zip(t, t_c, strict=True))
 
 
-def _flat(name: str, degree: int) -> Params:
-    """The numbers of a curve that warps nothing."""
-    one_hot = jnp.asarray(np.array(list(GRIDS)) == name, jnp.result_type(float))
-    return {"grid": one_hot, "logits": jnp.zeros((2, degree)), "shifts": jnp.zeros((2, degree - 1))}
+def _are_times(array: np.ndarray, ends: tuple[float, float]) -> bool:
+    sound = array.ndim == 1 and len(array) > 1 and np.isfinite(array).all()
+    return bool(sound and np.allclose(array[[0, -1]], ends, rtol=1e-6))
 
 
-def _bernstein(u: Float[Array, "n"], degree: int) -> Float[Array, "n {degree}+1"]:
-    """The Bernstein polynomials at u, which lies strictly between 0 and 1."""
-    j = jnp.arange(degree + 1, dtype=u.dtype)
-    binomials = jnp.asarray([math.comb(degree, k) for k in range(degree + 1)], u.dtype)
-    return binomials[None] * u[:, None] ** j[None] * (1 - u[:, None]) ** (degree - j[None])
+def _monotone(y: Float[Array, "m_points"], u: Float[Array, "n"]) -> Float[Array, "n"]:
+    """The cubic through (i / m, y_i) that rises wherever the increasing y do, at u in [0, 1].
+
+    Reference: Fritsch and Butland, SIAM J. Sci. Stat. Comput. 5 (1984), as in SciPy's PchipInterpolator.
+    """
+    m = len(y) - 1
+    rise = jnp.diff(y)
+    first, last = ((3 * rise[i] - rise[j]) / 2 for i, j in ((0, min(1, m - 1)), (m - 1, max(0, m - 2))))
+    inner = 2 * rise[1:] * rise[:-1] / (rise[1:] + rise[:-1])
+    slope = jnp.concatenate([jnp.maximum(first, 0.0)[None], inner, jnp.maximum(last, 0.0)[None]])
+    k = jnp.clip(jnp.floor(u * m).astype(int), 0, m - 1)
+    s = u * m - k
+    return y[k] + rise[k] * s**2 * (3 - 2 * s) + slope[k] * s * (1 - s) ** 2 - slope[k + 1] * s**2 * (1 - s)
+
+
+def _joined(each: list[Any]) -> Any:
+    """The numbers for each number of calls, or booleans like them, as tuples by group."""
+    return {name: tuple(one[name] for one in each) for name in each[0]}
+
+
+def _split(params: Params) -> list[Params]:
+    return [dict(zip(params, groups, strict=True)) for groups in zip(*params.values(), strict=True)]

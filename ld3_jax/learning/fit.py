@@ -6,6 +6,7 @@ Reference: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv
 import math
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from ld3_jax.learning.gauss_newton import GaussNewton
 from ld3_jax.learning.learned import Learned
 from ld3_jax.learning.parametrisation import Parametrisation, Params
 from ld3_jax.learning.race import Advance, Heat, Start, best_of_each_grid, race, rank
-from ld3_jax.learning.state import Learner, StepMetrics, Task, TrainState, init_state
+from ld3_jax.learning.state import Learner, StepMetrics, Task, TrainState, init_state, validation_is_due
 from ld3_jax.learning.student import Student
 from ld3_jax.teacher import Pairs
 
@@ -69,7 +70,10 @@ def make_task(
 
     Args and Raises: see `fit`.
     """
-    count = len(jax.tree.leaves(pairs)[0])
+    counts = {len(leaf) for leaf in jax.tree.leaves(pairs)}
+    if len(counts) > 1:
+        raise ValueError(f"pairs must have as many x_T, x_0 and conditions, got {sorted(counts)}")
+    (count,) = counts
     check_finite((pairs.x_T, pairs.x_0), "the pairs to learn from")
     if learner.held_out >= count:
         raise ValueError(f"held_out must be less than the {count} pairs, got {learner.held_out}")
@@ -169,7 +173,9 @@ def describe(task: Task, state: TrainState) -> Learned:
     student, schedule = task.student, task.student.schedule
     found = task.discretization(state.best, student)
     figures = {"valid": {"start": float(state.start_loss), "learned": float(state.best_loss)}}
-    curve = (task.parametrisation, state.best) if isinstance(task.parametrisation, Curve) else None
+    curve = None
+    if isinstance(task.parametrisation, Curve):
+        curve = tuple(task.discretization(state.best, one) for one in task.students())
     return Learned(student.solver, found, np.asarray(found.lam(schedule)), losses=figures, curve=curve)
 
 
@@ -186,9 +192,14 @@ def _network_calls(task: Task, last: TrainState, ranked: int, starts: int, heats
     ends = [0, *(heat.step for heat in heats)]
     made = sum(len(heat.losses) * (heat.step - begun) for heat, begun in zip(heats, ends, strict=False))
     made += int(last.step) - ends[-1]
+    legs = [(len(heat.losses), *leg) for heat, leg in zip(heats, pairwise(ends), strict=True)]
+    validations = sum(
+        count * sum(validation_is_due(task, step) for step in range(begun + 1, end + 1))
+        for count, begun, end in [*legs, (1, ends[-1], int(last.step))]
+    )
     samples = ranked * min(learner.valid_batch, n_train)
     samples += sum(len(heat.losses) for heat in heats) * min(2 * learner.valid_batch, n_valid)
-    samples += (starts + made // learner.validate_every) * n_valid
+    samples += (starts + validations) * n_valid
     of_sampling = sum(one.solver.nfe for one in task.students())
     return made * learner.batch_size * learner.calls(task, last.params) + samples * of_sampling
 

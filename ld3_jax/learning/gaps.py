@@ -84,7 +84,7 @@ class Gaps:
         points = start + width * jnp.concatenate([jnp.zeros_like(gaps[:1]), jnp.cumsum(gaps)])
         shifts = jnp.pad(self.project(params, schedule)["shifts"], 1)
         return Discretization(
-            _with_ends(to_t(schedule, points), schedule), _with_ends(to_t(schedule, points + shifts), schedule)
+            with_ends(to_t(schedule, points), schedule), with_ends(to_t(schedule, points + shifts), schedule)
         )
 
     def project(self, params: Params, schedule: NoiseSchedule) -> Params:
@@ -117,5 +117,6 @@ class Gaps:
         return ends[0], ends[1] - ends[0]
 
 
-def _with_ends(t: Array, schedule: NoiseSchedule) -> Array:
+def with_ends(t: Float[Array, "n_points"], schedule: NoiseSchedule) -> Float[Array, "n_points"]:
+    """Times whose first and last are the noise schedule's own, to the last digit."""
     return t.at[0].set(schedule.t_max).at[-1].set(schedule.t_min)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
@@ -13,17 +14,16 @@ from jaxtyping import Array, Float, PyTree
 from ld3_jax.denoisers import Model
 from ld3_jax.disk import numbers, read_json, write_atomically
 from ld3_jax.learning import curve
-from ld3_jax.learning.curve import Curve
 from ld3_jax.learning.discretization import Coefficients, Discretization
-from ld3_jax.learning.parametrisation import Params, discretize
 from ld3_jax.learning.student import Student, distances
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, Table, integrate, plain
 from ld3_jax.teacher import Pairs
 
 FORMAT = "ld3_jax schedule"
-# 2 has coefficients or a curve; 3 is of a manifold, where each part may have its own times; 4 ends at sigma 0.
-VERSIONS = (1, 2, 3, 4)
+# 2 has coefficients, or a curve of another form, of which its own times alone are read; 3 is of a manifold, where each
+# part may have its own times; 4 ends at sigma 0; 5 has a curve.
+VERSIONS = (1, 2, 3, 4, 5)
 _KINDS = {
     "solver": str,
     "nfe": int,
@@ -45,7 +45,7 @@ class Learned:
         lam: half-log-SNR at the times.
         model: what is needed to build the model again; its "digest" tells whether it is the same one.
         losses: figures measured while learning, at least those of the validation at the start and of what was learned.
-        curve: a learned curve and its numbers, which times for other numbers of calls are read off; None if none.
+        curve: times for several numbers of calls, from which those for others are interpolated; None if none.
     """
 
     solver: Solver
@@ -53,7 +53,7 @@ class Learned:
     lam: Float[np.ndarray, "n_points *parts"]
     model: dict[str, Any] = field(default_factory=dict)
     losses: dict[str, Any] = field(default_factory=dict)
-    curve: tuple[Curve, Params] | None = None
+    curve: tuple[Discretization, ...] | None = None
 
     @property
     def t(self) -> Float[Array, "n_points *parts"]:
@@ -105,7 +105,7 @@ class Learned:
         return distances(student._replace(solver=self.solver), self.found, pairs, batch_size=batch_size)
 
     def for_calls(self, nfe: int, schedule: NoiseSchedule) -> "Learned":
-        """The same for another number of network calls, read off the learned curve.
+        """The same for another number of network calls, where a curve was learned; see `curve.between`.
 
         Raises:
             ValueError: if no curve was learned and nfe is another number, or the solver cannot take so few calls.
@@ -117,12 +117,12 @@ class Learned:
                 f"it was learned for {self.solver.nfe} network calls and has no curve to read {nfe} off; learn a Curve "
                 "(in a configuration: learn.curve=True)"
             )
-        solver, (parametrisation, params) = replace(self.solver, nfe=nfe), self.curve
-        found = discretize(parametrisation, params, schedule, solver)
+        solver = replace(self.solver, nfe=nfe)
+        found = curve.between(self.curve, schedule, solver)
         return replace(self, solver=solver, found=found, lam=np.asarray(found.lam(schedule)))
 
     def check_range(self, schedule: NoiseSchedule) -> None:
-        """Refuse a noise schedule of another range, and network times beyond it."""
+        """Refuse a noise schedule of another range or another log-SNR, and network times beyond it."""
         range_, t_c = (schedule.t_max, schedule.t_min), np.asarray(self.t_c)
         beyond = max(range_[0], t_c.max()), min(range_[1], t_c.min())
         found = [("times", (t[0], t[-1])) for t in np.asarray(self.t).reshape(len(self.t), -1).T]
@@ -134,6 +134,13 @@ class Learned:
                     f"its {name} run from {ends[0]:g} to {ends[1]:g}, those of the model from {range_[0]:g} to "
                     f"{range_[1]:g}"
                 )
+        with jax.ensure_compile_time_eval():
+            lam = np.asarray(self.found.lam(schedule))
+        if not np.allclose(lam, self.lam, rtol=1e-2, atol=1e-2):
+            raise ValueError(
+                f"its half-log-SNR runs from {self.lam.min():g} to {self.lam.max():g}, that of the model at its times "
+                f"from {lam.min():g} to {lam.max():g}: it was learned for another noise schedule"
+            )
 
     def save(self, path: str | Path, schedule: NoiseSchedule | None = None) -> None:
         """Write it as JSON, atomically; the numbers read back bit for bit.
@@ -159,13 +166,15 @@ class Learned:
             change = self.coefficients._asdict()
             record["coefficients"] = {name: np.asarray(leaf).tolist() for name, leaf in change.items()}
         if self.curve is not None:
-            record["curve"] = curve.to_record(*self.curve)
-        if self.coefficients is not None or self.curve is not None:
+            record["curve"] = curve.to_record(self.curve)
+        if self.coefficients is not None:
             record["version"] = VERSIONS[1]
         if self.t.ndim > 1 or (self.coefficients is not None and not len(self.coefficients.base)):
             record["version"] = VERSIONS[2]
         if self.solver.to_zero:
             record["version"] = VERSIONS[3]
+        if self.curve is not None:
+            record["version"] = VERSIONS[4]
         if schedule is not None and schedule.space.flat:
             record["table"] = plain(self.table(schedule), schedule, self.t, self.solver)
         write_atomically(Path(path), (json.dumps(record, indent=2) + "\n").encode())
@@ -189,8 +198,8 @@ def load(path: str | Path) -> Learned:
     if version not in VERSIONS or isinstance(version, bool):
         raise ValueError(f"{path}: schedule of version {version}, this program reads {list(VERSIONS)}")
     names = [f.name for f in dataclasses.fields(Solver)[1:]]
-    if version < VERSIONS[3]:  # no other ends at sigma 0
-        record = {**record, "last_sigma": None}
+    if version != VERSIONS[3]:
+        record = {"last_sigma": None} | record
     if missing := [key for key in ("solver", *names, "t", "t_c", "lam", "model", "losses") if key not in record]:
         raise ValueError(f"{path}: lacks {missing}")
     try:
@@ -216,13 +225,13 @@ def _from_record(record: dict[str, Any], names: list[str]) -> Learned:
         raise ValueError(f"t, t_c and lam must have one shape, got {t.shape}, {t_c.shape} and {lam.shape}")
     if not (np.diff(jnp.asarray(t), axis=0) < 0).all():
         raise ValueError(f"t must descend, got t = {np.asarray(t).tolist()} in {jnp.result_type(float)}")
-    change, warp = (record.get(name) if record["version"] > 1 else None for name in ("coefficients", "curve"))
-    if record["version"] == 2 and change is None and warp is None:
+    change = record.get("coefficients") if record["version"] > 1 else None
+    if record["version"] == 2 and change is None and "curve" not in record:
         raise ValueError("lacks coefficients or a curve, which a schedule of version 2 has")
     coefficients = None if change is None else _read_coefficients(change, solver, flat=record["version"] != 3)
     found = Discretization(jnp.asarray(t), jnp.asarray(t_c), coefficients)
-    read = None if warp is None else curve.from_record(warp)
-    return Learned(solver, found, np.asarray(jnp.asarray(lam)), record["model"], record["losses"], read)
+    several = curve.from_record(record.get("curve"), (t[0], t[-1])) if record["version"] == VERSIONS[4] else None
+    return Learned(solver, found, np.asarray(jnp.asarray(lam)), record["model"], record["losses"], several)
 
 
 def _times(values: Any, name: str, *, by_part: bool) -> np.ndarray:

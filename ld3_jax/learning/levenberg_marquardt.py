@@ -42,6 +42,10 @@ class LevenbergMarquardt(SecondOrder):
         super().__post_init__()
         check(vars(self), {"tries": COUNT})
 
+    def calls(self, task: Task, params: Params) -> int:
+        """Those of the quadratic model, and of one try."""
+        return super().calls(task, params) + sum(one.solver.nfe for one in task.students())
+
     def init(self, task: Task, params: Params) -> Float[Array, ""]:
         """The damping mu."""
         return jnp.asarray(1e-2)

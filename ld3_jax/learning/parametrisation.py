@@ -1,7 +1,7 @@
 """Parametrisations: how learned numbers stand for a discretisation. A new one is a frozen dataclass with these methods.
 
 The numbers are a dict of named groups of arrays. Learners treat all groups alike but for one: steps of second order
-bound the change of `logits` (n,), the logits of the gaps.
+bound the change of `logits`, the logits of gaps.
 """
 
 from functools import partial

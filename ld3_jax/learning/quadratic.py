@@ -162,16 +162,18 @@ def solution(
     at_bound, step = jnp.zeros(len(flat), bool), jnp.zeros_like(flat)
     for _ in range(_BOUND_ROUNDS):
         given = jnp.where(at_bound, step, 0.0)
-        right = jnp.where(at_bound, given, -model.gradient - model.matrix @ given)
+        held = jnp.matmul(model.matrix, given, precision="highest")
+        right = jnp.where(at_bound, given, -model.gradient - held)
         free = ~at_bound
         step = jnp.linalg.solve(jnp.where(free[:, None] & free[None], damped, jnp.eye(len(flat))), right)
         within = ravel_pytree(project(unravel(flat + step)))[0] - flat
         at_bound |= jnp.abs(within - step) > 1e-6 * jnp.abs(step)
         step = within
     step = unravel(step)
-    if "logits" not in step or step["logits"].ndim > 1:  # a curve has many more logits than gaps
+    if "logits" not in step:
         return step
-    factor = jnp.minimum(1.0, largest / jnp.maximum(jnp.abs(step["logits"]).max(), 1e-12))
+    most = jnp.abs(ravel_pytree(step["logits"])[0]).max()
+    factor = jnp.minimum(1.0, largest / jnp.maximum(most, 1e-12))
     return jax.tree.map(lambda leaf: factor * leaf, step)
 
 
@@ -253,7 +255,9 @@ def _directions(task: Task, student: Student, params: Params) -> tuple[Direction
     if here.coefficients is not None:
         directions = every_factor(student.solver.nfe)
         change = jnp.concatenate([part.reshape(len(part), -1) for part in directions.change], 1)
-        return directions, of_numbers(lambda found: change @ ravel_pytree(_written_out(student, found))[0])
+        return directions, of_numbers(
+            lambda found: jnp.matmul(change, ravel_pytree(_written_out(student, found))[0], precision="highest")
+        )
 
     def inner(found: Discretization) -> Array:
         return jnp.stack([found.t, found.t_c], 1)[1:-1].ravel()

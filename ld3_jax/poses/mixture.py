@@ -41,7 +41,7 @@ def _noise(noise: PoseNoise, data: Pose, x: Pose, t: Pose | Float[Array, ""], co
     def one(pose: Pose) -> Pose:
         each, scores = _of_each(data, pose, sigmas)
         share = jax.nn.softmax(each)
-        return jax.tree.map(lambda score, sigma: -sigma * (share @ score), scores, sigmas)
+        return jax.tree.map(lambda score, sigma: -sigma * jnp.matmul(share, score, precision="highest"), scores, sigmas)
 
     return jax.vmap(one)(x)
 

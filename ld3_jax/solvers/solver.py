@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ld3_jax import denoisers
@@ -153,8 +154,8 @@ def make_table(
         schedule's space has them.
 
     Raises:
-        ValueError: if a shape or the solver's number of calls does not fit the grid, the times are integers, or the
-            solver does not fit the noise schedule (`Solver.takes`).
+        ValueError: if a shape or the solver's number of calls does not fit the grid, the times are integers or do not
+            descend (outside jit), or the solver does not fit the noise schedule (`Solver.takes`).
     """
     t, t_c = jnp.asarray(t), jnp.asarray(t if t_c is None else t_c)
     if not all(jnp.issubdtype(times.dtype, jnp.floating) for times in (t, t_c)):
@@ -163,6 +164,8 @@ def make_table(
     if t.shape != t_c.shape or not (t.ndim == 1 or (several and t.shape[1:] == (len(schedule.parts),))):
         by_part = f", or by part (n, {len(schedule.parts)})" if several else ""
         raise ValueError(f"t and t_c must be vectors of one length{by_part}, got shapes {t.shape} and {t_c.shape}")
+    if not isinstance(t, jax.core.Tracer) and not (np.diff(np.asarray(t), axis=0) < 0).all():
+        raise ValueError(f"t must descend, got {np.asarray(t).tolist()}")
     solver = _as_solver(solver).for_steps(len(t) - 1)
     family = SOLVERS[solver.name]
     if not several:
