@@ -19,6 +19,7 @@ from ld3_jax.disk import fingerprint, read_arrays, write_arrays
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning import Discretization, Student, on_grid
 from ld3_jax.learning.student import losses_in_batches, run_in_batches
+from ld3_jax.pretrained import Pretrained
 from ld3_jax.processes import is_first, of_first
 from ld3_jax.teacher import Pairs
 
@@ -41,20 +42,23 @@ class Comparison(NamedTuple):
     samples: dict[str, np.ndarray]
 
 
-def load_measures(loss: str, squared_error: Partial) -> Measures:
+def load_measures(loss: str, model: Pretrained) -> Measures:
     """What samples are judged by: squared error, and a loss of images if it is learned by, with its weights.
 
     Args:
         loss: of losses.LOSSES or losses.OF_SQUARES.
-        squared_error: the model's own.
+        model: whose samples.
 
     Raises:
         FileNotFoundError: if the package that ships the weights is not installed.
+        ValueError: if the loss does not take the model's samples.
     """
-    found = {SQUARED_ERROR: squared_error}
+    found = {SQUARED_ERROR: model.squared_error}
     if loss in _OF_IMAGES:
         name, load = _OF_IMAGES[loss]
         found[name] = load()
+        samples = jax.eval_shape(lambda: model.decode(model.draw(jax.random.key(0), 2)[0]))
+        jax.eval_shape(found[name], samples, samples)
     return found
 
 

@@ -47,7 +47,7 @@ def main() -> None:
     learned, model = models.of_schedule(Path(_SCHEDULE.value), _NFE.value)
     if _DISTANCES.value:
         distributions.check(model, _NUM.value)
-    measures = comparison.load_measures(learned.losses.get("loss", "l2"), model.squared_error)
+    measures = comparison.load_measures(learned.losses.get("loss", "l2"), model)
     teacher = Teacher(solver, "logsnr", _BATCH.value, Path(_CACHE.value), model.name)
     student = make_student(model.model, model.schedule, learned.solver, decode=model.decode)
     key = jax.random.key(_SEED.value)

@@ -34,7 +34,7 @@ def run(config: config_dict.ConfigDict, folder: Path) -> None:
     plan = Plan.of(config)
     model = models.of_config(config)
     start = plan.start(model.schedule)
-    measures = comparison.load_measures(plan.loss, model.squared_error)
+    measures = comparison.load_measures(plan.loss, model)
     watch = common.Stopwatch()
     with workdir.held(folder, config):
         with watch("teacher"):

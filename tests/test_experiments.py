@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from jax.tree_util import Partial
@@ -328,6 +329,13 @@ def test_a_bad_value_is_refused_before_anything_is_computed(key, value, message,
         train_main.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "teacher").exists()
+
+
+def test_a_loss_that_does_not_take_the_samples_is_refused_before_anything_is_computed(config, tmp_path):
+    config.learn.loss = "lpips"
+    with pytest.raises((ValueError, jaxtyping.TypeCheckError)):  # the tests check types, too
+        train_main.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_coefficients_are_learned_on_from_earlier_times(config, tmp_path):
