@@ -20,6 +20,7 @@ from PIL import Image
 from experiments import common
 from ld3_jax import metrics
 from ld3_jax.batches import to_host
+from ld3_jax.denoisers import as_pytree
 from ld3_jax.disk import check_writable, read_arrays
 from ld3_jax.networks import inception
 
@@ -40,7 +41,7 @@ def main() -> None:
     if _OUT.value:
         check_writable(Path(_OUT.value))
     known = metrics.read_statistics(reference) if reference and not reference.is_dir() else None
-    network = partial(_features, inception.load(Path(_WEIGHTS.value) if _WEIGHTS.value else None))
+    network = partial(_features, as_pytree(inception.load(Path(_WEIGHTS.value) if _WEIGHTS.value else None)))
     samples = statistics(network, Path(_SAMPLES.value))
     if _OUT.value:
         metrics.write_statistics(Path(_OUT.value), samples)

@@ -44,7 +44,7 @@ class Case(NamedTuple):
 
 
 def curve_table(quick: bool) -> list[tuple[str, Measure]]:
-    """One curve, learned at 4, 6, 8 and 10 calls, beside times learned for one number of calls; DPM-Solver++ 3M."""
+    """Times learned for 4, 6, 8 and 10 calls together, others read off, and those for one number; DPM-Solver++ 3M."""
     surveys, nfes = (("hsc32",), (5,)) if quick else (("hsc32", "ztf32", "quasar72"), (4, 5, 6, 7, 8, 9, 10, 12))
 
     @cache

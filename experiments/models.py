@@ -46,7 +46,7 @@ def of_schedule(path: Path, nfe: int | None = None) -> tuple[Learned, Pretrained
     names = [field.name for field in dataclasses.fields(pretrained.Settings)]
     model = _load(record["name"], {name: record[name] for name in names if name in record})
     here = model.identity()
-    if here["digest"] != record["digest"]:
+    if any(here.get(key) != record.get(key, here.get(key)) for key in ("digest", "decoder")):
         raise ValueError(f"{path} was learned for another model: {record}, here is {here}")
     try:
         learned = learned.for_calls(learned.solver.nfe if nfe is None else nfe, model.schedule)

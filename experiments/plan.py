@@ -140,6 +140,8 @@ class Plan:
 
 
 def _check(config: config_dict.ConfigDict) -> None:
+    if missing := [key for key in default.get_config() if key not in config]:
+        raise ValueError(f"not the configuration of a run: it lacks {missing}; a sweep's is for experiments.sweep")
     values = common.flat(config)
     if missing := [key for key, value in values.items() if value is None and key not in _OPTIONAL]:
         raise ValueError(f"{', '.join(missing)} must have a value, got None")
@@ -172,7 +174,7 @@ def _check(config: config_dict.ConfigDict) -> None:
     for learner, keys in _OF_LEARNER.items():
         if learn.learner != learner and (changed := [f"learn.{key}" for key in keys if learn[key] != usual[key]]):
             raise ValueError(
-                f"{', '.join(changed)}: of the learner {learner!r} alone, learn.learner is {learn.learner!r}"
+                f"{', '.join(changed)}: for the learner {learner!r} only, got learn.learner {learn.learner!r}"
             )
 
 

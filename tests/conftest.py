@@ -15,6 +15,7 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="ld3_jax_tests_"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import chex
 import jax
 import pytest
 from jaxtyping import install_import_hook
@@ -54,6 +55,7 @@ def memory_stays_bounded():
 
 def _let_go():
     jax.clear_caches()
+    chex.clear_trace_counter()  # what is traced again was let go
     gc.collect()
     if os.name == "posix" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)  # freed memory is returned to the system

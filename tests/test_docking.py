@@ -152,7 +152,8 @@ def learned_times(solver="euler", t_c=0.0, coefficients=None):
     u = jnp.linspace(1.0, 0.0, 6)
     t = jnp.stack([u, u**1.5, u**0.8], -1)
     shift = jnp.zeros_like(t).at[2].set(t_c)
-    return Learned(Solver(solver, 5, 1), Discretization(t, t + shift, coefficients), np.asarray(t))
+    found = Discretization(t, t + shift, coefficients)
+    return Learned(Solver(solver, 5, 1), found, np.asarray(found.lam(NOISE)))
 
 
 def test_diffdocks_sampler_makes_the_same_steps_with_the_exported_times(float64):

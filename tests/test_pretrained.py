@@ -223,6 +223,7 @@ def test_a_models_identity_is_that_in_the_files_of_earlier_versions(name, settin
     assert (identity["name"], identity["digest"]) == (name, digest)
     assert digest == disk.digest(model.model)
     assert identity == json.loads(json.dumps(identity))
+    identity.pop("decoder", None)  # of a latent model, since 0.5
     assert {**dataclasses.asdict(Settings(**settings)), "name": name, "digest": digest} == identity
 
 
@@ -230,7 +231,7 @@ def test_a_models_identity_is_that_in_the_files_of_earlier_versions(name, settin
     ("name", "settings", "message"),
     [
         ("cifar100", {"random_weights": True}, r"network\.name must be one of .*'cifar10'.* got 'cifar100'"),
-        ("hsc33", {}, r"network\.name must be one of .*'hsc32'.* got 'hsc33'"),
+        ("hsc33", {}, r"network\.name must be one of .*'hsc32'.* got 'hsc33'; did you mean 'hsc32'"),
         ("cifar10", {"guidance": 2.0}, r"'cifar10' has no guidance: it must be 1\.0, got 2\.0"),
         ("ring", {"guidance": 2.0}, "'ring' has no guidance"),
         ("lsun_bedroom", {"guidance": 2.0, "random_weights": True}, "'lsun_bedroom' has no guidance"),

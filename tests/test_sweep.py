@@ -278,7 +278,7 @@ def shown(ratios):
     return f"{mean:.3f} ({median:.3f})"
 
 
-SECTIONS = [("Learners", "learners"), ("Used where", "transfer"), ("One curve", "curve")]
+SECTIONS = [("Learners", "learners"), ("Transfer", "transfer"), ("Times for several", "curve")]
 
 
 @pytest.mark.parametrize(("title", "table"), SECTIONS)

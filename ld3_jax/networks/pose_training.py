@@ -118,10 +118,10 @@ def loss(
     params: PyTree, key: PRNGKeyArray, data: Pose, context: Context, noise: PoseNoise, count: int
 ) -> Float[Array, ""]:
     """Mean squared error of each part's eps, in its units, over noisy poses at random times."""
-    time_key, noise_key = jax.random.split(key)
-    t = jax.random.uniform(time_key, (count, 1)) + _JITTER * jax.random.normal(noise_key, (count, 3))
+    time_key, jitter_key, noise_key = jax.random.split(key, 3)
+    t = jax.random.uniform(time_key, (count, 1)) + _JITTER * jax.random.normal(jitter_key, (count, 3))
     t = Pose(*jnp.abs(1 - jnp.abs(1 - t)).clip(0, 1).T)  # reflected at both ends
-    x, exact = noisy(jax.random.fold_in(noise_key, 1), data, noise, t)
+    x, exact = noisy(noise_key, data, noise, t)
     units = jax.vmap(networks.units)(noise.sigmas(t))
 
     def of_part(found: Array, exact: Array, unit: Array) -> Array:

@@ -1,6 +1,7 @@
 """Pre-trained models by name: from settings to a noise prediction with all that belongs to it."""
 
 import dataclasses
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -119,8 +120,11 @@ class Pretrained:
         return x_T, self.draw_condition(cond_key, count, first) if self.draw_condition else None
 
     def identity(self) -> dict[str, Any]:
-        """What a file of learned times must say of its model; the digest is of weights and guidance."""
-        return {"name": self.name, **dataclasses.asdict(self.settings), "digest": digest(self.model)}
+        """What a file of learned times must say of its model: digests of weights and guidance, and of its decoder."""
+        digests = {"digest": digest(self.model)}
+        if jax.tree.leaves(self.decode):
+            digests["decoder"] = digest(self.decode)
+        return {"name": self.name, **dataclasses.asdict(self.settings), **digests}
 
 
 def load(name: str, *, on_progress: OnProgress = lambda label, done, total: None, **settings: Any) -> Pretrained:
@@ -138,7 +142,8 @@ def load(name: str, *, on_progress: OnProgress = lambda label, done, total: None
     Example: `load("hsc32")`, `load("cifar10", file="models/edm-cifar10-32x32-uncond-vp.pkl")`.
     """
     if name not in MODELS:
-        raise ValueError(f"network.name must be one of {sorted(MODELS)}, got {name!r}")
+        close = "".join(f"; did you mean {one!r}?" for one in difflib.get_close_matches(name, MODELS, 1))
+        raise ValueError(f"network.name must be one of {sorted(MODELS)}, got {name!r}{close}")
     usual = dataclasses.asdict(Settings())
     if unknown := settings.keys() - usual.keys():
         raise ValueError(f"{sorted(unknown)} are no settings of a model; see ld3_jax.pretrained.Settings")
