@@ -26,6 +26,7 @@ _TEMPLATE = Path(__file__).with_suffix(".html")
 class Method(NamedTuple):
     """How a method is drawn and what it is."""
 
+    label: str
     colour: str  # at least 3.4 to 1 on white and on the dark background
     marker: str
     sign: str  # the marker as a character
@@ -34,12 +35,12 @@ class Method(NamedTuple):
 
 BEST = "best hand-made"
 METHODS = {
-    BEST: Method("#8a8a8a", "o", "●", "the hand-made grid with the least mean"),
-    "dmn": Method("#b5651d", "v", "▼", "DMN's grid, arXiv:2402.17376"),
-    "gits": Method("#1f98a6", "P", "✚", "GITS' grid, arXiv:2405.11326"),
-    "oss": Method("#9068cf", "X", "✖", "Optimal Steps' grid, arXiv:2503.21774"),
-    "times": Method("#3b82c4", "D", "◆", "times and network times learned"),
-    "everything": Method("#d9415a", "*", "★", "times, network times and coefficients learned"),
+    BEST: Method("best hand-made", "#8a8a8a", "o", "●", "the hand-made grid with the least mean"),
+    "dmn": Method("DMN", "#b5651d", "v", "▼", "DMN's grid, arXiv:2402.17376"),
+    "gits": Method("GITS", "#1f98a6", "P", "✚", "GITS' grid, arXiv:2405.11326"),
+    "oss": Method("Optimal Steps", "#9068cf", "X", "✖", "Optimal Steps' grid, arXiv:2503.21774"),
+    "times": Method("times learned", "#3b82c4", "D", "◆", "times and network times learned"),
+    "everything": Method("everything learned", "#d9415a", "*", "★", "times, network times and coefficients learned"),
 }
 _COLUMNS = ("network", "solver", "calls", "method", "mean", "median", "another basin, %", "Frechet", "95 % of the mean")
 _COLUMNS += ("seed", "start", "calls to learn")
@@ -77,7 +78,7 @@ def of_sweep(measured: Sequence[Measured], workdir: Path, command: str) -> str:
         held_out=html.escape(", ".join(held_out)),
         summary="".join(f"<li>{html.escape(line)}</li>" for line in cells.summary(measured)),
         legend="".join(
-            f'<li><b style="color:{method.colour}">{method.sign}</b> <b>{name}</b> {method.what}</li>'
+            f'<li><b style="color:{method.colour}">{method.sign}</b> <b>{method.label}</b> {method.what}</li>'
             for name, method in METHODS.items()
             if name in drawn
         ),
@@ -127,7 +128,7 @@ def picture(measured: Sequence[Measured]) -> bytes:
         axes.grid(alpha=0.2)
     nfes = sorted({one.cell.nfe for panel in panels.values() for one in panel})
     axes_of[0, 0].set_xticks(nfes, [str(nfe) for nfe in nfes])  # all panels share them
-    lines = [Line2D([], [], label=name, linewidth=1.4, **_dots(name)) for name in METHODS]
+    lines = [Line2D([], [], label=method.label, linewidth=1.4, **_dots(name)) for name, method in METHODS.items()]
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=8)
     figure.supylabel("mean squared error, 95 % interval", fontsize=9)
     buffer = io.BytesIO()
@@ -160,7 +161,7 @@ def _curves(panel: list[Measured], name: str) -> str:
 def _draw_errors(axes: Axes, panel: list[Measured], statistics: Sequence[str]) -> None:
     """A line for each method and statistic, whose id ends with it; around the mean its interval."""
     nfes, drawn = np.array([one.cell.nfe for one in panel]), [_drawn(one) for one in panel]
-    for method, (colour, *_) in METHODS.items():
+    for method, (_, colour, *_) in METHODS.items():
         at = np.array([i for i, methods in enumerate(drawn) if method in methods], int)
         points = [drawn[i][method] for i in at]
         for statistic in statistics:
@@ -207,7 +208,7 @@ def _samples(panel: list[Measured], workdir: Path) -> str:
 
 
 def _dots(method: str) -> dict[str, Any]:
-    colour, marker, *_ = METHODS[method]
+    _, colour, marker, *_ = METHODS[method]
     return {"marker": marker, "color": colour, "markersize": 7 if marker == "*" else 4.5}
 
 
