@@ -13,8 +13,8 @@ MEASURED = scaling.Measured(scaling.Costs(0.01, 0.04, 0.02), 10**9, 10**9, 10**9
 
 def test_times_are_those_of_the_samples_that_a_device_gets():
     seconds = scaling.Costs(0.02, 0.04, 0.04)
-    # 100 pairs of 40 calls; 28,100 derivatives; 50,000 samples of 5 or 50 calls and a decoding.
-    assert scaling._row("chip", 1, seconds) == "| chip | 1 | 1.3 min | 18.7 min | 1.9 h | 14.4 h |"
+    # 100 pairs of 40 calls; 27,600 derivatives; 50,000 samples of 5 or 50 calls and a decoding.
+    assert scaling._row("chip", 1, seconds) == "| chip | 1 | 1.3 min | 18.4 min | 1.9 h | 14.4 h |"
     # 13 of them on the fullest of eight devices; batches of 16 instead of 10, two on each.
     assert scaling._row("chip", 8, seconds) == "| chip | 8 | 10.4 s | 3.7 min | 14.6 min | 1.8 h |"
 
