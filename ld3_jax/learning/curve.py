@@ -1,6 +1,7 @@
 """Times for several numbers of network calls, learned together, and for others by interpolation between them.
 
-Reference: BezierFlow (ICLR 2026) and GITS (arXiv:2405.11326) interpolate a discretisation, too.
+Reference: Align Your Steps (arXiv:2404.14507) interpolates its times; BezierFlow (ICLR 2026) learns one curve for all
+numbers of steps.
 """
 
 from collections.abc import Sequence
