@@ -83,6 +83,8 @@ def _end(message: str) -> None:
 def _message(error: Exception) -> str:
     """What to say of an error; of one that nobody foresaw, where its traceback is."""
     text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError | OSError | FloatingPointError | ImportError):
         return text
     if isinstance(error, MemoryError | OverflowError) or "RESOURCE_EXHAUSTED" in text:

@@ -30,9 +30,10 @@ from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Teacher
 
-_OF_LEARNER = {  # keys that no other learner has
-    "gn": ("ridge",),
-    "optax": (
+_OF_LEARNERS = {  # keys that the other learners do not have
+    ("gn",): ("ridge",),
+    ("gn", "lm"): ("tangents",),
+    ("optax",): (
         *(f"{group}_{what}" for group in ("logits", "shifts", "coefficients") for what in ("rule", "rate")),
         *("frozen_steps", "patience", "decay", "logits_floor", "shifts_floor", "floor_visits"),
         *("gamma", "noise_rate", "move_validation", "remat"),
@@ -171,10 +172,11 @@ def _check(config: config_dict.ConfigDict) -> None:
     if learn.curve and (learn.gamma or learn.by_part or "coefficients" in learn.what):
         raise ValueError("a curve needs learn.gamma 0, learn.by_part False, and no coefficients in learn.what")
     usual = default.get_config().learn
-    for learner, keys in _OF_LEARNER.items():
-        if learn.learner != learner and (changed := [f"learn.{key}" for key in keys if learn[key] != usual[key]]):
+    for learners, keys in _OF_LEARNERS.items():
+        changed = [f"learn.{key}" for key in keys if learn[key] != usual[key]]
+        if learn.learner not in learners and changed:
             raise ValueError(
-                f"{', '.join(changed)}: for the learner {learner!r} only, got learn.learner {learn.learner!r}"
+                f"{', '.join(changed)}: for {' and '.join(learners)} only, got learn.learner {learn.learner!r}"
             )
 
 

@@ -5,9 +5,6 @@ from functools import cache, partial
 from itertools import permutations
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
@@ -17,9 +14,8 @@ from experiments.measurements import Case, Measure, Row, best_hand_made, configu
 from ld3_jax import learning
 from ld3_jax.denoisers import Model
 from ld3_jax.learning import Discretization
+from ld3_jax.learning.curve import between
 from ld3_jax.pretrained import Pretrained
-from ld3_jax.published import Levels
-from ld3_jax.schedules import NoiseSchedule
 
 _SWEEP = Path("docs/galaxies")
 _SCALES = (1.0, 1.5, 2.0)  # of guidance; 1 is none
@@ -27,7 +23,7 @@ _SCALES = (1.0, 1.5, 2.0)  # of guidance; 1 is none
 
 def transfer_table(quick: bool) -> list[tuple[str, Measure]]:
     """What was learned for DPM-Solver++ 3M with 5 calls, used where it was not learned: on another network, with
-    another solver, its times interpolated to another number of calls (half-log-SNR, linearly), at another guidance
+    another solver, its times interpolated to another number of calls (`curve.between`), at another guidance
     scale. Guidance is that of ztf32 away from hsc32, eps = eps_hsc32 + scale (eps_ztf32 - eps_hsc32).
     """
     networks = ("hsc32",) if quick else ("hsc32", "ztf32", "quasar72")
@@ -44,9 +40,7 @@ def transfer_table(quick: bool) -> list[tuple[str, Measure]]:
     def measure(what: str, origin: str, network: str, solver: str, nfe: int) -> Row:
         given, there = (learning.load(path(what, *of)).found for of in ((origin, "dpmpp", 5), (network, solver, nfe)))
         case = prepared(configured(network, solver, nfe, 0))
-        if nfe != 5:
-            given = _interpolated(given, case.student.schedule, nfe)
-        return _compared(case, given, there)
+        return _compared(case, between([given], case.student.schedule, case.student.solver), there)
 
     rows = [
         (f"{what} of {origin} dpmpp 5 on {' '.join(map(str, to))}", partial(measure, what, origin, *to))
@@ -72,9 +66,8 @@ def _between_scales() -> list[tuple[str, Measure]]:
         config = configured("ztf32", "dpmpp", 5, 0)
         if what == "times":
             config = times.with_times_alone(config)
-        case = prepared(
-            config, _guided(models.of_config(config), models.of_config(configured("hsc32", "dpmpp", 5, 0)), scale)
-        )
+        other = models.of_config(configured("hsc32", "dpmpp", 5, 0))
+        case = prepared(config, _guided(models.of_config(config), other, scale))
         return case, fitted(case)[0].found
 
     def measure(what: str, origin: float, scale: float) -> Row:
@@ -96,13 +89,3 @@ def _guided(model: Pretrained, other: Pretrained, scale: float) -> Pretrained:
 def _away(model: Model, other: Model, scale: float, x: PyTree, t: Array, cond: PyTree = None) -> PyTree:
     start = other(x, t, cond)
     return start + scale * (model(x, t, cond) - start)
-
-
-def _interpolated(found: Discretization, schedule: NoiseSchedule, n: int) -> Discretization:
-    """The same curve of times, in half-log-SNR, at n + 1 points."""
-
-    def at_points(t: jax.Array) -> jax.Array:
-        levels = Levels(tuple(np.exp(-np.asarray(schedule.lam(t), float)).tolist()))
-        return levels.times(schedule, jnp.linspace(0.0, 1.0, n + 1))
-
-    return Discretization(at_points(found.t), at_points(found.t_c))

@@ -62,7 +62,11 @@ def losses(path: Path, steps: Sequence[dict], baseline: tuple[str, float], title
         own = sorted((line for line in steps if line["start"] == name), key=lambda line: line["step"])
         x, losses = [line["step"] for line in own], [line["loss"] for line in own]
         axes.semilogy(x, losses, color=_color_of_grid(name), linewidth=1, label=f"training batch, from {name}")
-    judged = [after for before, after in pairwise(own) if after["valid_loss"] != before["valid_loss"]]
+    judged = [
+        after
+        for before, after in pairwise([{"valid_loss": baseline[1]}, *own])
+        if after["valid_loss"] != before["valid_loss"]
+    ]
     x, losses = ([line[name] for line in judged] for name in ("step", "valid_loss"))
     axes.semilogy(x, losses, "o-", color=_LEARNED[0], linewidth=2, markersize=4, label="validation")
     axes.axhline(baseline[1], color=_START, linestyle="--", linewidth=1, label=baseline[0])

@@ -81,7 +81,7 @@ def test_a_number_of_calls_that_is_learned_has_its_own_times(float64):
         chex.assert_trees_all_close(read_off(CURVE, params, solver_of(nfe)), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("n", [1, 2, 4, 5, 12, 20])
+@pytest.mark.parametrize("n", [1, 2, 4, 5, 12, 50])
 def test_any_numbers_give_descending_times_with_exact_ends(n):
     t, t_c, _ = read_off(CURVE, random_numbers(CURVE, 1.5), solver_of(n))
     assert len(t) == len(t_c) == n + 1

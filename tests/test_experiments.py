@@ -319,7 +319,7 @@ def test_a_loss_whose_weights_are_not_installed_is_refused_before_the_teacher_ru
         ("learn.history", 0, "learn.history must be at least 1, got 0"),
         ("learn.max_shift", 5.0, "learn.max_shift must be at most 0.5, got 5.0"),
         ("learn.curve", True, "a curve needs"),
-        ("learn.patience", 3, "learn.patience: for the learner 'optax' only, got learn.learner 'gn'"),
+        ("learn.patience", 3, "learn.patience: for optax only, got learn.learner 'gn'"),
     ],
 )
 def test_a_bad_value_is_refused_before_anything_is_computed(key, value, message, config, tmp_path):

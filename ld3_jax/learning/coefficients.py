@@ -75,12 +75,9 @@ class WithCoefficients:
         back = change.predict.shape[1]
         if self.history is not None and back > self.history:
             raise ValueError(f"the start's coefficients look back at {back} predictions, history is {self.history}")
-        if self.consistent:
-            sums = [np.asarray(rows).sum(1) for rows in jax.tree.leaves((change.predict, change.correct))]
-            if any(np.abs(of_rows).max() > 1e-4 for of_rows in [*sums, *map(np.asarray, jax.tree.leaves(change.base))]):
-                raise ValueError(
-                    "the start's coefficients do not integrate constants exactly, so consistent must be False"
-                )
+        nearest = consistent(change) if self.consistent else change
+        if not jax.tree.all(jax.tree.map(partial(np.allclose, atol=1e-4), change, nearest)):
+            raise ValueError("the start's coefficients do not integrate constants exactly, so consistent must be False")
 
     def starts(self, grid: str, schedule: NoiseSchedule, solver: Solver) -> dict[str, Discretization]:
         """The solver itself and, where all coefficients are free, what other solvers do on the grid."""

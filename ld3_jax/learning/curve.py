@@ -112,12 +112,14 @@ def between(found: Sequence[Discretization], schedule: NoiseSchedule, solver: So
     share = 1.0 if fewer == more else (1 / n - 1 / more) / (1 / fewer - 1 / more)
     u = jnp.arange(n + 1) / n
 
-    def read_off(t: Array, of_more: Array) -> Array:
-        lam, of_more = (_monotone(schedule.lam(times), u) for times in (t, of_more))
-        return with_ends(schedule.inverse_lam(share * lam + (1 - share) * of_more), schedule)
+    def read_off(*times: Array) -> Array:
+        of_fewer, of_more = (_monotone(schedule.lam(t), u) for t in times)
+        return with_ends(schedule.inverse_lam(share * of_fewer + (1 - share) * of_more), schedule)
 
-    one, other = those[fewer], those[more]
-    return Discretization(read_off(one.t, other.t), read_off(one.t_c, other.t_c))
+    return Discretization(
+        read_off(those[fewer].t, those[more].t),
+        read_off(those[fewer].t_c, those[more].t_c),
+    )
 
 
 def to_record(found: Sequence[Discretization]) -> dict[str, Any]:

@@ -190,13 +190,10 @@ def _network_calls(task: Task, last: TrainState, ranked: int, starts: int, heats
     """Of the steps, and of the samples that were drawn to judge."""
     learner, n_train, n_valid = task.learner, *(len(jax.tree.leaves(pairs)[0]) for pairs in (task.train, task.valid))
     ends = [0, *(heat.step for heat in heats)]
-    made = sum(len(heat.losses) * (heat.step - begun) for heat, begun in zip(heats, ends, strict=False))
-    made += int(last.step) - ends[-1]
     legs = [(len(heat.losses), *leg) for heat, leg in zip(heats, pairwise(ends), strict=True)]
-    validations = sum(
-        count * sum(validation_is_due(task, step) for step in range(begun + 1, end + 1))
-        for count, begun, end in [*legs, (1, ends[-1], int(last.step))]
-    )
+    steps_of = [(count, range(begun + 1, end + 1)) for count, begun, end in [*legs, (1, ends[-1], int(last.step))]]
+    made = sum(count * len(steps) for count, steps in steps_of)
+    validations = sum(count * sum(validation_is_due(task, step) for step in steps) for count, steps in steps_of)
     samples = ranked * min(learner.valid_batch, n_train)
     samples += sum(len(heat.losses) for heat in heats) * min(2 * learner.valid_batch, n_valid)
     samples += (starts + validations) * n_valid

@@ -136,8 +136,8 @@ def sample_and_jacobian_of_each(
         alone = jax.tree.map(lambda leaf: leaf[None], (x_T, cond))
 
         def moved(step: Array) -> tuple[PyTree, PyTree]:
-            x = jax.tree.map(lambda leaf: leaf[0], sample(numbers + step @ directions, *alone))
-            return x, x
+            x = sample(numbers + jnp.matmul(step, directions, precision="highest"), *alone)
+            return (jax.tree.map(lambda leaf: leaf[0], x),) * 2
 
         return jacobian(moved, has_aux=True)(jnp.zeros(len(directions), directions.dtype))
 

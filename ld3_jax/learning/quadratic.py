@@ -177,7 +177,7 @@ def solution(
     return jax.tree.map(lambda leaf: factor * leaf, step)
 
 
-class Sampler(NamedTuple):
+class Derivatives(NamedTuple):
     """How a student's samples are differentiated: along q directions, and what each of p numbers has of each."""
 
     sample: Callable[[Pairs], tuple[PyTree, PyTree]]  # a batch -> samples and their derivatives
@@ -206,7 +206,7 @@ def _of_student(task: Task, student: Student, params: Params, pairs: Pairs, tang
     )
 
 
-def _along_factors(task: Task, student: Student, params: Params, tangents: int) -> Sampler:
+def _along_factors(task: Task, student: Student, params: Params, tangents: int) -> Derivatives:
     """Along factors of the solver."""
     directions, of_numbers = _directions(task, student, params)
     expansion = _written_out(student, task.discretization(params, student))
@@ -216,10 +216,10 @@ def _along_factors(task: Task, student: Student, params: Params, tangents: int) 
         at_a_time = max(1, tangents // len(jax.tree.leaves(pairs)[0]))
         return sample_and_jacobian(predict, expansion, directions, pairs.x_T, pairs.cond, at_a_time=at_a_time)
 
-    return Sampler(sample, of_numbers, max(1, _HELD * tangents // (student.solver.nfe * len(of_numbers))))
+    return Derivatives(sample, of_numbers, max(1, _HELD * tangents // (student.solver.nfe * len(of_numbers))))
 
 
-def _along_numbers(task: Task, student: Student, params: Params, tangents: int) -> Sampler:
+def _along_numbers(task: Task, student: Student, params: Params, tangents: int) -> Derivatives:
     """Along the numbers themselves: on a manifold, where states are no sums."""
     flat, unravel = ravel_pytree(params)
     schedule, solver = student.schedule, student.solver
@@ -232,7 +232,7 @@ def _along_numbers(task: Task, student: Student, params: Params, tangents: int) 
     def sample(pairs: Pairs) -> tuple[PyTree, PyTree]:
         return sample_and_jacobian_of_each(of_numbers, flat, learned, pairs.x_T, pairs.cond)
 
-    return Sampler(sample, learned, max(1, tangents // passes(task.train.x_T, len(learned))))
+    return Derivatives(sample, learned, max(1, tangents // passes(task.train.x_T, len(learned))))
 
 
 def _directions(task: Task, student: Student, params: Params) -> tuple[Directions, Float[Array, "q p"]]:
