@@ -64,7 +64,7 @@ class Source:
         if self._nfe is None and isinstance(self.record, dict) and "table" in self.record:
             return self.record["table"]
         learned, schedule = self.learned, self.model.schedule
-        return plain(learned.table(schedule), schedule, learned.t, learned.solver)
+        return plain(learned.table(schedule), schedule, learned.t, learned.solver, learned.model.get("predicts"))
 
     @functools.cached_property
     def _loaded(self) -> tuple[Learned, Pretrained]:

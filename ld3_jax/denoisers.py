@@ -29,6 +29,7 @@ PREDICTIONS = {
     "v": lambda alpha, sigma: (-sigma, alpha),
     "score": lambda alpha, sigma: (0.0, -1 / sigma),
     "flow": lambda alpha, sigma: (-1.0, 1.0),
+    "reversed_flow": lambda alpha, sigma: (1.0, -1.0),
 }
 
 
@@ -76,6 +77,7 @@ def to_noise(network: Model, schedule: NoiseSchedule, prediction: str) -> Denois
         v       alpha eps - sigma x_0
         score   grad log p(x) = -eps / sigma
         flow    eps - x_0
+        reversed_flow   x_0 - eps
 
     Args:
         network: network(x, t, cond) -> prediction.
@@ -94,6 +96,13 @@ def to_noise(network: Model, schedule: NoiseSchedule, prediction: str) -> Denois
     if prediction not in PREDICTIONS:
         raise ValueError(f"prediction must be one of {sorted(PREDICTIONS)}, got {prediction!r}")
     return Denoiser(Partial(_as_it_is, schedule, as_pytree(network)), schedule, prediction)
+
+
+def prediction_of(model: Model) -> str | None:
+    """What the network below a model predicts, one of PREDICTIONS; None where no `Denoiser` in it says so."""
+    nodes = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, Denoiser))
+    predictions = {node.prediction for node in nodes if isinstance(node, Denoiser)}
+    return predictions.pop() if len(predictions) == 1 else None
 
 
 def convert(model: Model, schedule: NoiseSchedule, prediction: str) -> Model:

@@ -20,6 +20,7 @@ OUTPUTS = {
     "v": ALPHA * EPS - SIGMA * X_0,
     "score": -EPS / SIGMA,
     "flow": EPS - X_0,
+    "reversed_flow": X_0 - EPS,
 }
 
 
@@ -36,7 +37,14 @@ def of_gaussian(kind, schedule, std, x, t, cond=None):
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     total = alpha**2 * std**2 + sigma**2
     eps, x_0 = sigma / total * x, alpha * std**2 / total * x
-    return {"noise": eps, "data": x_0, "v": alpha * eps - sigma * x_0, "score": -x / total, "flow": eps - x_0}[kind]
+    return {
+        "noise": eps,
+        "data": x_0,
+        "v": alpha * eps - sigma * x_0,
+        "score": -x / total,
+        "flow": eps - x_0,
+        "reversed_flow": x_0 - eps,
+    }[kind]
 
 
 def shifted_by_cond(x, t, cond):

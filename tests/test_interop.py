@@ -62,7 +62,13 @@ def test_the_loop_gives_jax_s_sample(tmp_path, name, solver):
 
 @pytest.mark.parametrize(
     ("output", "solver"),
-    [("noise", SOLVERS[0]), ("data", SOLVERS[2]), ("v", SOLVERS[0]), ("flow", SOLVERS[2])],
+    [
+        ("noise", SOLVERS[0]),
+        ("data", SOLVERS[2]),
+        ("v", SOLVERS[0]),
+        ("flow", SOLVERS[2]),
+        ("reversed_flow", SOLVERS[0]),
+    ],
     ids=str,
 )
 def test_the_loop_converts_what_a_network_predicts(tmp_path, output, solver):

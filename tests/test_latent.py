@@ -129,7 +129,7 @@ def test_a_missing_array_is_named():
 
 
 def test_an_unknown_prediction_is_refused():
-    with pytest.raises(ValueError, match=r"'flow', 'noise'.*got 'score'"):
+    with pytest.raises(ValueError, match=r"'noise', 'reversed_flow', 'v'.*got 'score'"):
         replace(NETWORKS["instaflow"], prediction="score")
 
 

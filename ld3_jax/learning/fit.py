@@ -15,6 +15,7 @@ from jaxtyping import PRNGKeyArray
 
 from ld3_jax import losses
 from ld3_jax.batches import check_finite, device_count, replicate
+from ld3_jax.denoisers import prediction_of
 from ld3_jax.learning.coefficients import WithCoefficients
 from ld3_jax.learning.curve import Curve
 from ld3_jax.learning.discretization import Discretization, on_grid
@@ -176,7 +177,8 @@ def describe(task: Task, state: TrainState) -> Learned:
     curve = None
     if isinstance(task.parametrisation, Curve):
         curve = tuple(task.discretization(state.best, one) for one in task.students())
-    return Learned(student.solver, found, np.asarray(found.lam(schedule)), losses=figures, curve=curve)
+    model = {"predicts": prediction_of(student.model)}
+    return Learned(student.solver, found, np.asarray(found.lam(schedule)), model, figures, curve)
 
 
 def _advance(task: Task, name: str, state: TrainState, step: int) -> TrainState:

@@ -43,7 +43,8 @@ class Learned:
         solver: the solver with its number of network calls.
         found: its times, the network's own times, and the changes of its coefficients.
         lam: half-log-SNR at the times.
-        model: what is needed to build the model again; its "digest" tells whether it is the same one.
+        model: what is needed to build the model again; its "digest" tells whether it is the same one, and
+            "predicts" what its network predicts, one of `denoisers.PREDICTIONS`.
         losses: figures measured while learning, at least those of the validation at the start and of what was learned.
         curve: times for several numbers of calls, from which those for others are interpolated; None if none.
     """
@@ -176,7 +177,7 @@ class Learned:
         if self.curve is not None:
             record["version"] = VERSIONS[4]
         if schedule is not None and schedule.space.flat:
-            record["table"] = plain(self.table(schedule), schedule, self.t, self.solver)
+            record["table"] = plain(self.table(schedule), schedule, self.t, self.solver, self.model.get("predicts"))
         write_atomically(Path(path), (json.dumps(record, indent=2) + "\n").encode())
 
 

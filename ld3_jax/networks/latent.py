@@ -49,18 +49,17 @@ def scaled_linear(beta_start: float, beta_end: float) -> NoiseSchedule:
     return VPDiscrete(np.cumprod(1 - betas))
 
 
-def _call_noise(unet: Partial, x: Array, t: Array, cond: PyTree = None) -> Array:
+def _at_step(unet: Partial, x: Array, t: Array, cond: PyTree = None) -> Array:
     # Step i of the training has t = (i + 1) / 1000.
     return unet(x, _STEPS * t - 1, cond)
 
 
-def _call_flow(unet: Partial, x: Array, t: Array, cond: PyTree = None) -> Array:
-    # InstaFlow's own time runs from noise to data, and so does its velocity, x_0 - eps; but the number that its network
-    # is given is 1000 at noise.
-    return -unet(x, _STEPS * t, cond)
+def _at_time(unet: Partial, x: Array, t: Array, cond: PyTree = None) -> Array:
+    # InstaFlow's own time runs from noise to data, so its velocity is x_0 - eps; its network is given 1000 at noise.
+    return unet(x, _STEPS * t, cond)
 
 
-_CALLS = {"noise": _call_noise, "flow": _call_flow}
+_CALLS = {"noise": _at_step, "v": _at_step, "reversed_flow": _at_time}
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class LatentDiffusion:
         autoencoder: the first stage.
         size: side of a latent in pixels.
         schedule: noise schedule that the network was trained with.
-        prediction: what the model predicts: "noise", or "flow" for InstaFlow's velocity.
+        prediction: what the model predicts: "noise", "v", or "reversed_flow" for InstaFlow's velocity.
         scale: the U-Net's latents are the first stage's times this.
         tokens: tokens of the context; 0 if there is none.
         classes: entries of the table of class embeddings, the last of which stands for no class; 0 if there is none.
@@ -153,7 +152,7 @@ NETWORKS = {
         classes=1001,
     ),
     "stable_diffusion": _STABLE_DIFFUSION,
-    "instaflow": replace(_STABLE_DIFFUSION, schedule=RectifiedFlow(), prediction="flow"),
+    "instaflow": replace(_STABLE_DIFFUSION, schedule=RectifiedFlow(), prediction="reversed_flow"),
 }
 
 

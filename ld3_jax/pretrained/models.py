@@ -120,11 +120,13 @@ class Pretrained:
         return x_T, self.draw_condition(cond_key, count, first) if self.draw_condition else None
 
     def identity(self) -> dict[str, Any]:
-        """What a file of learned times must say of its model: digests of weights and guidance, and of its decoder."""
+        """What a file of learned times must say of its model: digests of weights and guidance, and of its decoder; what
+        its network predicts."""
         digests = {"digest": digest(self.model)}
         if jax.tree.leaves(self.decode):
             digests["decoder"] = digest(self.decode)
-        return {"name": self.name, **dataclasses.asdict(self.settings), **digests}
+        predicts = {"predicts": denoisers.prediction_of(self.model)}
+        return {"name": self.name, **dataclasses.asdict(self.settings), **digests, **predicts}
 
 
 def load(name: str, *, on_progress: OnProgress = lambda label, done, total: None, **settings: Any) -> Pretrained:

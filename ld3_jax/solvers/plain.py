@@ -21,7 +21,9 @@ _PROCESSES: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def plain(table: Table, schedule: NoiseSchedule, t: Float[Array, "n_points"], solver: Solver) -> dict[str, Any]:
+def plain(
+    table: Table, schedule: NoiseSchedule, t: Float[Array, "n_points"], solver: Solver, output: str | None = None
+) -> dict[str, Any]:
     """A table and the noise levels that belong to it, as JSON takes them.
 
     Args:
@@ -29,12 +31,13 @@ def plain(table: Table, schedule: NoiseSchedule, t: Float[Array, "n_points"], so
         schedule: the noise schedule.
         t: the times of the grid.
         solver: the solver whose table it is.
+        output: what the network predicts, one of `denoisers.PREDICTIONS`; None if that is not known.
 
     Returns:
         The table's columns; `prediction`, what it takes, "noise" or "data"; `alpha` and `sigma` at the network's times
         `t`, `grid_alpha` and `grid_sigma` at the grid's, where 1 and 0 end a solver that ends without noise;
         `prior_scale`; `process`, "vp", "ve", "flow" or None for any other; `train_steps`, the N of a `VPDiscrete`,
-        whose time t is (i + 1) / N at step i, or None.
+        whose time t is (i + 1) / N at step i, or None; `output`.
 
     Raises:
         ValueError: if the states are no vectors: other programs only add.
@@ -51,6 +54,7 @@ def plain(table: Table, schedule: NoiseSchedule, t: Float[Array, "n_points"], so
         "prediction": solver.prediction,
         "process": names[0] if names else None,
         "train_steps": len(schedule.alphas_cumprod) if isinstance(schedule, VPDiscrete) else None,
+        "output": output,
         "prior_scale": float(schedule.prior_scale),
         **{name: np.asarray(column).tolist() for name, column in lists.items()},
     }

@@ -17,7 +17,9 @@ OUTPUTS: dict[str, Callable[[float, float], tuple[float, float]]] = {
     "data": lambda alpha, sigma: (1.0, 0.0),
     "v": lambda alpha, sigma: (-sigma, alpha),
     "flow": lambda alpha, sigma: (-1.0, 1.0),
+    "reversed_flow": lambda alpha, sigma: (1.0, -1.0),
 }
+_STATED = ("prediction", "process", "train_steps", "output")
 
 
 class Table(NamedTuple):
@@ -30,6 +32,7 @@ class Table(NamedTuple):
         prediction: what the history holds, "noise" or "data".
         process: "vp" (alpha^2 + sigma^2 = 1), "ve" (alpha = 1), "flow" (alpha + sigma = 1), or None.
         train_steps: N where step i of the network's training has the time (i + 1) / N; else None.
+        output: what the network that it was learned for gives, one of OUTPUTS or "score"; None if that is not known.
         prior_scale: standard deviation of the first state.
         t, alpha, sigma: the network's times, and the factors of signal and noise there, for each call.
         grid_alpha, grid_sigma: those of the states, at the ends of all steps; one more than there are steps.
@@ -38,6 +41,7 @@ class Table(NamedTuple):
     prediction: str
     process: str | None
     train_steps: int | None
+    output: str | None
     prior_scale: float
     t: Sequence[float]
     alpha: Sequence[float]
@@ -101,21 +105,23 @@ def from_record(record: dict[str, Any]) -> Table:
     Raises:
         ValueError: if a column is missing, no list, not finite or of another length.
     """
+    record = {"output": None} | record
     if missing := [name for name in Table._fields if name not in record]:
         raise ValueError(f"the table lacks {missing}")
     table = Table(**{name: record[name] for name in Table._fields})
     if table.prediction not in ("noise", "data"):
         raise ValueError(f"the table's prediction must be 'noise' or 'data', got {table.prediction!r}")
-    for name in Table._fields[4:]:
+    columns = [name for name in Table._fields if name not in (*_STATED, "prior_scale")]
+    for name in columns:
         column = getattr(table, name)
         if not _is_list(column) or (name.endswith("_history") and not all(map(_is_list, column))):
             raise ValueError(f"the table's {name} must be a list{' of lists' * name.endswith('_history')}")
-    rows = [name for name in Table._fields[4:] if not name.startswith("grid_")]
+    rows = [name for name in columns if not name.startswith("grid_")]
     lengths = {name: len(getattr(table, name)) for name in rows}
     steps = len(table.grid_alpha) - 1
     if len(set(lengths.values())) != 1 or len(table.grid_sigma) != steps + 1 or not 0 < steps <= table.calls:
         raise ValueError(f"the table's columns must have one length, got {lengths}, and {steps} steps")
-    if not all(map(math.isfinite, _flat([getattr(table, name) for name in Table._fields[3:]]))):
+    if not all(map(math.isfinite, _flat([getattr(table, name) for name in ("prior_scale", *columns)]))):
         raise ValueError("the table's numbers must be finite")
     return table
 
@@ -155,7 +161,8 @@ def solve(table: Table, network: Callable[[Any, float], Any], x_T: Any, output: 
         table: the table.
         network: network(x, t) at the times that it was learned for.
         x_T: the first state, scaled by `prior_scale`.
-        output: what the network gives: "noise", "data", "v" (alpha eps - sigma x_0) or "flow" (eps - x_0).
+        output: what the network gives: "noise", "data", "v" (alpha eps - sigma x_0), "flow" (eps - x_0) or
+            "reversed_flow" (x_0 - eps).
 
     Returns:
         The last state.
