@@ -1,12 +1,15 @@
 """A table of plain numbers runs in other libraries, in ComfyUI's and k-diffusion's contract, and says what it lacks."""
 
-import importlib
+import inspect
 import json
+import os
 import shutil
 import sys
-import types
+import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
+import comfyui_contract as contract
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from learned_anything import moved
 from noise_schedules import SCHEDULES
 
 from ld3_jax import interop, to_noise
+from ld3_jax.interop.standalone.table import from_record
 from ld3_jax.learning import load
 from ld3_jax.solvers import Solver
 
@@ -170,12 +174,163 @@ def test_the_sampler_of_k_diffusion_gives_jax_s_sample(tmp_path, name, solver):
 
 
 @pytest.mark.parametrize(
-    "change", [lambda s: s[:-1], lambda s: torch.cat([s[:-1], s.new_zeros(1)]), lambda s: 1.01 * s]
+    "change",
+    [
+        lambda s: s[:-1],
+        lambda s: s[2:],
+        lambda s: s.flip(0),
+        lambda s: torch.cat([s[:-1], s.new_zeros(1)]),
+        lambda s: 1.01 * s,
+    ],
 )
 def test_the_sampler_refuses_other_sigmas(tmp_path, change):
     _, table = saved(tmp_path, SCHEDULES["VPLinear"], SOLVERS[0])
-    with pytest.raises(ValueError, match="it was learned for the sigmas"):
+    with pytest.raises(ValueError, match=r"was learned for the sigmas .* got .* Learned sigmas .* \(a denoise of 1\)"):
         interop.sample_learned(in_torch, torch.zeros(1, 2), change(torch.tensor(table.levels)), table=table)
+
+
+def plain_table(process, output, first, last):
+    """Two Euler steps from one noise level to another, through their mean."""
+    levels = [first, (first + last) / 2, last]
+    alphas = {
+        "vp": [1 / (1 + level**2) ** 0.5 for level in levels],
+        "ve": [1.0] * 3,
+        "flow": [1 - level for level in levels],
+    }[process]
+    sigmas = levels if process == "flow" else [level * alpha for level, alpha in zip(levels, alphas, strict=True)]
+    known = {"prediction": "data", "process": process, "train_steps": None, "output": output, "prior_scale": 1.0}
+    columns = {"t": levels[:2], "alpha": alphas[:2], "sigma": sigmas[:2], "grid_alpha": alphas, "grid_sigma": sigmas}
+    rows = {"correct_x": [1.0] * 2, "correct_base": [0.0] * 2, "correct_history": [[0.0]] * 2}
+    steps = {"predict_base": [0.5] * 2, "predict_history": [[0.5]] * 2}
+    return from_record({**known, **columns, **rows, **steps})
+
+
+def run(table, model, **given):
+    """Two values, from 0 to wherever the model leads."""
+    return interop.sample_learned(
+        model, torch.zeros(1, 2), torch.tensor(table.levels), given, disable=True, table=table
+    )
+
+
+def of_comfyui(of_range, of_prediction, *ends):
+    """What a sampler function of ComfyUI gets, around a network whose data are 0."""
+    sampling = contract.model_sampling(of_range, of_prediction, *ends)
+    return contract.KSamplerX0Inpaint(contract.Guider(sampling, lambda x, sigma: 0 * x), None)
+
+
+SD, ZERO_SNR, FLOWS, SVD, GALAXY = (14.6146, 0.0292), (4518.8, 0.0292), (1.0, 0.003), (700.0, 0.002), (80.0, 0.002)
+EPS, V = (contract.ModelSamplingDiscrete, contract.EPS), (contract.ModelSamplingDiscrete, contract.V_PREDICTION)
+CONST = (contract.ModelSamplingDiscreteFlow, contract.CONST)
+OF_EDM = (contract.ModelSamplingContinuousEDM, contract.EDM)
+OF_SVD = (contract.ModelSamplingContinuousEDM, contract.V_PREDICTION)
+COSMOS = (contract.ModelSamplingContinuousEDM, contract.COSMOS_RFLOW)
+
+
+@pytest.mark.parametrize(
+    ("process", "output", "ends", "kind", "range_"),
+    [
+        ("vp", "noise", SD, CONST, FLOWS),  # Stable Diffusion's on SD3, and the other way round
+        ("vp", None, SD, CONST, FLOWS),
+        ("flow", "flow", (0.999, 0.001), EPS, SD),
+        ("flow", None, (0.999, 0.001), V, SD),
+        ("ve", "score", GALAXY, EPS, SD),
+        ("ve", None, SD, EPS, SD),
+        ("ve", "data", GALAXY, CONST, FLOWS),
+        ("vp", "noise", SD, V, ZERO_SNR),
+        ("vp", None, SD, V, ZERO_SNR),
+        ("vp", "noise", SD, V, SD),
+        ("vp", "v", SD, EPS, SD),
+        ("vp", "data", SD, EPS, SD),
+        ("vp", "noise", SD, (contract.ModelSamplingDiscrete, contract.X0), SD),
+        ("vp", "noise", SD, EPS, (157.4, 0.01)),
+        ("vp", None, (14.6146, 0.001), EPS, (14.6146, 8.0)),  # asks at a level below the network's least
+        ("vp", "v", SD, OF_SVD, SVD),
+        ("flow", "flow", (0.999, 0.001), OF_EDM, GALAXY),
+        ("flow", "flow", (0.999, 0.001), COSMOS, GALAXY),
+        ("flow", "flow", (0.5, 0.001), CONST, FLOWS),
+    ],
+)
+def test_the_sampler_refuses_a_model_of_another_kind(process, output, ends, kind, range_):
+    model = of_comfyui(*kind, *range_)
+    model.inner_model.denoiser = None
+    table = plain_table(process, output, *ends)
+    with pytest.raises(
+        ValueError, match=f"for a model of process {process}.* got one of process .*: take that"
+    ) as error:
+        run(table, model)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("process", "output", "ends", "kind", "range_"),
+    [
+        ("vp", "noise", SD, EPS, SD),
+        ("vp", None, SD, EPS, SD),
+        ("vp", None, SD, V, SD),
+        ("vp", "v", ZERO_SNR, V, ZERO_SNR),
+        ("flow", "flow", (0.999, 0.001), CONST, FLOWS),
+        ("flow", "reversed_flow", (0.999, 0.0), CONST, FLOWS),  # ComfyUI gives data
+        ("ve", "data", SVD, OF_SVD, SVD),
+        ("vp", "v", SVD, OF_SVD, SVD),
+        ("ve", "score", GALAXY, OF_EDM, GALAXY),
+    ],
+)
+def test_the_sampler_takes_the_model_that_it_was_learned_for(process, output, ends, kind, range_):
+    table = plain_table(process, output, *ends)
+    model = of_comfyui(*kind, *range_)
+    assert not run(table, model, denoise_mask=None, model_options={}, seed=0).any()
+
+
+class Own(SimpleNamespace):
+    """A user's own model, or k-diffusion's by its class; what it says is given."""
+
+    def __call__(self, x, sigma):
+        return 0 * x
+
+
+class DiscreteEpsDDPMDenoiser(Own):
+    pass
+
+
+class CompVisDenoiser(DiscreteEpsDDPMDenoiser):
+    pass
+
+
+class CompVisVDenoiser(type("DiscreteVDDPMDenoiser", (Own,), {})):
+    pass
+
+
+ENDS = {"sigma_max": torch.tensor(SD[0]), "sigma_min": torch.tensor(SD[1])}
+TABLES = {
+    "eps": ("vp", "noise", *SD),
+    "v": ("vp", "v", *SD),
+    "galaxy": ("ve", "score", *GALAXY),
+    "flow": ("flow", "flow", 0.999, 0.001),
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "takes"),
+    [
+        (CompVisDenoiser(**ENDS), {"eps"}),
+        (CompVisVDenoiser(**ENDS), {"v"}),
+        (Own(inner_model=Own(inner_model=CompVisDenoiser(**ENDS))), {"eps"}),  # guidance around it
+        (CompVisDenoiser(sigma_max=157.4, sigma_min=0.01), set()),
+        (Own(sigma_data=0.5), {"eps", "v", "galaxy"}),  # Karras' preconditioning
+        (Own(sigma_data=0.5, sigma_max=float("inf"), sigma_min=0.0), {"eps", "v", "galaxy"}),
+        (Own(sigma_max=100.0, sigma_min=0.002), set(TABLES)),
+        (Own(sigma_max=50.0, sigma_min=0.02), {"eps", "v", "flow"}),
+        (Own(), set(TABLES)),
+    ],
+)
+def test_what_a_model_of_k_diffusion_says_is_held_against_the_table(model, takes):
+    for name, case in TABLES.items():
+        table = plain_table(*case)
+        if name in takes:
+            assert not run(table, model).any()
+        else:
+            with pytest.raises(ValueError, match="it was learned for a model of"):
+                run(table, model)
 
 
 def test_the_sampler_refuses_a_noise_schedule_that_it_does_not_know(tmp_path):
@@ -185,36 +340,107 @@ def test_the_sampler_refuses_a_noise_schedule_that_it_does_not_know(tmp_path):
         interop.sample_learned(in_torch, torch.zeros(1, 2), torch.tensor(table.levels), table=table)
 
 
-def test_the_folder_alone_is_a_node_of_comfyui(tmp_path, monkeypatch):
-    schedule = SCHEDULES["VPLinear"]
-    folder = tmp_path / "ld3"
-    shutil.copytree(STANDALONE, folder)
+@pytest.fixture
+def comfyui(tmp_path, monkeypatch):
+    """ComfyUI's modules, and the folder's nodes by what they return."""
+    for name, module in contract.modules(tmp_path / "models").items():
+        monkeypatch.setitem(sys.modules, name, module)
+    before = set(sys.modules)
+    (tmp_path / "models" / "ld3" / "sub").mkdir(parents=True)
+    folder = tmp_path / "custom.nodes" / "ld3"
+    shutil.copytree(STANDALONE, folder, ignore=shutil.ignore_patterns("__pycache__"))
     assert not [path for path in folder.rglob("*.py") if "import ld3_jax" in path.read_text()]
-    _, table = saved(folder, schedule, SOLVERS[0])
-    comfy = types.ModuleType("comfy")
-    comfy.samplers = types.ModuleType("comfy.samplers")
-    comfy.samplers.KSAMPLER = lambda function, extra_options: types.SimpleNamespace(f=function, options=extra_options)
-    monkeypatch.setitem(sys.modules, "comfy", comfy)
-    monkeypatch.setitem(sys.modules, "comfy.samplers", comfy.samplers)
-    spec = importlib.util.spec_from_file_location("custom_ld3", folder / "__init__.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "custom_ld3", module)
-    spec.loader.exec_module(module)
-    nodes = module.NODE_CLASS_MAPPINGS
-    assert nodes.keys() == module.NODE_DISPLAY_NAME_MAPPINGS.keys()
-    made = {}
-    for node in nodes.values():
-        ((argument, (kind, options)),) = node.INPUT_TYPES()["required"].items()
-        assert kind == "STRING"
-        (made[node.RETURN_TYPES[0]],) = getattr(node(), node.FUNCTION)(**{argument: options["default"]})
-    np.testing.assert_allclose(made["SIGMAS"], table.levels, rtol=1e-6)
-    x = torch.from_numpy(Z)
-    sampler = made["SAMPLER"]
-    given = sampler.f(denoiser(schedule, []), x, made["SIGMAS"], {"gain": 1.0}, None, True, **sampler.options)
+    found = {node.RETURN_TYPES[0]: node for node in contract.nodes(folder).values()}
+    yield SimpleNamespace(folder=folder, models=tmp_path / "models" / "ld3", **found)
+    for name in set(sys.modules) - before:
+        if "custom_x_nodes" in name:
+            del sys.modules[name]
+
+
+def made(node, schedule):
+    return getattr(node(), node.FUNCTION)(schedule=schedule)[0]
+
+
+def test_the_folder_alone_is_a_node_of_comfyui(comfyui):
+    schedule = SCHEDULES["VPLinear"]
+    _, table = saved(comfyui.models, schedule, SOLVERS[0])
+    sigmas, sampler = made(comfyui.SIGMAS, "schedule.json"), made(comfyui.SAMPLER, "schedule.json")
+    np.testing.assert_allclose(sigmas, table.levels, rtol=1e-6)
+    sampling = contract.model_sampling(*EPS, sigmas[0], 0.01)
+    guider = contract.Guider(sampling, lambda x, sigma: denoiser(schedule, [])(x, sigma, 1.0))
+    z = torch.from_numpy(Z)
+    given = sampler.sample(guider, sigmas, {"model_options": {}, "seed": 0}, None, z, 0 * z, disable_pbar=True)
     expected = interop.sample_learned(
-        denoiser(schedule, []), x, torch.tensor(table.levels), {"gain": 1.0}, disable=True, table=table
+        denoiser(schedule, []),
+        z / table.grid_alpha[0],
+        torch.tensor(table.levels),
+        {"gain": 1.0},
+        disable=True,
+        table=table,
     )
-    torch.testing.assert_close(given, expected)
+    torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="a denoise of 1"):
+        sampler.sample(guider, sigmas[2:], {"model_options": {}, "seed": 0}, None, z, 0 * z, disable_pbar=True)
+
+
+def test_the_nodes_keep_comfyui_s_conventions(comfyui):
+    saved(comfyui.folder, SCHEDULES["VPLinear"], SOLVERS[0])
+    for place in (comfyui.models / "other.json", comfyui.models / "sub" / "third.json"):
+        shutil.copy(comfyui.folder / "schedule.json", place)
+    (comfyui.models / "notes.txt").touch()
+    for node, category in ((comfyui.SIGMAS, "schedulers"), (comfyui.SAMPLER, "samplers")):
+        ((argument, (choices, options)),) = node.INPUT_TYPES()["required"].items()
+        assert (argument, choices) == ("schedule", ["other.json", "schedule.json", str(Path("sub", "third.json"))])
+        assert options["tooltip"]
+        assert node.DESCRIPTION
+        assert f"sampling/custom_sampling/{category}" == node.CATEGORY
+        # Other paths, as in workflows of before there were choices; and what another node gives, not there yet.
+        for path in (*choices, str(comfyui.models / "other.json"), "../ld3/schedule.json", None):
+            assert node.VALIDATE_INPUTS(schedule=path) is True
+        assert made(node, str(comfyui.models / "other.json")) is not None
+        # ComfyUI does not check a linked input's type where it is asked for.
+        assert "input_types" in inspect.signature(node.VALIDATE_INPUTS).parameters
+
+
+@pytest.mark.parametrize("schedule", ["", " ", ".", "..", "sub", "missing.json", "/", "undefined", 5])
+def test_a_schedule_that_is_not_there_is_refused_before_anything_runs(comfyui, schedule):
+    message = comfyui.SIGMAS.VALIDATE_INPUTS(schedule=schedule)
+    assert message == f"no schedule {schedule!r}: put a schedule.json into {comfyui.models} or {comfyui.folder}"
+    (comfyui.models / "list.json").write_text("[]")
+    assert "has no table" in comfyui.SAMPLER.VALIDATE_INPUTS(schedule="list.json")
+
+
+def test_a_file_that_was_replaced_has_changed(comfyui):
+    for node in (comfyui.SIGMAS, comfyui.SAMPLER):
+        saved(comfyui.models, SCHEDULES["VPLinear"], SOLVERS[0])
+        before = node.IS_CHANGED(schedule="schedule.json")
+        assert node.IS_CHANGED(schedule="schedule.json") == before
+        times = (comfyui.models / "schedule.json").stat()
+        saved(comfyui.models, SCHEDULES["VPLinear"], SOLVERS[0], seed=1)
+        os.utime(comfyui.models / "schedule.json", ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert node.IS_CHANGED(schedule="schedule.json") != before
+        linked = node.IS_CHANGED(schedule=None)
+        assert linked != linked
+
+
+def test_a_clone_of_the_repository_is_a_node_of_comfyui_too(comfyui, tmp_path):
+    clone = tmp_path / "custom.nodes" / "ld3-jax"
+    shutil.copytree(STANDALONE, clone / STANDALONE, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy("__init__.py", clone)  # and no ld3_jax/__init__.py, which would need JAX
+    assert contract.nodes(clone).keys() == {"LD3LearnedSampler", "LD3LearnedSigmas"}
+
+
+def test_the_registry_s_file_has_this_version_and_what_it_asks_for():
+    record = tomllib.loads((STANDALONE / "pyproject.toml").read_text())
+    assert record["project"]["version"] == tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
+    assert {"name", "description", "license", "urls"} <= record["project"].keys()
+    assert {"PublisherId", "DisplayName", "Icon"} <= record["tool"]["comfy"].keys()
+
+
+@pytest.mark.parametrize("path", ["", ".", "tests"])
+def test_a_folder_is_no_table(path):
+    with pytest.raises(ValueError, match=r"a folder, where a schedule\.json is wanted"):
+        interop.read(path)
 
 
 def test_a_program_that_is_missing_is_named_in_one_line(monkeypatch):

@@ -1,49 +1,69 @@
 """ComfyUI's nodes: a schedule.json as SAMPLER and as SIGMAS, for SamplerCustom and SamplerCustomAdvanced."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
+import folder_paths  # ComfyUI's own
 import torch
 
 from .k_diffusion import sample_learned
-from .table import Table, read
+from .table import read
 
-_FOLDER = Path(__file__).parent
-_CATEGORY = "sampling/custom_sampling"
+_FOLDER, _MODELS = Path(__file__).parent, Path(folder_paths.models_dir, "ld3")
+folder_paths.add_model_folder_path("ld3", str(_MODELS))
 
 
 class _Node:
-    CATEGORY = _CATEGORY
     FUNCTION = "get"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """A path; a relative one is looked for in this folder."""
-        return {"required": {"schedule": ("STRING", {"default": "schedule.json"})}}
+        """The schedules in ComfyUI's models/ld3 and in this folder, to choose from."""
+        names = {*folder_paths.get_filename_list("ld3"), *(path.name for path in _FOLDER.iterdir())}
+        tooltip = "A schedule.json in ComfyUI's models/ld3 or the node's folder; the same for sampler and sigmas."
+        return {"required": {"schedule": (sorted(n for n in names if n.endswith(".json")), {"tooltip": tooltip})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, schedule: Any, input_types: Any = None) -> bool | str:
+        """Whether a schedule can be read at any path. A STRING of another node (input_types) is not there yet: None."""
+        try:
+            return schedule is None or bool(read(_path(schedule)))
+        except (OSError, ValueError) as error:
+            return str(error)
+
+    @classmethod
+    def IS_CHANGED(cls, schedule: Any) -> str | float:
+        """The content's digest, so that a file that was replaced is read again, or NaN, which equals nothing."""
+        return float("nan") if schedule is None else hashlib.sha256(_path(schedule).read_bytes()).hexdigest()
 
 
 class LearnedSigmas(_Node):
-    """The sigmas that it was learned for, last one included."""
-
+    CATEGORY = "sampling/custom_sampling/schedulers"
+    DESCRIPTION = "The noise levels of a learned schedule; all of them go to Learned sampler of the same schedule."
     RETURN_TYPES = ("SIGMAS",)
 
     def get(self, schedule: str) -> tuple[torch.Tensor]:
-        return (torch.tensor(_read(schedule).levels, dtype=torch.float32),)
+        return (torch.tensor(read(_path(schedule)).levels, dtype=torch.float32),)
 
 
 class LearnedSampler(_Node):
-    """The solver with all that was learned."""
-
+    CATEGORY = "sampling/custom_sampling/samplers"
+    DESCRIPTION = "The solver with all that was learned, for the model that it was learned for."
     RETURN_TYPES = ("SAMPLER",)
 
     def get(self, schedule: str) -> tuple[Any]:
-        import comfy.samplers  # ComfyUI's own, there only inside of it
+        import comfy.samplers
 
-        return (comfy.samplers.KSAMPLER(sample_learned, extra_options={"table": _read(schedule)}),)
+        return (comfy.samplers.KSAMPLER(sample_learned, extra_options={"table": read(_path(schedule))}),)
 
 
-def _read(schedule: str) -> Table:
-    return read(_FOLDER / schedule)
+def _path(schedule: Any) -> Path:
+    own = _FOLDER / Path(str(schedule)).expanduser()
+    found = own if own.is_file() else folder_paths.get_full_path("ld3", str(schedule))
+    if found is None:
+        raise ValueError(f"no schedule {schedule!r}: put a schedule.json into {_MODELS} or {_FOLDER}")
+    return Path(found)
 
 
 NODE_CLASS_MAPPINGS = {"LD3LearnedSampler": LearnedSampler, "LD3LearnedSigmas": LearnedSigmas}

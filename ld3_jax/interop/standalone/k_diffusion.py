@@ -9,6 +9,23 @@ from tqdm.auto import trange
 from .table import State, Table, advanced, converted
 
 _TOLERANCE = 1e-3  # relative; programs keep their lists in single precision
+_SAME_RANGE = 0.05  # relative, of the ends of two ranges of noise
+_MODEL = "process {}, output {}, sigma from {:.5g} to {:.3g}"
+
+# ComfyUI's `model_sampling` and k-diffusion's wrappers say by a class which processes they are for and what the network
+# predicts, None if that depends; the first class that is there counts. Both give data, so a flow's sign is no matter.
+_CONTINUOUS = ("vp or ve", None)
+_KINDS: dict[str, tuple[str, str | None]] = {
+    "CONST": ("flow", "flow"),
+    "COSMOS_RFLOW": ("flow in units where alpha = 1", "flow"),
+    "ModelSamplingContinuousEDM": _CONTINUOUS,
+    "EDM": _CONTINUOUS,
+    "X0": ("vp", "data"),
+    "V_PREDICTION": ("vp", "v"),
+    "EPS": ("vp", "noise"),
+    "DiscreteVDDPMDenoiser": ("vp", "v"),
+    "DiscreteEpsDDPMDenoiser": ("vp", "noise"),
+}
 
 
 @torch.no_grad()
@@ -25,7 +42,8 @@ def sample_learned(
     """Integrate from x at sigmas[0] to sigmas[-1].
 
     Args:
-        model: model(x, sigma, **extra_args) -> data, with x in units in which alpha = 1, or of flows as it is.
+        model: model(x, sigma, **extra_args) -> data, with x in units in which alpha = 1, or of flows as it is. What it
+            says of its kind and its range of noise, as models of ComfyUI and k-diffusion do, must fit the table.
         x: (batch, ...) the first state in these units: of VP and VE noise times (prior_scale / alpha), which is
             sqrt(1 + sigma^2) of VP.
         sigmas: (n_steps + 1,) the levels of the table; any others are refused.
@@ -38,13 +56,14 @@ def sample_learned(
         The last state in the same units; it still holds the noise of sigmas[-1].
 
     Raises:
-        ValueError: if sigmas are not the table's, or its process is none that such samplers know.
+        ValueError: if sigmas or model are not the table's, or its process is none that such samplers know.
     """
     if table.process is None:
         raise ValueError(
             "such a sampler knows noise schedules with alpha = 1, alpha^2 + sigma^2 = 1, alpha + sigma = 1"
         )
     _check(sigmas, table)
+    _check_model(model, table)
     flow, ends = table.process == "flow", (table.grid_alpha[0], table.grid_alpha[-1])
     start = x if flow else x * ends[0]
     state = State(start, start)
@@ -60,7 +79,36 @@ def sample_learned(
 
 
 def _check(sigmas: torch.Tensor, table: Table) -> None:
-    given, wanted = [float(sigma) for sigma in sigmas], table.levels
+    given, wanted = ([float(f"{sigma:.6g}") for sigma in levels] for levels in (sigmas, table.levels))
     same = len(given) == len(wanted) and all(abs(a - b) <= _TOLERANCE * b for a, b in zip(given, wanted, strict=True))
     if not same:
-        raise ValueError(f"it was learned for the sigmas {wanted}, got {given}")
+        raise ValueError(
+            f"it was learned for the sigmas {wanted}, got {given}: give all of table.levels, in ComfyUI those of "
+            "Learned sigmas with the same file, none of them split off (a denoise of 1)"
+        )
+
+
+def _check_model(model: Any, table: Table) -> None:
+    for _ in range(8):  # wrappers
+        said = getattr(model, "model_sampling", model)
+        names = {base.__name__ for base in type(said).__mro__}
+        named = [kind for name, kind in _KINDS.items() if name in names]
+        if named or hasattr(said, "sigma_data") or hasattr(said, "sigma_max"):
+            break
+        model = getattr(model, "inner_model", None)
+    else:
+        return
+    process, output = [*named, _CONTINUOUS if hasattr(said, "sigma_data") else (str(table.process), None)][0]
+    first, last, calls = table.levels[0], table.levels[-1], zip(table.sigma, table.alpha, strict=True)
+    most, least = float(getattr(said, "sigma_max", first)), float(getattr(said, "sigma_min", 0))
+    fits = table.process in process.split(" or ")
+    fits &= None in (output, table.output) or table.output.removeprefix("reversed_") == output
+    # A range without a kind is what a network can take, not where sampling starts; a flow's time shift moves its least.
+    fits &= abs(first - most) <= _SAME_RANGE * most or (not named and first < most)
+    fits &= table.process == "flow" or min(sigma / alpha for sigma, alpha in calls) >= (1 - _SAME_RANGE) * least
+    if not fits:
+        ours, theirs = (table.process, table.output, first, last), (process, output, most, least)
+        raise ValueError(
+            f"it was learned for a model of {_MODEL.format(*ours)}, got one of {_MODEL.format(*theirs)}: "
+            "take that model, or a schedule that was learned for this one"
+        )

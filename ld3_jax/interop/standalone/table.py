@@ -85,8 +85,10 @@ def read(path: str | Path) -> Table:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no JSON, has no table, or one that does not fit together.
+        ValueError: if it is a folder or no JSON, has no table, or one that does not fit together.
     """
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: a folder, where a schedule.json is wanted")
     try:
         record = json.loads(Path(path).read_bytes())
     except ValueError as error:
