@@ -12,30 +12,31 @@
 `network(weights, x, t, cond)` is any function; `ld3_jax.pretrained.load(name)` gives networks that others have trained.
 """
 
-import importlib
+import importlib.util
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
 from types import ModuleType
 
-from ld3_jax import batches, denoisers, grids, learning, losses, schedules, solvers
-from ld3_jax.denoisers import guided, to_noise
-from ld3_jax.grids import grid
-from ld3_jax.learning import (
-    ByPart,
-    Curve,
-    Gaps,
-    GaussNewton,
-    GradientDescent,
-    Learned,
-    LevenbergMarquardt,
-    Student,
-    WithCoefficients,
-    fit,
-    load,
-    make_student,
-)
-from ld3_jax.solvers import SOLVERS, Solver, Table, make_table, sample, solve
-from ld3_jax.teacher import Pairs, Teacher, make_pairs
+if importlib.util.find_spec("jax"):  # ld3_jax.interop runs tables without
+    from ld3_jax import batches, denoisers, grids, learning, losses, schedules, solvers
+    from ld3_jax.denoisers import guided, to_noise
+    from ld3_jax.grids import grid
+    from ld3_jax.learning import (
+        ByPart,
+        Curve,
+        Gaps,
+        GaussNewton,
+        GradientDescent,
+        Learned,
+        LevenbergMarquardt,
+        Student,
+        WithCoefficients,
+        fit,
+        load,
+        make_student,
+    )
+    from ld3_jax.solvers import SOLVERS, Solver, Table, make_table, sample, solve
+    from ld3_jax.teacher import Pairs, Teacher, make_pairs
 
 try:
     __version__ = _version("ld3-jax")
@@ -83,6 +84,8 @@ __all__ = [
 def __getattr__(name: str) -> ModuleType:
     if name in _ON_DEMAND:
         return importlib.import_module(f"ld3_jax.{name}")
+    if name in __all__:
+        raise ImportError(f"ld3_jax.{name} needs jax: pip install -r requirements.txt")
     raise AttributeError(f"module 'ld3_jax' has no attribute {name!r}")
 
 

@@ -36,6 +36,34 @@ def test_the_package_loads_without_what_only_some_need_and_gives_it_by_name():
     assert not loaded & heavy
 
 
+def test_tables_run_without_jax_and_other_names_say_that_they_need_it(tmp_path):
+    script = """
+import sys
+sys.modules.update(jax=None, jaxtyping=None, optax=None)
+import ld3_jax
+from ld3_jax import interop
+print(interop.solve(interop.read(sys.argv[1]), lambda x, t: 0.0 * x, 1.0))
+for name in ("fit", "batches"):
+    try:
+        getattr(ld3_jax, name)
+    except ImportError as error:
+        print(error)
+"""
+    rows = {"correct_x": [1.0], "correct_base": [0.0], "correct_history": [[0.0]]}
+    rows |= {"t": [1.0], "alpha": [0.6], "sigma": [0.8], "predict_base": [0.5], "predict_history": [[0.1]]}
+    known = {"prediction": "noise", "process": None, "train_steps": None, "prior_scale": 1.0}
+    (tmp_path / "schedule.json").write_text(
+        json.dumps({"table": {**known, **rows, "grid_alpha": [0.6, 1.0], "grid_sigma": [0.8, 0.0]}})
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "schedule.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == [
+        "0.5",
+        "ld3_jax.fit needs jax: pip install -r requirements.txt",
+        "ld3_jax.batches needs jax: pip install -r requirements.txt",
+    ], done.stderr[-3000:]
+
+
 @pytest.mark.parametrize("name", [*ld3_jax.__all__, *ld3_jax._ON_DEMAND, "__version__"])
 def test_public_names_are_there(name):
     assert getattr(ld3_jax, name) is not None
