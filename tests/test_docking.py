@@ -3,8 +3,9 @@
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import chex
 import jax
@@ -188,6 +189,38 @@ def test_the_export_command_writes_what_the_sampler_takes(tmp_path):
     assert not out.exists()
     main("export", *arguments, "--format=diffdock")
     assert json.loads(out.read_text()) == diffdock.schedules(learning.load(schedule), NOISE)
+
+
+def test_the_documented_wrapper_gives_diffdocks_sampler_what_was_learned(tmp_path, monkeypatch):
+    """The stand-in calls as DiffDock's inference.py does: with all its own values, by these names."""
+    record = diffdock.schedules(learned_times(), NOISE)
+    (tmp_path / "diffdock.json").write_text(json.dumps(record))
+    scales = {key: value for key, value in record["assumes"].items() if "_sigma_" in key}
+    theirs = {"inference_steps": 19, "ode": False, "temp_sampling": [1.17, 2.06, 7.04], "temp_psi": [0.7, 0.9, 0.6]}
+    theirs |= dict.fromkeys(("tr_schedule", "rot_schedule", "tor_schedule"), np.linspace(1, 0, 21)[:-1])
+    calls = []
+
+    def main(model_args):
+        inference.randomize_position([], False, False, 19.0, initial_noise_std_proportion=1.46, choose_residue=False)
+        inference.sampling(data_list=[], model_args=model_args, batch_size=10, **theirs)
+
+    inference = ModuleType("inference")
+    inference.sampling = lambda **given: calls.append(given)
+    inference.randomize_position = lambda *given, **options: calls.append(options)
+    inference.get_parser = lambda: SimpleNamespace(parse_args=lambda: SimpleNamespace(**scales))
+    inference.main = main
+    monkeypatch.setitem(sys.modules, "inference", inference)
+    (block,) = re.findall(r"```py\n(.*?)```", Path("docs/docking.md").read_text(), re.DOTALL)
+    monkeypatch.setattr(sys, "argv", ["learned_inference.py", str(tmp_path / "diffdock.json")])
+    exec(block, {})
+    start, given = calls
+    assert start == {"initial_noise_std_proportion": -1.0, "choose_residue": False}
+    expected = {key: value for key, value in record.items() if key.endswith(("_schedule", "_steps"))}
+    expected |= {"ode": True, "temp_sampling": 1.0, "batch_size": 10}
+    assert {key: given[key] for key in expected} == expected
+    scales["tr_sigma_max"] = 34.0
+    with pytest.raises(SystemExit, match=r"learned for a model with .*19\.0.* this one has .*34\.0"):
+        main(SimpleNamespace(**scales))
 
 
 @pytest.mark.parametrize(

@@ -300,6 +300,10 @@ class CompVisVDenoiser(type("DiscreteVDDPMDenoiser", (Own,), {})):
     pass
 
 
+class VDenoiser(Own):
+    pass
+
+
 ENDS = {"sigma_max": torch.tensor(SD[0]), "sigma_min": torch.tensor(SD[1])}
 TABLES = {
     "eps": ("vp", "noise", *SD),
@@ -316,6 +320,7 @@ TABLES = {
         (CompVisVDenoiser(**ENDS), {"v"}),
         (Own(inner_model=Own(inner_model=CompVisDenoiser(**ENDS))), {"eps"}),  # guidance around it
         (CompVisDenoiser(sigma_max=157.4, sigma_min=0.01), set()),
+        (VDenoiser(sigma_data=1.0), {"v"}),
         (Own(sigma_data=0.5), {"eps", "v", "galaxy"}),  # Karras' preconditioning
         (Own(sigma_data=0.5, sigma_max=float("inf"), sigma_min=0.0), {"eps", "v", "galaxy"}),
         (Own(sigma_max=100.0, sigma_min=0.002), set(TABLES)),

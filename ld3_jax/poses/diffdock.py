@@ -25,8 +25,8 @@ def schedules(learned: Learned, noise: NoiseSchedule) -> dict[str, Any]:
         noise: that of the model.
 
     Returns:
-        inference_steps, tr_schedule, rot_schedule and tor_schedule (one value a step, 0 at the end left out), ode, and
-        under "assumes" the noise scales that the model must have been trained with.
+        inference_steps, tr_schedule, rot_schedule and tor_schedule (one value a step, 0 at the end left out), and under
+        "assumes" the noise scales that the model must have been trained with, and options of its sampler.
 
     Raises:
         ValueError: if the sampler could not make these steps.
@@ -47,5 +47,6 @@ def schedules(learned: Learned, noise: NoiseSchedule) -> dict[str, Any]:
     names = dict(zip(("tr", "rot", "tor"), (noise.translation, noise.rotation, noise.torsions), strict=True))
     times = {f"{name}_schedule": parts[:-1, i].tolist() for i, name in enumerate(names)}
     scales = {f"{name}_{key}": value for name, part in names.items() for key, value in dataclasses.asdict(part).items()}
-    assumes = scales | {"ode": True, "sigma(t)": "sigma_min^(1 - t) sigma_max^t", "network": "gets each part's t"}
+    options = {"ode": True, "temp_sampling": 1.0, "initial_noise_std_proportion": -1.0}  # -1: start at the widest noise
+    assumes = scales | options | {"sigma(t)": "sigma_min^(1 - t) sigma_max^t", "network": "gets each part's t"}
     return {"format": "diffdock", "inference_steps": len(t) - 1, **times, "assumes": assumes}

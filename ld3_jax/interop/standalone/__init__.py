@@ -1,6 +1,6 @@
 """What runs a schedule.json without the rest of this program: plain Python, and PyTorch for samplers.
 
-Copied with a schedule.json to ComfyUI's `custom_nodes/ld3`, this folder is a custom node.
+Copied to ComfyUI's `custom_nodes/ld3`, this folder is a custom node; schedules are in it or in ComfyUI's `models/ld3`.
 """
 
 import importlib

@@ -23,6 +23,7 @@ _KINDS: dict[str, tuple[str, str | None]] = {
     "X0": ("vp", "data"),
     "V_PREDICTION": ("vp", "v"),
     "EPS": ("vp", "noise"),
+    "VDenoiser": ("vp or ve", "v"),
     "DiscreteVDDPMDenoiser": ("vp", "v"),
     "DiscreteEpsDDPMDenoiser": ("vp", "noise"),
 }
@@ -100,7 +101,7 @@ def _check_model(model: Any, table: Table) -> None:
         return
     process, output = [*named, _CONTINUOUS if hasattr(said, "sigma_data") else (str(table.process), None)][0]
     first, last, calls = table.levels[0], table.levels[-1], zip(table.sigma, table.alpha, strict=True)
-    most, least = float(getattr(said, "sigma_max", first)), float(getattr(said, "sigma_min", 0))
+    most, least = float(getattr(said, "sigma_max", "inf")), float(getattr(said, "sigma_min", 0))
     fits = table.process in process.split(" or ")
     fits &= None in (output, table.output) or table.output.removeprefix("reversed_") == output
     # A range without a kind is what a network can take, not where sampling starts; a flow's time shift moves its least.
