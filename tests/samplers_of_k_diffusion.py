@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import sys
 from types import ModuleType
-from unittest import mock
 
 import pytest
 
@@ -20,5 +19,7 @@ def sampling() -> ModuleType:
     package, pictures = ModuleType("k_diffusion"), ModuleType("torchvision.transforms")
     package.__path__ = spec.submodule_search_locations
     pictures.functional = None  # of torchvision: what loads pictures, which no sampler does
-    with mock.patch.dict(sys.modules, {"k_diffusion": package, pictures.__name__: pictures}):
+    with pytest.MonkeyPatch.context() as patch:  # mock.patch.dict would forget all that is imported meanwhile
+        for module in (package, pictures):
+            patch.setitem(sys.modules, module.__name__, module)
         return importlib.import_module("k_diffusion.sampling")
