@@ -1,7 +1,9 @@
 """In diffusers' own pipelines the scheduler gives JAX's sample: all that was learned, with and without guidance."""
 
 import dataclasses
+import functools
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +12,22 @@ import pytest
 import torch
 from learned_anything import moved
 
+from ld3_jax import interop
 from ld3_jax.networks.latent import scaled_linear
-from ld3_jax.schedules import RectifiedFlow, VPDiscrete, VPLinear
-from ld3_jax.solvers import Solver
+from ld3_jax.schedules import RectifiedFlow, VELinear, VPDiscrete, VPLinear
+from ld3_jax.solvers import Solver, plain
 
 diffusers = pytest.importorskip("diffusers")
 
 from ld3_jax.interop import LearnedScheduler  # noqa: E402
 
+# diffusers makes arrays of tensors in a way that NumPy 2 warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 DDPM, SD = VPDiscrete(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))), scaled_linear(0.00085, 0.012)
 SOLVERS = [Solver("dpmpp", 4, 3), Solver("unipc", 4, 3), Solver("ipndm", 5, 4), Solver("heun", 4)]
 GUIDANCE = 3.0
+SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+FLOW, VE = RectifiedFlow(), VELinear()
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +38,19 @@ def ddpm():
         sample_size=4, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4, attention_head_dim=4, **blocks
     )
     return diffusers.DDPMPipeline(unet.eval(), diffusers.DDPMScheduler())
+
+
+@pytest.fixture(scope="module")
+def flux():
+    """What is common to Flux's pipelines."""
+    torch.manual_seed(0)
+    transformer = diffusers.FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=[4, 4, 8],
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=1, latent_channels=4, shift_factor=0.06)
+    texts = dict.fromkeys(["text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"])
+    return {"transformer": transformer.eval(), "vae": vae, **texts}
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +100,9 @@ def close(given, expected):
     assert np.abs(np.asarray(given) - expected).max() < 1e-3 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("solver", [SOLVERS[0], SOLVERS[3]], ids=str)
-def test_ddpm_s_pipeline_gives_jax_s_sample(tmp_path, monkeypatch, ddpm, solver):
+@pytest.mark.parametrize(("pipeline", "solver"), [("DDPMPipeline", SOLVERS[0]), ("DDIMPipeline", SOLVERS[3])], ids=str)
+def test_ddpm_s_and_ddim_s_pipelines_give_jax_s_sample(tmp_path, monkeypatch, ddpm, pipeline, solver):
+    ddpm = getattr(diffusers, pipeline)(ddpm.unet, ddpm.scheduler)
     learned = moved(DDPM, solver)
     learned.save(tmp_path / "schedule.json", DDPM)
     monkeypatch.setattr(ddpm, "scheduler", LearnedScheduler.from_file(tmp_path / "schedule.json", ddpm.scheduler))
@@ -136,9 +157,15 @@ def test_stable_diffusion_s_pipeline_with_guidance_gives_jax_s_sample(tmp_path, 
     close(given, learned.sample(in_jax(guided, x_T.shape), schedule, jnp.asarray(x_T.numpy())))
 
 
-def scheduler_of(tmp_path, schedule=SD, solver=SOLVERS[0], **how):
-    moved(schedule, solver).save(tmp_path / "schedule.json", schedule)
-    return LearnedScheduler.from_file(tmp_path / "schedule.json", **how)
+@functools.cache
+def record(schedule, solver, output=None):
+    learned = moved(schedule, solver)
+    return {"table": plain(learned.table(schedule), schedule, learned.t, solver, output)}
+
+
+def scheduler_of(tmp_path, schedule=SD, solver=SOLVERS[0], output=None, **how):
+    (tmp_path / "schedule.json").write_text(json.dumps(record(schedule, solver, output)))
+    return LearnedScheduler.from_file(tmp_path / "schedule.json", **(how or {"prediction_type": "epsilon"}))
 
 
 def test_another_number_of_steps_is_refused(tmp_path):
@@ -208,7 +235,7 @@ def test_timesteps_are_those_of_the_pipeline_s_noise_levels(tmp_path):
     np.testing.assert_allclose(found, np.log(table.alpha), atol=1e-3)
     with pytest.raises(ValueError, match=r"give the pipeline's scheduler \(like=\)"):
         scheduler_of(tmp_path, VPLinear())
-    flow = scheduler_of(tmp_path, RectifiedFlow())
+    flow = scheduler_of(tmp_path, FLOW, output="flow", like=None)
     np.testing.assert_allclose(flow.timesteps, 1000 * np.array(flow._table.t), rtol=1e-6)
     assert flow.config.prediction_type == "flow_prediction"
 
@@ -220,3 +247,194 @@ def test_impossible_configurations_are_refused(tmp_path):
         LearnedScheduler(config["table"], config["timesteps"], "magic")
     with pytest.raises(ValueError, match="3 timesteps for 4 network calls"):
         LearnedScheduler(config["table"], config["timesteps"][:-1])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "like", "arguments", "there"),
+    [
+        *((FLOW, like, SD_BETAS, "variance-preserving") for like in ("PNDMScheduler", "DDIMScheduler", "LCMScheduler")),
+        *((FLOW, like, {}, "variance-preserving") for like in ("UniPCMultistepScheduler", "HeunDiscreteScheduler")),
+        (FLOW, "EDMEulerScheduler", {}, "variance-exploding"),
+        (FLOW, "IPNDMScheduler", {}, "other noise"),
+        *((SD, like, {}, "a flow") for like in ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")),
+        (SD, "UniPCMultistepScheduler", {**SD_BETAS, "use_flow_sigmas": True}, "a flow"),
+        (SD, "DPMSolverMultistepScheduler", {**SD_BETAS, "prediction_type": "flow_prediction"}, "a flow"),
+        (SD, "EulerDiscreteScheduler", {**SD_BETAS, "timestep_type": "continuous"}, "variance-exploding"),
+        (SD, "EDMDPMSolverMultistepScheduler", {}, "variance-exploding"),
+        (VE, "EulerDiscreteScheduler", {}, "variance-preserving"),
+        (VE, "FlowMatchEulerDiscreteScheduler", {}, "a flow"),
+    ],
+)
+def test_a_schedule_for_noise_of_another_kind_is_refused(tmp_path, schedule, like, arguments, there):
+    with pytest.raises(ValueError, match=f"json: it was learned for .*, and the pipeline's {like} is for {there}"):
+        scheduler_of(tmp_path, schedule, like=getattr(diffusers, like)(**arguments), prediction_type="epsilon")
+
+
+def test_what_no_pipeline_runs_is_refused(tmp_path):
+    for like in (None, diffusers.EDMEulerScheduler()):
+        with pytest.raises(ValueError, match="learned for variance-exploding noise"):
+            scheduler_of(tmp_path, VE, like=like, prediction_type="sample")
+
+
+def test_terminal_snr_of_zero_is_another_noise(tmp_path):
+    like = diffusers.DDIMScheduler(**SD_BETAS, rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    for schedule in (SD, VPLinear(t_min=2e-3)):
+        with pytest.raises(ValueError, match=r"alpha begins at 0\..*rescale_betas_zero_snr"):
+            scheduler_of(tmp_path, schedule, like=like)
+    levels = like.alphas_cumprod.double().numpy()
+    levels[-1] = 5e-8  # as files have it
+    given = scheduler_of(tmp_path, VPDiscrete(levels), output="v", like=like)
+    assert float(given.timesteps[0]) == 999
+
+
+@pytest.mark.parametrize(
+    ("schedule", "output", "like", "given", "expected"),
+    [
+        (SD, None, "epsilon", None, "epsilon"),
+        (SD, "v", "v_prediction", None, "v_prediction"),
+        (SD, "data", None, None, "sample"),
+        (SD, None, None, None, "what is not said by the file, what is not said by like="),
+        (SD, "noise", "v_prediction", None, "predicts epsilon by the file, v_prediction by like="),
+        (SD, "score", "epsilon", None, "predicts score by the file, epsilon by like="),
+        (SD, "noise", "v_prediction", "v_prediction", "v_prediction"),
+        (FLOW, None, "flow", None, "flow_prediction"),
+        (FLOW, "reversed_flow", "flow", None, "predicts reversed_flow by the file, flow_prediction by like="),
+        (FLOW, "reversed_flow", None, None, "reversed_flow"),
+        (FLOW, None, None, None, r"reversed_flow x_0 - eps"),
+    ],
+)
+def test_the_file_and_the_pipeline_agree_on_the_prediction(tmp_path, schedule, output, like, given, expected):
+    if like == "flow":
+        like = diffusers.FlowMatchEulerDiscreteScheduler()
+    elif like is not None:
+        like = diffusers.PNDMScheduler(**SD_BETAS, prediction_type=like)
+    how = {"like": like, "prediction_type": given}
+    if " " in expected:
+        with pytest.raises(ValueError, match=expected):
+            scheduler_of(tmp_path, schedule, output=output, **how)
+    else:
+        assert scheduler_of(tmp_path, schedule, output=output, **how).config.prediction_type == expected
+
+
+@pytest.mark.parametrize(
+    ("how", "time", "sign"),
+    [
+        ({"prediction_type": "reversed_flow"}, lambda t: t, -1),
+        ({"like": diffusers.FlowMatchEulerDiscreteScheduler()}, lambda t: t, 1),
+        ({"like": diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)}, lambda t: 1 - t, -1),  # Mochi's
+    ],
+)
+def test_a_velocity_of_either_sign_gives_the_sample(tmp_path, how, time, sign):
+    scheduler = scheduler_of(tmp_path, FLOW, **how)
+    scheduler.set_timesteps(4)
+    x = x_T = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    velocity = lambda x, t: torch.tanh(x) * (1 + t)  # noqa: E731
+    for t in scheduler.timesteps:
+        x = scheduler.step(sign * velocity(x, time(float(t) / 1000)), t, x).prev_sample
+    close(x, interop.solve(scheduler._table, velocity, x_T, "flow"))
+
+
+@pytest.mark.parametrize("image", [False, True])
+def test_flux_s_pipelines_give_the_table_s_sample(tmp_path, monkeypatch, flux, image):
+    name = "FluxImg2ImgPipeline" if image else "FluxPipeline"
+    like = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    pipe = getattr(diffusers, name)(scheduler=scheduler_of(tmp_path, FLOW, like=like), **flux)
+    pipe.set_progress_bar_config(disable=True)
+    seen, states, step = [], [], pipe.scheduler.step
+    hook = flux["transformer"].register_forward_pre_hook(lambda _, a, given: seen.append(given), with_kwargs=True)
+    monkeypatch.setattr(pipe.scheduler, "step", lambda v, t, x, **k: states.append(x) or step(v, t, x, **k))
+    inputs = {"image": torch.rand(1, 3, 8, 8), "strength": 1.0} if image else {}
+    texts = {"prompt_embeds": torch.randn(1, 5, 32), "pooled_prompt_embeds": torch.randn(1, 32)}
+    size = {"height": 8, "width": 8, "num_inference_steps": 4, "output_type": "latent"}
+    given = pipe(**texts, **size, **inputs).images
+    hook.remove()
+
+    @torch.no_grad()
+    def network(x, t):
+        return flux["transformer"](**{**seen[0], "hidden_states": x, "timestep": torch.full((1,), t)})[0]
+
+    close(given, interop.solve(pipe.scheduler._table, network, states[0], "flow"))
+    with pytest.raises(ValueError, match="num_inference_steps must be 4, got 3"):
+        pipe(**texts, **size, **inputs, sigmas=[1.0, 0.5, 0.2])
+    if image:
+        with pytest.raises(ValueError, match=r"not at call 1; pass strength=1 \(SDXL inpainting's default is 0.9999\)"):
+            pipe(**texts, **size, image=inputs["image"], strength=0.6)
+
+
+def test_lists_of_pipelines_are_counted_and_not_used(tmp_path):
+    scheduler = scheduler_of(tmp_path, FLOW)
+    learned = scheduler.timesteps.tolist()
+    for how in ({"sigmas": np.linspace(1, 0.25, 4), "mu": 1.15}, {"timesteps": [999, 700, 400, 100]}, {}):
+        scheduler.set_timesteps(**{"device": "cpu", **how})
+        assert scheduler.timesteps.tolist() == learned
+    assert scheduler.sigmas.tolist() == pytest.approx(scheduler._table.grid_sigma, rel=1e-6)
+    for how in ({"sigmas": [1.0, 0.5]}, {"timesteps": [999, 1]}, {"num_inference_steps": 2}):
+        with pytest.raises(ValueError, match="must be 4, got 2"):
+            scheduler.set_timesteps(**how)
+
+
+def test_options_of_other_schedulers_are_taken_or_refused(tmp_path):
+    scheduler = scheduler_of(tmp_path, like=diffusers.DDPMScheduler(**SD_BETAS, variance_type="learned_range"))
+    scheduler.set_timesteps(4)
+    x, t = torch.ones(1, 3, 2, 2), scheduler.timesteps[0]
+    plain_step = scheduler.step(torch.tanh(x), t, x, eta=0.0, use_clipped_model_output=None, variance_noise=None)
+    scheduler.set_timesteps(4)
+    with_variance = scheduler.step(torch.cat([torch.tanh(x), x], 1), t, x)
+    assert torch.equal(plain_step.prev_sample, with_variance.prev_sample)
+    for name, value in {"eta": 0.3, "use_clipped_model_output": True, "variance_noise": x, "s_churn": 1.0}.items():
+        with pytest.raises(ValueError, match=f"leave {name} out"):
+            scheduler.step(x, t, x, **{name: value})
+    scheduler.set_timesteps(4)
+    with pytest.raises(ValueError, match="call 0 got the timestep of call 2; pass strength=1"):
+        scheduler.step(x, scheduler.timesteps[2], x)  # what does not call set_begin_index
+
+
+def test_flows_add_noise_under_their_name(tmp_path):
+    scheduler, data, noise = scheduler_of(tmp_path, FLOW), torch.randn(2, 3), torch.randn(2, 3)
+    times = scheduler.timesteps[:1].repeat(2)
+    expected = 1e-3 * data + 0.999 * noise
+    torch.testing.assert_close(scheduler.scale_noise(data, times, noise), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "like",
+    [
+        diffusers.PNDMScheduler(**SD_BETAS, skip_prk_steps=True, steps_offset=1),
+        diffusers.EulerDiscreteScheduler(**SD_BETAS, prediction_type="v_prediction", timestep_spacing="trailing"),
+        diffusers.DDIMScheduler(trained_betas=(np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2).tolist()),
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ],
+    ids=lambda like: type(like).__name__,
+)  # fmt: skip
+def test_the_way_back_is_the_pipeline_s_own_scheduler(tmp_path, like):
+    learned = scheduler_of(tmp_path, FLOW if "shift" in like.config else SD, like=like)
+    learned.save_pretrained(tmp_path)
+    loaded = LearnedScheduler.from_pretrained(tmp_path)
+    again = scheduler_of(tmp_path, FLOW if "shift" in like.config else SD, like=loaded)
+    x = torch.linspace(-1, 1, 6).reshape(1, 6)
+
+    def sample(scheduler):
+        scheduler.set_timesteps(5)
+        state = x * scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else x
+        for t in scheduler.timesteps:
+            state = scheduler.step(torch.tanh(state) + t / 1000, t, state, return_dict=False)[0]
+        return state
+
+    expected = sample(like)
+    for back in (type(like).from_config(learned.config), type(like).from_config(loaded.config), again.replaced()):
+        assert torch.equal(sample(back), expected)
+    assert LearnedScheduler.from_config(learned.config).timesteps.tolist() == learned.timesteps.tolist()
+    with pytest.raises(ValueError, match="it replaces None, which is no scheduler of diffusers"):
+        scheduler_of(tmp_path).replaced()
+
+
+def test_a_saved_pipeline_loads_where_the_scheduler_was_not_imported(tmp_path, monkeypatch, ddpm):
+    monkeypatch.setattr(ddpm, "scheduler", scheduler_of(tmp_path, DDPM, like=diffusers.DDPMScheduler()))
+    ddpm.save_pretrained(tmp_path / "saved")
+    monkeypatch.delitem(sys.modules, "ld3_jax.interop.diffusers")
+    loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "saved").scheduler
+    assert type(loaded).__name__ == "LearnedScheduler"
+    assert loaded.timesteps.tolist() == ddpm.scheduler.timesteps.tolist()
+    monkeypatch.delitem(sys.modules, "ld3_jax.interop")
+    with pytest.raises(ValueError, match=r"import ld3_jax\.interop before calling"):
+        diffusers.DiffusionPipeline.from_pretrained(tmp_path / "saved")

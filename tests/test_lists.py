@@ -13,6 +13,7 @@ from noise_schedules import SCHEDULES
 from ld3_jax import interop
 from ld3_jax.interop import lists
 from ld3_jax.interop.standalone.table import from_record
+from ld3_jax.networks.latent import scaled_linear
 from ld3_jax.schedules import VPDiscrete
 from ld3_jax.solvers import Solver, plain, solve
 
@@ -21,12 +22,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 Z = np.random.default_rng(0).normal(size=(4, 2, 1, 1)).astype(np.float32)
 TIMES = {"network_times": 0, "coefficients": 0}
 DISCRETE = VPDiscrete(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
+SD, COSINE = scaled_linear(0.00085, 0.012), VPDiscrete(np.cos(np.linspace(0.01, 0.49, 1000) * np.pi) ** 2)
 DPMPP, DDIM = Solver("dpmpp", 4, 2), Solver("ddim", 4)
 
 
-def of(schedule, solver, **how):
+def of(schedule, solver, output=None, **how):
     learned = moved(schedule, solver, **{**TIMES, **how})
-    return learned, from_record(plain(learned.table(schedule), schedule, learned.t, solver))
+    return learned, from_record(plain(learned.table(schedule), schedule, learned.t, solver, output))
 
 
 def data(x, t):
@@ -144,29 +146,45 @@ def in_diffusers(scheduler, x, time):
     return x
 
 
-@pytest.mark.parametrize(("order", "last_sigma"), [(1, None), (2, None), (3, None), (3, 0.0)])
-def test_dpm_solver_of_diffusers_makes_the_steps_of_its_list(order, last_sigma):
+@pytest.mark.parametrize(
+    ("schedule", "order", "last_sigma"),
+    [(DISCRETE, 1, None), (SD, 2, None), (COSINE, 3, None), (DISCRETE, 3, 0.0)],
+    ids=["linear", "scaled_linear", "one by one", "to 0"],
+)
+def test_dpm_solver_of_diffusers_makes_the_steps_of_its_list(schedule, order, last_sigma):
     diffusers = pytest.importorskip("diffusers")
-    learned, table = of(DISCRETE, Solver("dpmpp", 4, order, last_sigma=last_sigma))
+    learned, table = of(schedule, Solver("dpmpp", 4, order, last_sigma=last_sigma), output="data")
     listed = lists.diffusers_timesteps(learned, table)
-    arguments = {**listed.record["arguments"], "prediction_type": "sample", "beta_schedule": "linear"}
-    scheduler = getattr(diffusers, listed.record["scheduler"])(**arguments)
+    scheduler = getattr(diffusers, listed.record["scheduler"])(**listed.record["arguments"])
     scheduler.set_timesteps(timesteps=listed.values)
     given = in_diffusers(scheduler, torch.from_numpy(Z), lambda t: (t + 1) / 1000)
-    assert relative(given, run(lists.as_run(listed, learned, DISCRETE))) < 1e-5
-    assert 1e-5 < relative(given, run(learned.table(DISCRETE))) < 1e-2  # the rounding
+    assert relative(given, run(lists.as_run(listed, learned, schedule))) < 1e-5
+    assert 1e-5 < relative(given, run(learned.table(schedule))) < 1e-2  # the rounding
 
 
-@pytest.mark.parametrize("solver", [DDIM, replace(DDIM, last_sigma=0.0)], ids=str)
-def test_euler_of_diffusers_makes_the_steps_of_its_list(solver):
+def test_diffusers_arguments_say_how_the_network_was_trained():
+    with pytest.raises(ValueError, match="what predicts noise, data or v, got a network of 'score'"):
+        lists.diffusers_timesteps(*of(SD, DPMPP, output="score"))
+    learned, table = of(SD, DPMPP, output="v")
+    arguments = lists.diffusers_timesteps(learned, table).record["arguments"]
+    assert (arguments["prediction_type"], arguments["beta_schedule"]) == ("v_prediction", "scaled_linear")
+    earlier = lists.diffusers_timesteps(learned, table._replace(betas=None, output=None))  # a file of before
+    assert "beta_schedule" not in earlier.record["arguments"]
+    assert "from_config(pipe.scheduler.config, **arguments)" in earlier.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "solver"), [(SD, DDIM), (DISCRETE, replace(DDIM, last_sigma=0.0))], ids=["kept", "to 0"]
+)
+def test_euler_of_diffusers_makes_the_steps_of_its_list(schedule, solver):
     diffusers = pytest.importorskip("diffusers")
-    learned, table = of(DISCRETE, solver)
+    learned, table = of(schedule, solver, output="data")
     listed = lists.diffusers_sigmas(learned, table)
-    scheduler = getattr(diffusers, listed.record["scheduler"])(prediction_type="sample", **listed.record["arguments"])
+    scheduler = getattr(diffusers, listed.record["scheduler"])(**listed.record["arguments"])
     scheduler.set_timesteps(sigmas=listed.values)
     start = torch.from_numpy(Z) / table.grid_alpha[0]
     given = in_diffusers(scheduler, start, lambda t: (t + 1) / 1000) * table.grid_alpha[-1]
-    assert relative(given, run(lists.as_run(listed, learned, DISCRETE))) < 1e-4
+    assert relative(given, run(lists.as_run(listed, learned, schedule))) < 1e-4
 
 
 def test_flow_euler_of_diffusers_makes_the_steps_of_its_list():

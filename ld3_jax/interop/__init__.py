@@ -13,6 +13,7 @@ from typing import Any
 
 _PLACES = {
     "LearnedScheduler": "diffusers",
+    "SchedulerMixin": "diffusers",  # diffusers looks for it beside a saved pipeline's scheduler
     "sample_learned": "standalone.k_diffusion",
     "PlainTable": "standalone.table",
     "read": "standalone.table",

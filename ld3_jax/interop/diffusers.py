@@ -1,38 +1,48 @@
 """A learned solver as a scheduler of diffusers' pipelines."""
 
-from collections.abc import Sequence
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import diffusers
 import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
 
 from ld3_jax.interop.standalone.table import State, Table, advanced, converted, from_record, read
 
+# What a network predicts, as diffusers names it; x_0 - eps has no name there.
 _OUTPUTS = {"epsilon": "noise", "sample": "data", "v_prediction": "v", "flow_prediction": "flow"}
+_OUTPUTS |= {"reversed_flow": "reversed_flow"}
+_KINDS = {"vp": "variance-preserving noise", "ve": "variance-exploding noise", "flow": "a flow"}
 _FLOW_STEPS = 1000  # what flows' networks multiply their time by
 _CLOSE = 0.05  # of timesteps: two ways to the same noise level
+_NOISE_ALONE = 1e-3  # alpha of a state without signal
+_WHOLE = "pass strength=1 (SDXL inpainting's default is 0.9999), no denoising_start, or use pipe.scheduler.replaced()"
 
 
 class LearnedScheduler(SchedulerMixin, ConfigMixin):
     """Runs what was learned in a pipeline: times, network times and coefficients, in any solver's form.
 
     The network gets fractional timesteps. `num_inference_steps` counts network calls, and must be what was learned for.
+    The configuration keeps that of the scheduler that it replaces: `X.from_config(pipe.scheduler.config)` is any other.
 
     Args:
         table: of a schedule.json.
         timesteps: those given to the network, one for each call.
-        prediction_type: what it predicts: epsilon, v_prediction, sample or flow_prediction.
+        prediction_type: what it predicts: epsilon, v_prediction, sample, flow_prediction (eps - x_0) or reversed_flow
+            (x_0 - eps).
         num_train_timesteps: of its training.
+        replaces: the class of diffusers that it replaces.
 
     Raises:
         ValueError: if the table is damaged, or there is not one timestep for each of its rows.
     """
 
-    has_compatibles = False
-    order = 1
+    __module__ = "ld3_jax.interop"  # what a saved pipeline names: diffusers looks there, once it has been imported
+    _compatibles: ClassVar = [*(one.name for one in KarrasDiffusionSchedulers), "FlowMatchEulerDiscreteScheduler"]
+    order, begin_index = 1, 0
 
     @register_to_config
     def __init__(
@@ -41,6 +51,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         timesteps: list[float],
         prediction_type: str = "epsilon",
         num_train_timesteps: int = 1000,
+        replaces: str | None = None,
     ):
         self._table = from_record(dict(table))
         if prediction_type not in _OUTPUTS:
@@ -49,7 +60,15 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"{len(timesteps)} timesteps for {self._table.calls} network calls")
         self.num_inference_steps: int | None = None
         self.timesteps = torch.tensor(timesteps, dtype=torch.float32)
-        self._step_index: int | None = None
+        table = self._table
+        ends, per_step = list(zip(table.grid_alpha, table.grid_sigma, strict=True)), table.calls_per_step
+        network = enumerate(zip(table.alpha, table.sigma, strict=True))
+        # alpha and sigma of the state at each call
+        self._states = [one if i % per_step else ends[i // per_step] for i, one in network]
+        self.sigmas = torch.tensor([b if table.process == "flow" else b / a for a, b in self._states])
+        self.sigmas = torch.cat([self.sigmas, self.sigmas.new_tensor(table.levels[-1:])])
+        self.init_noise_sigma = table.prior_scale
+        self.step_index: int | None = None
         self._state: State | None = None
 
     @classmethod
@@ -60,69 +79,70 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             path: a schedule.json that holds its table, as `experiments.train` and `Learned.save(path, schedule)` write.
-            like: the pipeline's scheduler, whose noise levels give each call its timestep by alpha, and whose
-                prediction type is taken over.
-            prediction_type: what the network predicts; default that of `like`, or epsilon, or of flows
-                flow_prediction.
+            like: the pipeline's scheduler, whose noise must be what it was learned for. Its noise levels give each call
+                its timestep by alpha; its configuration is kept.
+            prediction_type: what the pipeline's network predicts; default what `like` and the file say, which must
+                be the same. If it is given, neither is asked.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it has no table, or the noise levels are not those of `like`, or not known without it.
+            ValueError: if it has no table; if `like` has noise of another kind, other noise levels or another
+                prediction; if without it the timesteps or the prediction are not known.
         """
         table = read(path)
-        config = dict(like.config) if like is not None else {}
-        steps = config.get("num_train_timesteps", table.train_steps or _FLOW_STEPS)
-        usual = config.get("prediction_type", "flow_prediction" if table.process == "flow" else "epsilon")
         try:
-            timesteps = _timesteps(table, steps, getattr(like, "alphas_cumprod", None))
+            like = like.replaced() if isinstance(like, cls) else like
+            config = dict(like.config) if like is not None else {}
+            steps = config.get("num_train_timesteps", table.train_steps or _FLOW_STEPS)
+            timesteps, predicted = _timesteps(table, steps, like), prediction_type or _predicted(table, like)
+            scheduler = cls(table._asdict(), timesteps, predicted, steps, like and type(like).__name__)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        return cls(table._asdict(), timesteps, prediction_type or usual, steps)
+        defaults = [name for name in config.get("_use_default_values", []) if name not in scheduler.config]
+        scheduler.register_to_config(**{**config, **scheduler.config, "_use_default_values": defaults})
+        return scheduler
+
+    def replaced(self) -> SchedulerMixin:
+        """The scheduler that this one replaces, as it was; a ValueError where diffusers has none of its name."""
+        name, ours = self.config.replaces, ("table", "timesteps", "replaces")
+        if not hasattr(diffusers, str(name)):
+            raise ValueError(f"it replaces {name}, which is no scheduler of diffusers: give the pipeline's own (like=)")
+        return getattr(diffusers, name).from_config({key: self.config[key] for key in self.config if key not in ours})
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
 
-    @property
-    def init_noise_sigma(self) -> float:
-        """What normal noise is multiplied by."""
-        return self._table.prior_scale
-
-    @property
-    def step_index(self) -> int | None:
-        """How many calls have been made."""
-        return self._step_index
-
-    @property
-    def begin_index(self) -> int:
-        """0: a learned solver starts at its first call."""
-        return 0
-
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Refuse another start than the first call (image to image with a strength below 1)."""
         if begin_index != 0:
-            raise ValueError(f"what was learned starts at its first call, not at call {begin_index}")
+            raise ValueError(f"what was learned starts at its first call, not at call {begin_index}; {_WHOLE}")
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: str | torch.device | None = None, mu: float | None = None
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        mu: float | None = None,
+        sigmas: Any = None,
+        timesteps: Any = None,
     ) -> None:
-        """Begin anew.
+        """Begin anew. The times are always those that were learned.
 
         Args:
             num_inference_steps: network calls; None: as learned.
             device: where timesteps go.
-            mu: what flows' pipelines shift their times by; times that were learned are not shifted.
+            mu: what flows' pipelines shift their times by; not used.
+            sigmas, timesteps: what pipelines pass of their own accord; only their number is read.
 
         Raises:
             ValueError: if it was learned for another number.
         """
         calls = self._table.calls
-        if num_inference_steps not in (None, calls):
-            raise ValueError(
-                f"learned for {calls} network calls: num_inference_steps must be {calls}, got {num_inference_steps}"
-            )
+        for asked in (num_inference_steps, *(len(times) for times in (sigmas, timesteps) if times is not None)):
+            if asked not in (None, calls):
+                raise ValueError(f"learned for {calls} network calls: num_inference_steps must be {calls}, got {asked}")
         self.num_inference_steps = calls
-        self.timesteps = self.timesteps.to(device)
-        self._step_index, self._state = 0, None
+        self.timesteps, self.sigmas = self.timesteps.to(device), self.sigmas.to(device)
+        self.step_index, self._state = 0, None
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """The state as it is."""
@@ -135,22 +155,35 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         sample: torch.Tensor,
         generator: torch.Generator | None = None,
         return_dict: bool = True,
+        eta: float = 0.0,
+        **options: Any,
     ) -> SchedulerOutput | tuple[torch.Tensor]:
         """From one network call to the next; sums are in single precision at least.
 
         Args:
-            model_output: of the network, guided where the pipeline guides.
-            timestep: that of the call; calls are counted, so it is not read.
+            model_output: of the network, guided where the pipeline guides; a learned variance behind it is not used.
+            timestep: that of the call. Calls are counted; that of another call is refused.
             sample: the state that the network got.
             generator: not used; nothing is drawn.
             return_dict: whether to return a `SchedulerOutput`, or a tuple.
+            eta: 0, since nothing is drawn.
+            options: what other schedulers take, such as `use_clipped_model_output`: None, False or 0.
 
         Raises:
-            ValueError: if all calls were made, or none was prepared, or the shapes differ.
+            ValueError: if all calls were made, or none was prepared, or the shapes differ; if an option is set.
         """
-        i = self._step_index
+        i = self.step_index
         if i is None or i >= self._table.calls:
             raise ValueError(f"call set_timesteps({self._table.calls}) before each run of as many steps")
+        for name, value in {"eta": eta, **options}.items():
+            if value is not None and (isinstance(value, torch.Tensor) or value):
+                raise ValueError(f"a learned solver draws no noise and clips nothing: leave {name} out, got {value}")
+        now = float(torch.as_tensor(timestep).flatten()[0])
+        calls = [call for call, t in enumerate(self.config.timesteps) if abs(t - now) < _CLOSE]
+        if calls and i not in calls:
+            raise ValueError(f"call {i} got the timestep of call {calls[0]}; {_WHOLE}")
+        if self.config.get("variance_type") in ("learned", "learned_range"):
+            model_output = model_output[:, : sample.shape[1]]
         if model_output.shape != sample.shape:
             raise ValueError(
                 f"the network's output must be shaped like the state, {sample.shape}, got {model_output.shape}"
@@ -158,7 +191,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         x, output = (array.to(torch.promote_types(array.dtype, torch.float32)) for array in (sample, model_output))
         state = State(x, x) if self._state is None else self._state._replace(x=x)
         prediction = converted(self._table, i, x, output, _OUTPUTS[self.config.prediction_type])
-        self._state, self._step_index = advanced(self._table, i, state, prediction), i + 1
+        self._state, self.step_index = advanced(self._table, i, state, prediction), i + 1
         previous = self._state.x.to(sample.dtype)
         return SchedulerOutput(prev_sample=previous) if return_dict else (previous,)
 
@@ -176,33 +209,72 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         away = (timesteps.to(self.timesteps).reshape(-1, 1) - self.timesteps[None]).abs()
         if not bool((away.amin(1) < _CLOSE).all()):
             raise ValueError(f"timesteps must be among {self.timesteps.tolist()}, got {timesteps.tolist()}")
-        table, calls_per_step = self._table, self._table.calls_per_step
         # Heun's second call has the time of the next step's first one, whose state is on the grid.
-        rows = (table.calls - 1 - away.flip(1).argmin(1)).tolist()
-
-        def factor(network: Sequence[float], grid: Sequence[float]) -> torch.Tensor:
-            values = [network[i] if i % calls_per_step else grid[i // calls_per_step] for i in rows]
-            return original_samples.new_tensor(values).reshape(-1, *[1] * (original_samples.ndim - 1))
-
-        alpha, sigma = factor(table.alpha, table.grid_alpha), factor(table.sigma, table.grid_sigma)
+        rows = (self._table.calls - 1 - away.flip(1).argmin(1)).tolist()
+        alpha, sigma = (
+            original_samples.new_tensor(factor).reshape(-1, *[1] * (original_samples.ndim - 1))
+            for factor in zip(*(self._states[row] for row in rows), strict=True)
+        )
         return alpha * original_samples + sigma * noise
 
+    def scale_noise(self, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """`add_noise` as flows' pipelines call it."""
+        return self.add_noise(sample, noise, timestep)
 
-def _timesteps(table: Table, steps: int, alphas_cumprod: torch.Tensor | None) -> list[float]:
-    """The timestep of each call, by its time, or by its noise level among those of the pipeline."""
-    if table.process == "flow":
-        return [steps * t for t in table.t]
-    if table.process != "vp" or (table.train_steps is None and alphas_cumprod is None):
+
+def _described(like: SchedulerMixin) -> tuple[str | None, str | None]:
+    """The kind of noise of a pipeline's scheduler, and what its network predicts, by what the scheduler has."""
+    config, said = like.config, like.config.get("prediction_type")
+    discrete = getattr(like, "alphas_cumprod", None) is not None
+    if config.get("timestep_type") == "continuous" or (config.get("sigma_max") and not discrete):
+        return "ve", said
+    if hasattr(like, "scale_noise") and "num_train_timesteps" in config:
+        return "flow", "reversed_flow" if config.get("invert_sigmas") else "flow_prediction"
+    flow = config.get("use_flow_sigmas") or said == "flow_prediction"
+    return "flow" if flow else "vp" if discrete else None, said
+
+
+def _predicted(table: Table, like: SchedulerMixin | None) -> str:
+    """What the network predicts, by the file and by the pipeline's scheduler."""
+    learned = {output: name for name, output in _OUTPUTS.items()}.get(table.output, table.output)
+    said = like and _described(like)[1]
+    if len(names := {learned, said} - {None}) != 1:
         raise ValueError(
-            "its times are not those of a network of discrete steps: give the pipeline's scheduler (like=), whose "
-            f"noise must be of the variance-preserving kind; this one is {table.process or 'of another kind'}"
+            f"the network predicts {learned or 'what is not said'} by the file, {said or 'what is not said'} by like=: "
+            f"give prediction_type=, one of {list(_OUTPUTS)}; flow_prediction is eps - x_0, reversed_flow x_0 - eps"
+        )
+    return names.pop()
+
+
+def _timesteps(table: Table, steps: int, like: SchedulerMixin | None) -> list[float]:
+    """The timestep of each call, by its time, or by its noise level among those of the pipeline."""
+    config, kind = (like.config, _described(like)[0]) if like is not None else ({}, table.process)
+    if kind != table.process:
+        learned, there = (_KINDS.get(one, "other noise") for one in (table.process, kind))
+        raise ValueError(
+            f"it was learned for {learned}, and the pipeline's {type(like).__name__} is for {there}: give one of this "
+            "model's; if its network is not what its scheduler says, as InstaFlow's, give prediction_type= and no like="
+        )
+    if kind == "flow":
+        return [steps * (1 - sigma if config.get("invert_sigmas") else sigma) for sigma in table.sigma]
+    if kind != "vp" or (table.train_steps is None and like is None):
+        raise ValueError(
+            "pipelines run flows, and variance-preserving noise by steps of training: give the pipeline's scheduler "
+            f"(like=) for these, or use interop.solve; this one was learned for {_KINDS.get(kind, 'other noise')}"
         )
     by_time = [table.train_steps * t - 1 for t in table.t] if table.train_steps else None
-    if alphas_cumprod is None:
+    if like is None:
         return by_time
-    known, wanted = 0.5 * np.log(alphas_cumprod.double().cpu().numpy()), np.log(table.alpha)
+    alphas, start = like.alphas_cumprod.double().cpu().numpy(), table.alpha[0]
+    noise_alone = config.get("rescale_betas_zero_snr", False) and start > _NOISE_ALONE
+    alphas = np.append(alphas[:-1], max(alphas[-1], min(start, _NOISE_ALONE) ** 2))  # some write 0, others 5e-8
+    known, wanted = 0.5 * np.log(alphas), np.log(table.alpha)
     found = np.interp(-wanted, -known, np.arange(len(known)))
     off = np.abs(np.interp(found, np.arange(len(known)), known) - wanted).max()
-    if off > 1e-3 or (by_time is not None and np.abs(found - by_time).max() > _CLOSE):
-        raise ValueError("it was learned for other noise levels than those of the pipeline's scheduler")
+    if noise_alone or off > 1e-3 or (by_time is not None and np.abs(found - by_time).max() > _CLOSE):
+        why = " (rescale_betas_zero_snr; leave it out of like= if the network was not trained so)" * noise_alone
+        raise ValueError(
+            "it was learned for other noise levels than those of the pipeline's scheduler: alpha begins at "
+            f"{start:.3g}, and there at {math.sqrt(alphas[-1]):.3g}{why}; give a schedule.json of this model"
+        )
     return by_time or found.tolist()

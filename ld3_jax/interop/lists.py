@@ -14,6 +14,9 @@ from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, Table
 
 _DIGITS = 7  # significant; programs keep single precision
+_NOT_SHIFTED = {"shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None}
+_NO_BETAS = "the arguments lack the betas: make the scheduler with X.from_config(pipe.scheduler.config, **arguments)"
+_PREDICTIONS = {"noise": "epsilon", "data": "sample", "v": "v_prediction", None: None}
 _MANY = 15  # steps from which diffusers' lower_order_final does nothing
 
 
@@ -101,9 +104,10 @@ def diffusers_timesteps(learned: Learned, table: PlainTable) -> Listed:
         "solver_type": "midpoint",
         "lower_order_final": solver.lower_order_final,
         "final_sigmas_type": "zero" if solver.to_zero else "sigma_min",
-        "num_train_timesteps": steps,
+        **_trained(table),
     }
     notes = [f"timesteps are rounded to integers, by at most {np.abs(values - exact).max():.2f}"]
+    notes += [_NO_BETAS] * (table.betas is None)
     record = {"scheduler": "DPMSolverMultistepScheduler", "arguments": arguments}
     t = np.append((values + 1) / steps, float(learned.t[-1]))
     return Listed(values.astype(int).tolist(), record, _lost(learned), notes, solver, t)
@@ -122,13 +126,14 @@ def diffusers_sigmas(learned: Learned, table: PlainTable) -> Listed:
     if solver.order != 1 or solver.name not in ("ddim", "dpmpp", "ipndm", *(("euler",) if in_sigma else ())):
         raise ValueError(f"diffusers' Euler schedulers make ddim's steps; learn with solver.name=ddim, got {solver}")
     if flow:
-        record = {"scheduler": "FlowMatchEulerDiscreteScheduler", "arguments": {"shift": 1.0}}
+        record = {"scheduler": "FlowMatchEulerDiscreteScheduler", "arguments": _NOT_SHIFTED}
         notes = [f"the scheduler appends 0: the last step goes there, and not to {_plain(levels[-1])}"]
         return Listed(levels[:-1], record, _lost(learned), [] if solver.to_zero else notes, _to_zero(solver), t)
     scale = _plain(1 / table.grid_alpha[0] * table.prior_scale)
     end = "zero" if solver.to_zero else "sigma_min"
-    record = {"scheduler": "EulerDiscreteScheduler", "arguments": {"final_sigmas_type": end}}
+    record = {"scheduler": "EulerDiscreteScheduler", "arguments": {"final_sigmas_type": end, **_trained(table)}}
     notes = [f"start from normal noise times {scale}; the scheduler's own init_noise_sigma is {_plain(levels[0])}"]
+    notes += [_NO_BETAS] * (table.betas is None)
     return Listed(levels, record, _lost(learned), notes, solver, t)
 
 
@@ -157,6 +162,16 @@ def _to_zero(solver: Solver) -> Solver:
 def _known(table: PlainTable, processes: tuple[str, ...]) -> None:
     if table.process not in processes:
         raise ValueError(f"the program knows noise schedules of the kinds {list(processes)}, got {table.process!r}")
+
+
+def _trained(table: PlainTable) -> dict[str, Any]:
+    """Arguments of diffusers' schedulers that say how the network was trained, as far as it is known."""
+    if table.output not in _PREDICTIONS:
+        raise ValueError(
+            f"diffusers' scheduler takes what predicts noise, data or v, got a network of {table.output!r}"
+        )
+    known = {"num_train_timesteps": table.train_steps, "prediction_type": _PREDICTIONS[table.output]}
+    return {**(table.betas or {}), **{name: value for name, value in known.items() if value is not None}}
 
 
 def _lost(learned: Learned) -> list[str]:

@@ -37,7 +37,7 @@ def plain(
         The table's columns; `prediction`, what it takes, "noise" or "data"; `alpha` and `sigma` at the network's times
         `t`, `grid_alpha` and `grid_sigma` at the grid's, where 1 and 0 end a solver that ends without noise;
         `prior_scale`; `process`, "vp", "ve", "flow" or None for any other; `train_steps`, the N of a `VPDiscrete`,
-        whose time t is (i + 1) / N at step i, or None; `output`.
+        whose time t is (i + 1) / N at step i, or None; `betas`, its steps by diffusers' arguments, or None; `output`.
 
     Raises:
         ValueError: if the states are no vectors: other programs only add.
@@ -55,6 +55,17 @@ def plain(
         "process": names[0] if names else None,
         "train_steps": len(schedule.alphas_cumprod) if isinstance(schedule, VPDiscrete) else None,
         "output": output,
+        "betas": _betas(np.array(schedule.alphas_cumprod)) if isinstance(schedule, VPDiscrete) else None,
         "prior_scale": float(schedule.prior_scale),
         **{name: np.asarray(column).tolist() for name, column in lists.items()},
     }
+
+
+def _betas(alphas_cumprod: np.ndarray) -> dict[str, Any]:
+    """As diffusers' schedulers take them: by a formula where it gives these, else one by one."""
+    betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
+    for name, root in {"linear": 1, "scaled_linear": 2}.items():
+        by_formula = np.linspace(*betas[[0, -1]] ** (1 / root), len(betas)) ** root
+        if np.allclose(by_formula, betas, rtol=1e-4, atol=1e-7):  # checkpoints have single precision
+            return {"beta_schedule": name, "beta_start": float(betas[0]), "beta_end": float(betas[-1])}
+    return {"trained_betas": betas.tolist()}

@@ -19,7 +19,7 @@ OUTPUTS: dict[str, Callable[[float, float], tuple[float, float]]] = {
     "flow": lambda alpha, sigma: (-1.0, 1.0),
     "reversed_flow": lambda alpha, sigma: (1.0, -1.0),
 }
-_STATED = ("prediction", "process", "train_steps", "output")
+_STATED = ("prediction", "process", "train_steps", "output", "betas")
 
 
 class Table(NamedTuple):
@@ -33,6 +33,7 @@ class Table(NamedTuple):
         process: "vp" (alpha^2 + sigma^2 = 1), "ve" (alpha = 1), "flow" (alpha + sigma = 1), or None.
         train_steps: N where step i of the network's training has the time (i + 1) / N; else None.
         output: what the network that it was learned for gives, one of OUTPUTS or "score"; None if that is not known.
+        betas: arguments of diffusers' schedulers that give these training steps; None if there are none, or not known.
         prior_scale: standard deviation of the first state.
         t, alpha, sigma: the network's times, and the factors of signal and noise there, for each call.
         grid_alpha, grid_sigma: those of the states, at the ends of all steps; one more than there are steps.
@@ -42,6 +43,7 @@ class Table(NamedTuple):
     process: str | None
     train_steps: int | None
     output: str | None
+    betas: dict[str, Any] | None
     prior_scale: float
     t: Sequence[float]
     alpha: Sequence[float]
@@ -107,7 +109,7 @@ def from_record(record: dict[str, Any]) -> Table:
     Raises:
         ValueError: if a column is missing, no list, not finite or of another length.
     """
-    record = {"output": None} | record
+    record = {"output": None, "betas": None} | record
     if missing := [name for name in Table._fields if name not in record]:
         raise ValueError(f"the table lacks {missing}")
     table = Table(**{name: record[name] for name in Table._fields})
