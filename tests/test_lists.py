@@ -125,7 +125,7 @@ def test_what_was_learned_and_is_not_in_the_list_is_named():
         (lists.diffusers_timesteps, DISCRETE, Solver("dpmpp", 15), "learn with lower_order_final False"),
         (lists.diffusers_sigmas, DISCRETE, DPMPP, "make ddim's steps"),
         (lists.diffusers_sigmas, DISCRETE, Solver("euler", 4), "make ddim's steps"),
-        (lists.diffusers_sigmas, SCHEDULES["VEGeometric"], Solver("euler", 4), "make ddim's steps"),
+        (lists.diffusers_sigmas, SCHEDULES["VELinear"], DDIM, r"kinds \['vp', 'flow'\], got 've'"),
     ],
 )
 def test_what_a_scheduler_would_do_otherwise_is_refused(make, schedule, solver, message):
@@ -163,8 +163,10 @@ def test_dpm_solver_of_diffusers_makes_the_steps_of_its_list(schedule, order, la
 
 
 def test_diffusers_arguments_say_how_the_network_was_trained():
-    with pytest.raises(ValueError, match="what predicts noise, data or v, got a network of 'score'"):
+    with pytest.raises(ValueError, match=r"takes what predicts .*, got 'score'; use LearnedScheduler"):
         lists.diffusers_timesteps(*of(SD, DPMPP, output="score"))
+    with pytest.raises(ValueError, match=r"takes what predicts \['flow'\], got 'reversed_flow'"):
+        lists.diffusers_sigmas(*of(SCHEDULES["RectifiedFlow"], DDIM, output="reversed_flow"))
     learned, table = of(SD, DPMPP, output="v")
     arguments = lists.diffusers_timesteps(learned, table).record["arguments"]
     assert (arguments["prediction_type"], arguments["beta_schedule"]) == ("v_prediction", "scaled_linear")

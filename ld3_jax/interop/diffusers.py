@@ -1,6 +1,5 @@
 """A learned solver as a scheduler of diffusers' pipelines."""
 
-import math
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,8 +30,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
     Args:
         table: of a schedule.json.
         timesteps: those given to the network, one for each call.
-        prediction_type: what it predicts: epsilon, v_prediction, sample, flow_prediction (eps - x_0) or reversed_flow
-            (x_0 - eps).
+        prediction_type: what it predicts, by diffusers' names; flow_prediction is eps - x_0, reversed_flow x_0 - eps.
         num_train_timesteps: of its training.
         replaces: the class of diffusers that it replaces.
 
@@ -53,21 +51,19 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps: int = 1000,
         replaces: str | None = None,
     ):
-        self._table = from_record(dict(table))
+        self._table = rows = from_record(dict(table))
         if prediction_type not in _OUTPUTS:
             raise ValueError(f"prediction_type must be one of {sorted(_OUTPUTS)}, got {prediction_type!r}")
         if len(timesteps) != self._table.calls:
             raise ValueError(f"{len(timesteps)} timesteps for {self._table.calls} network calls")
         self.num_inference_steps: int | None = None
         self.timesteps = torch.tensor(timesteps, dtype=torch.float32)
-        table = self._table
-        ends, per_step = list(zip(table.grid_alpha, table.grid_sigma, strict=True)), table.calls_per_step
-        network = enumerate(zip(table.alpha, table.sigma, strict=True))
+        ends, per_step = list(zip(rows.grid_alpha, rows.grid_sigma, strict=True)), rows.calls_per_step
+        network = enumerate(zip(rows.alpha, rows.sigma, strict=True))
         # alpha and sigma of the state at each call
         self._states = [one if i % per_step else ends[i // per_step] for i, one in network]
-        self.sigmas = torch.tensor([b if table.process == "flow" else b / a for a, b in self._states])
-        self.sigmas = torch.cat([self.sigmas, self.sigmas.new_tensor(table.levels[-1:])])
-        self.init_noise_sigma = table.prior_scale
+        noise = [b if rows.process == "flow" else b / a for a, b in self._states]
+        self.sigmas, self.init_noise_sigma = torch.tensor([*noise, rows.levels[-1]]), rows.prior_scale
         self.step_index: int | None = None
         self._state: State | None = None
 
@@ -79,22 +75,21 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             path: a schedule.json that holds its table, as `experiments.train` and `Learned.save(path, schedule)` write.
-            like: the pipeline's scheduler, whose noise must be what it was learned for. Its noise levels give each call
-                its timestep by alpha; its configuration is kept.
-            prediction_type: what the pipeline's network predicts; default what `like` and the file say, which must
-                be the same. If it is given, neither is asked.
+            like: the pipeline's scheduler. Its noise levels give each call its timestep; its configuration is kept.
+            prediction_type: what the pipeline's network predicts. Without it `like` and the file must not differ on it.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it has no table; if `like` has noise of another kind, other noise levels or another
-                prediction; if without it the timesteps or the prediction are not known.
+            ValueError: if it has no table; if the kind of noise, its levels or the prediction are not those of `like`,
+                or not known without it.
         """
         table = read(path)
         try:
             like = like.replaced() if isinstance(like, cls) else like
             config = dict(like.config) if like is not None else {}
             steps = config.get("num_train_timesteps", table.train_steps or _FLOW_STEPS)
-            timesteps, predicted = _timesteps(table, steps, like), prediction_type or _predicted(table, like)
+            timesteps = _timesteps(table, steps, like)
+            predicted = _predicted(table, like) if prediction_type is None else prediction_type
             scheduler = cls(table._asdict(), timesteps, predicted, steps, like and type(like).__name__)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
@@ -177,7 +172,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"call set_timesteps({self._table.calls}) before each run of as many steps")
         for name, value in {"eta": eta, **options}.items():
             if value is not None and (isinstance(value, torch.Tensor) or value):
-                raise ValueError(f"a learned solver draws no noise and clips nothing: leave {name} out, got {value}")
+                raise ValueError(f"a learned solver draws no noise and has one time for all: leave {name} out")
         now = float(torch.as_tensor(timestep).flatten()[0])
         calls = [call for call, t in enumerate(self.config.timesteps) if abs(t - now) < _CLOSE]
         if calls and i not in calls:
@@ -275,6 +270,6 @@ def _timesteps(table: Table, steps: int, like: SchedulerMixin | None) -> list[fl
         why = " (rescale_betas_zero_snr; leave it out of like= if the network was not trained so)" * noise_alone
         raise ValueError(
             "it was learned for other noise levels than those of the pipeline's scheduler: alpha begins at "
-            f"{start:.3g}, and there at {math.sqrt(alphas[-1]):.3g}{why}; give a schedule.json of this model"
+            f"{start:.3g}, and there at {alphas[-1] ** 0.5:.3g}{why}; give a schedule.json of this model"
         )
     return by_time or found.tolist()

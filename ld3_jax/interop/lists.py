@@ -119,14 +119,14 @@ def diffusers_sigmas(learned: Learned, table: PlainTable) -> Listed:
     Raises:
         ValueError: if the solver is not of order 1, or not Euler's on that noise schedule.
     """
-    _known(table, ("vp", "ve", "flow"))
+    _known(table, ("vp", "flow"))
     solver, flow = learned.solver, table.process == "flow"
     levels, t = table.levels, np.asarray(learned.t, float)
     in_sigma = table.process != "vp" and np.allclose(t, levels, rtol=1e-5)  # there Euler's steps are ddim's
     if solver.order != 1 or solver.name not in ("ddim", "dpmpp", "ipndm", *(("euler",) if in_sigma else ())):
         raise ValueError(f"diffusers' Euler schedulers make ddim's steps; learn with solver.name=ddim, got {solver}")
     if flow:
-        record = {"scheduler": "FlowMatchEulerDiscreteScheduler", "arguments": _NOT_SHIFTED}
+        record = {"scheduler": "FlowMatchEulerDiscreteScheduler", "arguments": {**_NOT_SHIFTED, **_trained(table)}}
         notes = [f"the scheduler appends 0: the last step goes there, and not to {_plain(levels[-1])}"]
         return Listed(levels[:-1], record, _lost(learned), [] if solver.to_zero else notes, _to_zero(solver), t)
     scale = _plain(1 / table.grid_alpha[0] * table.prior_scale)
@@ -166,11 +166,12 @@ def _known(table: PlainTable, processes: tuple[str, ...]) -> None:
 
 def _trained(table: PlainTable) -> dict[str, Any]:
     """Arguments of diffusers' schedulers that say how the network was trained, as far as it is known."""
-    if table.output not in _PREDICTIONS:
+    names = {"flow": None, None: None} if table.process == "flow" else _PREDICTIONS
+    if table.output not in names:
         raise ValueError(
-            f"diffusers' scheduler takes what predicts noise, data or v, got a network of {table.output!r}"
+            f"the scheduler takes what predicts {list(names)[:-1]}, got {table.output!r}; use LearnedScheduler"
         )
-    known = {"num_train_timesteps": table.train_steps, "prediction_type": _PREDICTIONS[table.output]}
+    known = {"num_train_timesteps": table.train_steps, "prediction_type": names[table.output]}
     return {**(table.betas or {}), **{name: value for name, value in known.items() if value is not None}}
 
 
