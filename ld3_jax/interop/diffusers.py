@@ -88,8 +88,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
             like = like.replaced() if isinstance(like, cls) else like
             config = dict(like.config) if like is not None else {}
             steps = config.get("num_train_timesteps", table.train_steps or _FLOW_STEPS)
-            timesteps = _timesteps(table, steps, like)
-            predicted = _predicted(table, like) if prediction_type is None else prediction_type
+            timesteps, predicted = _timesteps(table, steps, like), _predicted(table, like, prediction_type)
             scheduler = cls(table._asdict(), timesteps, predicted, steps, like and type(like).__name__)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
@@ -220,20 +219,19 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
 def _described(like: SchedulerMixin) -> tuple[str | None, str | None]:
     """The kind of noise of a pipeline's scheduler, and what its network predicts, by what the scheduler has."""
     config, said = like.config, like.config.get("prediction_type")
-    discrete = getattr(like, "alphas_cumprod", None) is not None
+    discrete = None if getattr(like, "alphas_cumprod", None) is None else "vp"
     if config.get("timestep_type") == "continuous" or (config.get("sigma_max") and not discrete):
         return "ve", said
     if hasattr(like, "scale_noise") and "num_train_timesteps" in config:
         return "flow", "reversed_flow" if config.get("invert_sigmas") else "flow_prediction"
-    flow = config.get("use_flow_sigmas") or said == "flow_prediction"
-    return "flow" if flow else "vp" if discrete else None, said
+    return "flow" if config.get("use_flow_sigmas") or said == "flow_prediction" else discrete, said
 
 
-def _predicted(table: Table, like: SchedulerMixin | None) -> str:
-    """What the network predicts, by the file and by the pipeline's scheduler."""
+def _predicted(table: Table, like: SchedulerMixin | None, given: str | None) -> str:
+    """What the network predicts: what is given, or by the file and by the pipeline's scheduler."""
     learned = {output: name for name, output in _OUTPUTS.items()}.get(table.output, table.output)
     said = like and _described(like)[1]
-    if len(names := {learned, said} - {None}) != 1:
+    if len(names := {given} if given is not None else {learned, said} - {None}) != 1:
         raise ValueError(
             f"the network predicts {learned or 'what is not said'} by the file, {said or 'what is not said'} by like=: "
             f"give prediction_type=, one of {list(_OUTPUTS)}; flow_prediction is eps - x_0, reversed_flow x_0 - eps"
