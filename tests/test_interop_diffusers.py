@@ -247,6 +247,9 @@ def test_impossible_configurations_are_refused(tmp_path):
         LearnedScheduler(config["table"], config["timesteps"], "magic")
     with pytest.raises(ValueError, match="3 timesteps for 4 network calls"):
         LearnedScheduler(config["table"], config["timesteps"][:-1])
+    for name in ("process", "train_steps", "output", "betas"):
+        with pytest.raises(ValueError, match=f"the table's {name} must be .* or null"):
+            LearnedScheduler({**config["table"], name: ["v"]}, config["timesteps"])
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,9 @@ def from_record(record: dict[str, Any]) -> Table:
     table = Table(**{name: record[name] for name in Table._fields})
     if table.prediction not in ("noise", "data"):
         raise ValueError(f"the table's prediction must be 'noise' or 'data', got {table.prediction!r}")
+    for name, kind in {"process": str, "train_steps": int, "output": str, "betas": dict}.items():
+        if not isinstance(getattr(table, name), kind | None):
+            raise ValueError(f"the table's {name} must be {kind.__name__} or null, got {getattr(table, name)!r}")
     columns = [name for name in Table._fields if name not in (*_STATED, "prior_scale")]
     for name in columns:
         column = getattr(table, name)
