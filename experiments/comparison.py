@@ -1,6 +1,7 @@
 """What was learned beside the hand-made grids and those of other methods, on held-out noise."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,10 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import PyTree
 
-from ld3_jax import losses, metrics
+from ld3_jax import losses, metrics, programs, teacher_cache
 from ld3_jax.baselines import Probe, baseline
 from ld3_jax.batches import to_host
-from ld3_jax.disk import fingerprint, read_arrays, write_arrays
+from ld3_jax.disk import digest, read_arrays, write_arrays
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning import Discretization, Student, on_grid
 from ld3_jax.learning.student import losses_in_batches, run_in_batches
@@ -127,10 +128,12 @@ def baselines(
     """
     if not student.schedule.space.flat:
         return {}
-    found, looked_at = {}, fingerprint((probe.model, probe.x_T, probe.cond, student.schedule))
+    n, inputs, t = student.solver.n_steps, (probe.x_T, probe.cond), jnp.asarray(student.schedule.t_max)
+    seen = teacher_cache.program(probe.model, student.schedule, t, inputs) if cache else None
+    found, looked_at = {}, seen and f"{seen.digest}-{digest((probe.model, *inputs))}"
+    probe = dataclasses.replace(probe, model=programs.marked(probe.model, seen))
     for name in names:
-        n = student.solver.n_steps
-        path = cache / f"{name}-{n}-{looked_at}.npz" if cache else None
+        path = cache / f"{name}-{n}-{looked_at}.npz" if seen else None
         t = _known(path, n + 1) if path else None
         if t is None:
             t = baseline(name, student.schedule, n, probe)

@@ -7,19 +7,17 @@ import hashlib
 import io
 import json
 import os
-import re
+import secrets
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import jax
 import numpy as np
-from jax.tree_util import Partial
 from jaxtyping import Float, PyTree
 
 from ld3_jax.processes import is_first
@@ -27,6 +25,8 @@ from ld3_jax.processes import is_first
 # What NumPy raises for a damaged file, or one of another kind.
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, AttributeError, TypeError, SyntaxError, MemoryError)
 _DAMAGE += (zipfile.BadZipFile, zlib.error)
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # NumPy's; of others, Python's zipfile expands all at once
+_SMALL, _EXPANSION = 2**26, 100  # bytes that any array may take, and how many times the file's size a larger one
 
 
 @contextmanager
@@ -36,6 +36,24 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new empty file beside a file, in whose place it comes when all is written; if anything fails it is removed.
+
+    It is called `.NAME.XXXXXXXX.tmp`, with 8 random digits: processes of equal number and threads have their own.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.open("xb").close()  # never one that is there; unlike mkstemp's, it has the user's usual mode
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -50,19 +68,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     if not is_first():
         return
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with naming(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-    finally:  # it is there only if something went wrong
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def check_writable(path: Path) -> None:
@@ -91,16 +100,20 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def read_arrays(path: Path, names: Iterable[str]) -> list[np.ndarray]:
+def read_arrays(path: Path, names: Sequence[str]) -> list[np.ndarray]:
     """Arrays of those names from what `write_arrays` wrote; each is verified, for zip holds a CRC of it.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, or lacks an array.
+        ValueError: if it is damaged, lacks an array, or would expand to a hundred times its size.
     """
     with path.open("rb") as raw:
+        most = max(_SMALL, _EXPANSION * os.fstat(raw.fileno()).st_size)
         try:
             with np.load(raw, allow_pickle=False) as file:
+                for one in [file.zip.getinfo(f"{name}.npy") for name in names]:
+                    if one.file_size > most or one.compress_type not in _COMPRESSIONS:
+                        raise ValueError(f"{one.filename} of {one.file_size:,} bytes; write it by numpy.savez")
                 return [file[name] for name in names]
         except _DAMAGE as error:
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from error
@@ -134,32 +147,8 @@ def digest(tree: PyTree) -> str:
     """SHA-256, as 16 hexadecimal digits, of a pytree's leaves: their paths, shapes, dtypes and bytes."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
+        is_key = jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
         sha.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
         sha.update(np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()[:16]
-
-
-def fingerprint(tree: PyTree) -> str:
-    """16 hexadecimal digits of a pytree's leaves and of its structure: names of functions, static choices, shapes.
-
-    It is the same in every process. Functions with one name differ by their leaves and by what their closures hold.
-    """
-    structure = jax.tree.structure(tree)
-    names = re.sub(r" at 0x[0-9a-f]+", "", str(structure))
-    held = "".join(fingerprint(_held(function)) for function in _functions(structure) if function.__closure__)
-    return hashlib.sha256(f"{names} {digest(tree)}{held}".encode()).hexdigest()[:16]
-
-
-def _functions(structure: jax.tree_util.PyTreeDef) -> list[FunctionType]:
-    """The functions that are static parts of a pytree."""
-    _, static = structure.node_data() or (None, None)
-    own = [getattr(one, "fun", one) for one in (static if isinstance(static, tuple) else (static,))]
-    of_children = [function for child in structure.children() for function in _functions(child)]
-    return [one for one in own if isinstance(one, FunctionType)] + of_children
-
-
-def _held(function: FunctionType) -> list[Any]:
-    """What a function's closure holds, functions in it as pytrees."""
-    values = [cell.cell_contents for cell in function.__closure__]
-    return [Partial(one) if isinstance(one, FunctionType) else one for one in values if one is not function]

@@ -41,7 +41,8 @@ class Teacher:
         batch_size: the most samples to integrate at a time; the batches are made equal.
         cache: a folder in which to keep the pairs. What is there already is not made again; a damaged file is named in
             a warning and made again. Pairs of other models, solvers, grids or noise lie elsewhere in it.
-        identity: what tells the model from others with the same weights and functions of the same names: a version.
+        identity: a name of the model, which its pairs are kept under. It stands for what JAX does not trace: a model
+            that calls back to Python or runs native code has its pairs kept only if it has a name.
         drop_not_finite: leave out pairs whose sample is not finite, rather than refuse them all.
 
     Raises:
@@ -97,7 +98,7 @@ def make_pairs(
     n_batches, size = equal_batches(count, teacher.batch_size)
     folder = None
     if teacher.cache is not None:
-        folder = teacher_cache.folder(
+        folder, model = teacher_cache.folder(
             teacher.cache,
             model,
             schedule,

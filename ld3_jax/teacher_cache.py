@@ -10,14 +10,32 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from ld3_jax import programs
 from ld3_jax.batches import to_host
 from ld3_jax.denoisers import Model
-from ld3_jax.disk import digest, fingerprint, read_arrays, write_arrays, write_atomically
+from ld3_jax.disk import digest, read_arrays, write_arrays, write_atomically
 from ld3_jax.processes import is_first, of_first
+from ld3_jax.programs import Program
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 
-_VERSION = 3
+_VERSION = 4
+
+
+def program(model: Model, schedule: NoiseSchedule, t: Array, inputs: PyTree, identity: str = "") -> Program | None:
+    """The program that tells a model from all others; None, with a warning, where none does, so that nothing is cached.
+
+    Args:
+        model, schedule, t: see `programs.of_model`.
+        inputs: a batch of states, and their conditions.
+        identity: stands for what JAX does not trace.
+    """
+    found = programs.of_model(model, schedule, t, *inputs)
+    if found.unseen and not identity:
+        return _not_cached(
+            f"it uses what JAX does not trace ({', '.join(found.unseen)}), for which Teacher(identity=...) may stand"
+        )
+    return found
 
 
 def folder(
@@ -30,24 +48,37 @@ def folder(
     t: Array,
     size: int,
     identity: str,
-) -> Path:
-    """The folder of the pairs that these arguments determine; what.json in it says what they are."""
+) -> tuple[Path | None, Model]:
+    """The folder of the pairs that these arguments determine, if any; what.json in it says what they are.
+
+    With it comes the model as it was traced: one that is changed afterwards is another.
+    """
+    batch = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[:size], tree), inputs)
+    seen = program(model, schedule, t, batch, identity)
+    if seen is None:
+        return None, model
     what = {
         "version": _VERSION,
         "identity": identity,
-        "model": fingerprint(model),
-        "schedule": {"name": type(schedule).__name__, **dataclasses.asdict(schedule)},
+        "model": digest(model),
+        "program": seen.digest,
+        "schedule": type(schedule).__name__,
         "solver": dataclasses.asdict(solver),
         "t": digest(t),
         "inputs": digest(to_host(inputs)),
         "batch": size,
-        "dtype": str(jnp.result_type(float)),
     }
     text = json.dumps(what, indent=2, sort_keys=True)
     found = Path(cache) / hashlib.sha256(text.encode()).hexdigest()[:16]
     if not (found / "what.json").exists():
+        if program(model, schedule, t, batch, identity) != seen:
+            return _not_cached("it computes something else each time that it is traced"), model
         write_atomically(found / "what.json", text.encode())
-    return found
+    return found, programs.marked(model, seen)
+
+
+def _not_cached(why: str) -> None:
+    logging.getLogger(__name__).warning("the model cannot be told from others, so nothing is cached: %s", why)
 
 
 def write(path: Path, samples: PyTree) -> None:

@@ -1,14 +1,18 @@
 """Files that are whole at any moment, names for arrays, numbers from JSON."""
 
 import errno
+import io
 import os
+import struct
+import tracemalloc
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.tree_util import Partial
 
 from ld3_jax import disk
 
@@ -40,6 +44,21 @@ def test_a_write_over_a_file_replaces_it(path):
     assert os.listdir(path.parent) == [path.name]
 
 
+def test_threads_and_processes_of_one_number_write_at_once(path, monkeypatch):
+    contents = [bytes([i]) * 100_000 for i in range(16)]
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda content: disk.write_atomically(path, content), contents * 4))
+    assert path.read_bytes() in contents
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_file_has_the_users_usual_mode(path):
+    disk.write_atomically(path, b"new")
+    (path.parent / "other").touch()
+    assert path.stat().st_mode == (path.parent / "other").stat().st_mode
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError, match=r"cannot write .*picture\.png"):
@@ -63,29 +82,33 @@ def test_digest_changes_with_a_leafs(other):
     assert disk.digest(weights) != disk.digest(other)
 
 
-def test_fingerprint_changes_with_leaves_and_structure_but_not_with_addresses():
-    def made():
-        def network(weights, x):
-            return weights * x
+@pytest.mark.parametrize("size", [2**30, 1], ids=["large", "lying"])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_what_expands_beyond_all_bounds_is_refused_before_it_does(size, compression, tmp_path):
+    path, content = tmp_path / "x.npz", io.BytesIO()
+    np.save(content, np.zeros(2**21))
+    with zipfile.ZipFile(path, "w", compression) as file:
+        file.writestr("x.npy", content.getvalue())
+    real, claimed = (struct.pack("<L", number) for number in (len(content.getvalue()), size))
+    path.write_bytes(path.read_bytes().replace(real, claimed))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"x\.npz is damaged"):
+        disk.read_arrays(path, ["x"])
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
 
-        return network
 
-    one, network = np.float32([1, 2]), made()
-    assert disk.fingerprint(Partial(network, one)) == disk.fingerprint(Partial(made(), one))
-    others = [Partial(network, 2 * one), Partial(np.sin, one), Partial(network, one, None)]
-    assert len({disk.fingerprint(tree) for tree in [Partial(network, one), *others]}) == 4
+def test_what_is_compressed_as_numpy_does_is_read(tmp_path):
+    np.savez_compressed(tmp_path / "x.npz", x=np.zeros(2**22))
+    (found,) = disk.read_arrays(tmp_path / "x.npz", ["x"])
+    assert found.shape == (2**22,)
 
 
-def test_fingerprint_changes_with_what_a_closure_holds():
-    def made(weight, inner=np.sin):
-        return Partial(lambda x: weight * inner(x))
-
-    def scaled(factor):
-        return lambda x: factor * x
-
-    assert disk.fingerprint(made(0.1)) == disk.fingerprint(made(0.1))
-    different = [made(0.1), made(0.9), made(np.float32([0.1, 0.2])), made(0.1, scaled(2.0)), made(0.1, scaled(3.0))]
-    assert len({disk.fingerprint(one) for one in different}) == len(different)
+@pytest.mark.parametrize("text", ["[" * 10**6, '{"a":' * 10**6, "9" * 10**5, ""])
+def test_what_is_no_json_is_refused(text, tmp_path):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match=r"x\.json: not valid JSON"):
+        disk.read_json(tmp_path / "x.json")
 
 
 def test_numbers_are_read_as_they_are():

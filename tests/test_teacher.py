@@ -1,7 +1,9 @@
 """Teacher pairs: reproducible, cached under all that determines them, resumed, and made again where damaged."""
 
 import errno
+import itertools
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import chex
@@ -141,6 +143,50 @@ def test_pairs_of_another_kind_lie_elsewhere(changes, cache, calls):
     assert len(list(cache.iterdir())) == 2
     chex.assert_trees_all_equal(make(cache), first, strict=True)
     chex.assert_trees_all_equal(make(cache, **changes), other, strict=True)
+
+
+class _Scaled:
+    by = 0.5
+
+    def __call__(self, x, t, cond=None):
+        return self.by * x
+
+
+def test_a_model_that_is_changed_in_place_has_pairs_of_its_own(cache, calls):
+    model, found = _Scaled(), []
+    for model.by in (0.5, 0.7, 0.5):
+        found.append(make(cache, model=model.__call__))
+        chex.assert_trees_all_close(found[-1], make(model=Partial(lambda x, t, cond, by=model.by: by * x)), rtol=1e-5)
+    assert len(batch_files(cache)) == 6
+    chex.assert_trees_all_equal(found[2], found[0], strict=True)
+
+
+def _host(x, t, cond=None):
+    return jax.pure_callback(lambda x: 0.5 * x, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+
+def test_a_model_whose_code_is_not_seen_is_cached_under_a_name_alone(cache, calls, caplog):
+    make(cache, model=_host)
+    assert "nothing is cached: it uses what JAX does not trace (pure_callback)" in caplog.text
+    assert not batch_files(cache)
+    for _ in range(2):
+        make(cache, model=_host, identity="a half")
+    assert len(calls) == 6
+    assert len(caplog.records) == 1
+
+
+def test_a_model_that_changes_from_trace_to_trace_is_not_cached(cache, caplog):
+    numbers = itertools.count()
+    make(cache, model=Partial(lambda x, t, cond=None: next(numbers) * 1e-3 * x))
+    assert "nothing is cached: it computes something else each time that it is traced" in caplog.text
+    assert not list(cache.glob("*"))
+
+
+def test_threads_on_one_cold_cache_all_get_the_pairs(cache):
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: make(cache), range(4)))
+    chex.assert_trees_all_equal(*found, make(), strict=True)
+    assert len(batch_files(cache)) == 3
 
 
 def test_a_stopped_run_goes_on_where_it_stopped(cache, calls):

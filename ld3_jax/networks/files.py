@@ -13,7 +13,6 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ld3_jax.disk import read_json
+from ld3_jax.disk import read_json, replacing
 from ld3_jax.networks import lazy, pickles
 from ld3_jax.networks.lazy import Lazy
 from ld3_jax.networks.pickles import Inert, Storage, Tensor
@@ -107,21 +106,16 @@ def write(path: Path, checkpoint: Checkpoint, origin: Mapping[str, str]) -> None
     Raises:
         OSError: if the disk does not take it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     metadata = {**origin, "kind": checkpoint.kind, "config": json.dumps(checkpoint.config)}
     # The library stores memory as it lies, whatever the strides.
     state = {name: np.asarray(array, order="C") for name, array in checkpoint.state.items()}
-    try:
-        temporary.touch()
+    with replacing(path) as temporary:
         mode = temporary.stat().st_mode
-        safetensors.numpy.save_file(state, temporary, metadata)
+        try:
+            safetensors.numpy.save_file(state, temporary, metadata)
+        except safetensors.SafetensorError as error:
+            raise OSError(None, str(error)) from error
         temporary.chmod(mode)  # the library lets the owner alone read its files
-        temporary.replace(path)
-    except safetensors.SafetensorError as error:
-        raise OSError(f"cannot write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:
