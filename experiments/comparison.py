@@ -128,12 +128,13 @@ def baselines(
     """
     if not student.schedule.space.flat:
         return {}
-    n, inputs, t = student.solver.n_steps, (probe.x_T, probe.cond), jnp.asarray(student.schedule.t_max)
-    seen = teacher_cache.program(probe.model, student.schedule, t, inputs) if cache else None
-    found, looked_at = {}, seen and f"{seen.digest}-{digest((probe.model, *inputs))}"
-    probe = dataclasses.replace(probe, model=programs.marked(probe.model, seen))
+    found, n, t = {}, student.solver.n_steps, jnp.asarray(student.schedule.t_max)
+    of_model, looked_at = (probe.model, student.schedule, t, (probe.x_T, probe.cond)), ""
+    if cache and (seen := teacher_cache.program(*of_model)):
+        looked_at = f"{seen.digest}-{digest(of_model)}"
+        probe = dataclasses.replace(probe, model=programs.marked(probe.model, seen))
     for name in names:
-        path = cache / f"{name}-{n}-{looked_at}.npz" if seen else None
+        path = cache / f"{name}-{n}-{looked_at}.npz" if cache and looked_at else None
         t = _known(path, n + 1) if path else None
         if t is None:
             t = baseline(name, student.schedule, n, probe)

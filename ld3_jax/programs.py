@@ -8,10 +8,9 @@ import dataclasses
 import hashlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import singledispatchmethod
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.extend import core
@@ -23,33 +22,21 @@ from ld3_jax.disk import digest
 from ld3_jax.schedules import NoiseSchedule
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-_WHERE = ("ctx_mesh",)  # parameters that say where an operation runs
-_OURS = ("jax", "ld3_jax")  # whose operations their names tell
-_NATIVE = "ffi_call"  # but this one's
+_WHERE = "ctx_mesh"  # the parameter that says on which devices an operation runs
+_OURS, _NATIVE = ("jax", "ld3_jax"), "ffi_call"  # whose operations their names tell, but this one's
 
 
-class Program(NamedTuple):
-    """A traced model.
-
-    Attributes:
-        digest: 16 hexadecimal digits of all that is computed, the same in every process.
-        unseen: names of what JAX does not trace: callbacks to Python, native code, arrays that can be changed.
-    """
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Program:
+    """16 hexadecimal digits of all that a model computes, the same in every process; what of it JAX does not trace."""
 
     digest: str
-    unseen: tuple[str, ...]
+    unseen: tuple[str, ...]  # names of callbacks to Python, native code, arrays that can be changed
 
 
 def of_model(model: Model, schedule: NoiseSchedule, t: Array, x: PyTree, cond: PyTree) -> Program:
-    """The program of a model on a noise schedule; of the weights and states, shapes and dtypes count.
-
-    Args:
-        model: a pytree with its weights as leaves.
-        schedule: its noise schedule.
-        t: times, of which one alone is given to the model.
-        x: a batch of states, or their `jax.ShapeDtypeStruct`s.
-        cond: their conditions, likewise.
-    """
+    """The program of a model, its weights as leaves, on a noise schedule; of all arrays, shapes and dtypes count."""
 
     def call(model: Model, schedule: NoiseSchedule, t: Array, x: PyTree, cond: PyTree) -> PyTree:  # new: traced anew
         space, at = schedule.space, t.ravel()[0]
@@ -59,80 +46,62 @@ def of_model(model: Model, schedule: NoiseSchedule, t: Array, x: PyTree, cond: P
 
     reader = _Reader()
     text = reader.text(jax.make_jaxpr(call)(model, schedule, t, x, cond))
-    return Program(_short(text), tuple(sorted(reader.unseen)))
+    return Program(_short([text]), tuple(sorted(reader.unseen)))
 
 
-@dataclass(frozen=True)
-class _As:
-    """Calls a network. `jax.jit` takes two functions for one if they are equal, and a changed object for itself."""
-
-    program: Program | None
-
-    def __call__(self, network: Model, *args: PyTree) -> PyTree:
-        return network(*args)
-
-
-def marked(model: Model, program: Program | None) -> Model:
-    """The same model, which `jax.jit` traces anew if its program is another one than the last time."""
+def marked(model: Model, program: Program) -> Model:
+    """The same model, which `jax.jit` traces anew with its program; an object that has changed is the same to it."""
     if isinstance(model, Denoiser):  # it stays one
-        return dataclasses.replace(model, predict=Partial(_As(program), model.predict))
-    return Partial(_As(program), model)
+        return dataclasses.replace(model, predict=Partial(_call, program, model.predict))
+    return Partial(_call, program, model)
 
 
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _call(program: Program, network: Model, *args: PyTree) -> PyTree:
+    return network(*args)
+
+
+def _short(words: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
 class _Reader:
-    """Reads programs; `unseen` gathers the operations that run other code."""
+    """Writes programs in words that are the same in every process, arrays by their bytes; `unseen` as of `Program`."""
 
     def __init__(self) -> None:
         self.unseen: set[str] = set()
         self._read: dict[core.Jaxpr, str] = {}  # a program that many others call is read once
-        modules = [module for name, module in list(sys.modules.items()) if name.split(".")[0] in _OURS]
-        values = [value for module in modules for value in list(vars(module).values())]
-        self._known = {value for value in values if isinstance(value, core.Primitive)}
+        modules = [vars(module) for name, module in list(sys.modules.items()) if name.split(".")[0] in _OURS]
+        self._known = {one for module in modules for one in list(module.values()) if isinstance(one, core.Primitive)}
 
-    @singledispatchmethod
     def text(self, value: Any) -> str:
-        """A part of a program in words that are the same in every process, arrays by their bytes."""
+        program, consts = getattr(value, "jaxpr", value), getattr(value, "consts", ())
+        if isinstance(program, core.Jaxpr):
+            self.unseen.update(type(one).__name__ for one in consts if not hasattr(one, "__array__"))
+            return f"{self._program(program)} {digest([one for one in consts if hasattr(one, '__array__')])}"
         return digest(value) if hasattr(value, "__array__") else repr(value)
 
-    @text.register(tuple)
-    @text.register(list)
-    def _sequence(self, values: tuple | list) -> str:
-        return f"[{', '.join(map(self.text, values))}]"
-
-    @text.register
-    def _closed(self, program: core.ClosedJaxpr) -> str:
-        self.unseen.update(type(one).__name__ for one in program.consts if not hasattr(one, "__array__"))
-        return f"{self.text(program.jaxpr)} of {self.text(program.consts)}"
-
-    @text.register
-    def _open(self, program: core.Jaxpr) -> str:
+    def _program(self, program: core.Jaxpr) -> str:
         if program not in self._read:
             numbers: dict[Any, int] = {}
 
-            def name(atom: core.Var | core.Literal) -> str:
-                is_value, aval = isinstance(atom, core.Literal), atom.aval
-                called = self.text(atom.val) if is_value else numbers.setdefault(atom, len(numbers))
-                return f"{called} {getattr(aval, 'dtype', aval)}{getattr(aval, 'shape', '')}"
+            def name(atom: Any) -> str:
+                is_value = isinstance(atom, core.Literal)
+                return f"{self.text(atom.val) if is_value else numbers.setdefault(atom, len(numbers))} {atom.aval}"
 
-            def names(atoms: Sequence[core.Var | core.Literal]) -> str:
-                return ", ".join(map(name, atoms))
-
-            lines = [names(program.constvars), names(program.invars)]
-            lines += [f"{names(one.outvars)} = {self._operation(one)} {names(one.invars)}" for one in program.eqns]
-            self._read[program] = _short("\n".join([*lines, names(program.outvars)]))
+            words = [*map(name, (*program.constvars, *program.invars))]
+            for one in program.eqns:
+                words += [self._operation(one), *map(name, one.invars), "gives", *map(name, one.outvars)]
+            self._read[program] = _short([*words, "returns", *map(name, program.outvars)])
         return self._read[program]
 
     def _operation(self, one: core.JaxprEqn) -> str:
-        name, has_program = one.primitive.name, any(True for _ in core.jaxprs_in_params(one.params))
-        params = {key: value for key, value in sorted(one.params.items()) if key not in _WHERE}
-        functions = [key for key, value in params.items() if callable(value) and not isinstance(value, type)]
-        text = " ".join(f"{key}={self.text(value)}" for key, value in params.items() if key not in functions)
+        name, params = one.primitive.name, {key: value for key, value in one.params.items() if key != _WHERE}
+        leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda value: value is None or callable(value))
+        seen = [(path, value) for path, value in leaves if isinstance(value, type) or not callable(value)]
+        text = " ".join(f"{jax.tree_util.keystr(path)}={self.text(value)}" for path, value in seen)
         # Beside the program of what is computed, functions only say how it is differentiated.
-        hidden = not has_program and (functions or _ADDRESS.search(text))
+        has_program = any(True for _ in core.jaxprs_in_params(params))
+        hidden = not has_program and (len(seen) < len(leaves) or _ADDRESS.search(text))
         if hidden or name == _NATIVE or one.primitive not in self._known:
             self.unseen.add(name)
         return f"{name} {_ADDRESS.sub('', text)}"

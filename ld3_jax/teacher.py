@@ -98,16 +98,8 @@ def make_pairs(
     n_batches, size = equal_batches(count, teacher.batch_size)
     folder = None
     if teacher.cache is not None:
-        folder, model = teacher_cache.folder(
-            teacher.cache,
-            model,
-            schedule,
-            (x_T, cond),
-            solver=teacher.solver,
-            t=t,
-            size=size,
-            identity=teacher.identity,
-        )
+        how = (t, teacher.solver, size, teacher.identity)
+        folder, model = teacher_cache.folder(teacher.cache, model, schedule, (x_T, cond), *how)
     model = replicate(model)
     samples = []
     for i in range(n_batches):

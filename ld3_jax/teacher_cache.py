@@ -23,19 +23,16 @@ _VERSION = 4
 
 
 def program(model: Model, schedule: NoiseSchedule, t: Array, inputs: PyTree, identity: str = "") -> Program | None:
-    """The program that tells a model from all others; None, with a warning, where none does, so that nothing is cached.
-
-    Args:
-        model, schedule, t: see `programs.of_model`.
-        inputs: a batch of states, and their conditions.
-        identity: stands for what JAX does not trace.
-    """
+    """A model's program (`programs.of_model`); None, with a warning, if only a name could tell it from others."""
     found = programs.of_model(model, schedule, t, *inputs)
     if found.unseen and not identity:
-        return _not_cached(
-            f"it uses what JAX does not trace ({', '.join(found.unseen)}), for which Teacher(identity=...) may stand"
-        )
+        return _not_cached(f"it uses {' and '.join(found.unseen)}, for which Teacher(identity=...) may stand")
     return found
+
+
+def _not_cached(why: str) -> None:
+    message = "nothing is cached, for JAX's trace does not tell the model from others: %s"
+    logging.getLogger(__name__).warning(message, why)
 
 
 def folder(
@@ -43,16 +40,12 @@ def folder(
     model: Model,
     schedule: NoiseSchedule,
     inputs: PyTree,
-    *,
-    solver: Solver,
     t: Array,
+    solver: Solver,
     size: int,
     identity: str,
 ) -> tuple[Path | None, Model]:
-    """The folder of the pairs that these arguments determine, if any; what.json in it says what they are.
-
-    With it comes the model as it was traced: one that is changed afterwards is another.
-    """
+    """The folder of the pairs that these determine, if any, and the model as traced; what.json says what they are."""
     batch = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[:size], tree), inputs)
     seen = program(model, schedule, t, batch, identity)
     if seen is None:
@@ -60,25 +53,19 @@ def folder(
     what = {
         "version": _VERSION,
         "identity": identity,
-        "model": digest(model),
         "program": seen.digest,
+        "weights, times and inputs": digest((model, t, to_host(inputs))),
         "schedule": type(schedule).__name__,
         "solver": dataclasses.asdict(solver),
-        "t": digest(t),
-        "inputs": digest(to_host(inputs)),
         "batch": size,
     }
     text = json.dumps(what, indent=2, sort_keys=True)
     found = Path(cache) / hashlib.sha256(text.encode()).hexdigest()[:16]
     if not (found / "what.json").exists():
         if program(model, schedule, t, batch, identity) != seen:
-            return _not_cached("it computes something else each time that it is traced"), model
+            return _not_cached("each time that it is traced, it computes something else"), model
         write_atomically(found / "what.json", text.encode())
     return found, programs.marked(model, seen)
-
-
-def _not_cached(why: str) -> None:
-    logging.getLogger(__name__).warning("the model cannot be told from others, so nothing is cached: %s", why)
 
 
 def write(path: Path, samples: PyTree) -> None:
