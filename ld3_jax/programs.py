@@ -22,7 +22,7 @@ from ld3_jax.disk import digest
 from ld3_jax.schedules import NoiseSchedule
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-_WHERE = "ctx_mesh"  # the parameter that says on which devices an operation runs
+_WHERE = ("ctx_mesh", "sharding", "out_sharding")  # parameters that say on which devices an operation runs
 _OURS, _NATIVE = ("jax", "ld3_jax"), "ffi_call"  # whose operations their names tell, but this one's
 
 
@@ -95,7 +95,7 @@ class _Reader:
         return self._read[program]
 
     def _operation(self, one: core.JaxprEqn) -> str:
-        name, params = one.primitive.name, {key: value for key, value in one.params.items() if key != _WHERE}
+        name, params = one.primitive.name, {key: value for key, value in one.params.items() if key not in _WHERE}
         leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda value: value is None or callable(value))
         seen = [(path, value) for path, value in leaves if isinstance(value, type) or not callable(value)]
         text = " ".join(f"{jax.tree_util.keystr(path)}={self.text(value)}" for path, value in seen)
