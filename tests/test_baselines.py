@@ -10,10 +10,12 @@ import pytest
 from jax.tree_util import Partial
 from noise_schedules import SCHEDULES
 
+from experiments import comparison
 from ld3_jax import baselines, poses, schedules
 from ld3_jax.baselines import Probe, baseline
+from ld3_jax.learning import make_student
 from ld3_jax.networks import gaussian
-from ld3_jax.solvers import sample
+from ld3_jax.solvers import Solver, sample
 
 VP = schedules.VPLinear()
 
@@ -126,3 +128,24 @@ def test_what_does_not_fit_is_refused():
         baseline("gits", VP, 5)
     with pytest.raises(ValueError, match="states in a vector space"):
         baseline("dmn", poses.PoseNoise(), 5)
+
+
+def test_times_of_another_model_lie_elsewhere(probe, tmp_path, monkeypatch, caplog):
+    made, scale = [], [1.0]
+    monkeypatch.setattr(comparison, "baseline", lambda *_: made.append(scale[0]) or jnp.linspace(1.0, 0.1, 3))
+
+    def changing(x, t, cond=None):
+        return scale[0] * x
+
+    def host(x, t, cond=None):
+        return jax.pure_callback(np.asarray, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    student = make_student(probe.model, VP, Solver("ddim", 2))
+    for scale[0] in (1.0, 2.0, 1.0, 2.0):
+        comparison.baselines(["gits"], student, replace(probe, model=Partial(changing)), tmp_path)
+    assert made == [1.0, 2.0]
+    assert not caplog.records
+    for _ in range(2):
+        comparison.baselines(["gits"], student, replace(probe, model=Partial(host)), tmp_path)
+    assert len(made) == 4
+    assert caplog.text.count("nothing is cached") == len(list(tmp_path.iterdir())) == 2
