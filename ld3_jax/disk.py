@@ -11,7 +11,7 @@ import secrets
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ld3_jax.processes import is_first
 
 # What NumPy raises for a damaged file, or one of another kind.
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, AttributeError, TypeError, SyntaxError, MemoryError)
-_DAMAGE += (zipfile.BadZipFile, zlib.error)
+_DAMAGE += (OverflowError, zipfile.BadZipFile, zlib.error)
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # NumPy's; of others, Python's zipfile expands all at once
 _SMALL, _EXPANSION = 2**26, 100  # bytes that any array may take, and how many times the file's size a larger one
 
@@ -100,7 +100,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def read_arrays(path: Path, names: Sequence[str]) -> list[np.ndarray]:
+def read_arrays(path: Path, names: Iterable[str]) -> list[np.ndarray]:
     """Arrays of those names from what `write_arrays` wrote; each is verified, for zip holds a CRC of it.
 
     Raises:
@@ -110,11 +110,11 @@ def read_arrays(path: Path, names: Sequence[str]) -> list[np.ndarray]:
     with path.open("rb") as raw:
         most = max(_SMALL, _EXPANSION * os.fstat(raw.fileno()).st_size)
         try:
-            with np.load(raw, allow_pickle=False) as file:
-                for one in [file.zip.getinfo(f"{name}.npy") for name in names]:
+            with zipfile.ZipFile(raw) as file:
+                for one in (entries := [file.getinfo(f"{name}.npy") for name in names]):
                     if one.file_size > most or one.compress_type not in _COMPRESSIONS:
                         raise ValueError(f"{one.filename} of {one.file_size:,} bytes; write it by numpy.savez")
-                return [file[name] for name in names]
+                return [np.lib.format.read_array(file.open(one), allow_pickle=False) for one in entries]
         except _DAMAGE as error:
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from error
 

@@ -98,6 +98,20 @@ def test_what_expands_beyond_all_bounds_is_refused_before_it_does(size, compress
     tracemalloc.stop()
 
 
+def _header(*shape):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("entry", [b"", b"no array", _header(10**30), _header(10**14), _header(-1), _header(3) + b"12"])
+def test_an_entry_that_is_no_whole_array_is_damaged(entry, tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        file.writestr("x.npy", entry)
+    with pytest.raises(ValueError, match=r"x\.npz is damaged"):
+        disk.read_arrays(tmp_path / "x.npz", ["x"])
+
+
 def test_what_is_compressed_as_numpy_does_is_read(tmp_path):
     np.savez_compressed(tmp_path / "x.npz", x=np.zeros(2**22))
     (found,) = disk.read_arrays(tmp_path / "x.npz", ["x"])
