@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from ld3_jax.grids import grid
 from ld3_jax.learning import Discretization
 from ld3_jax.networks import files
+from ld3_jax.networks.lazy import some
 from ld3_jax.published import PUBLISHED, Levels
 from ld3_jax.schedules import NoiseSchedule, RectifiedFlow
 from ld3_jax.teacher import Pairs
@@ -78,7 +79,7 @@ def _read_pair(path: Path, like: Pairs) -> Pairs:
     state = files.read(path).state
     wanted = {"latent": like.x_T, "img": like.x_0} | ({} if like.cond is None else {"c": like.cond})
     if missing := sorted(wanted.keys() - state.keys()):
-        raise ValueError(f"{path}: no pair of LD3's for this model: it lacks {missing} and holds {sorted(state)}")
+        raise ValueError(f"{path}: no pair of LD3's for this model: it lacks {missing} and holds {some(state)}")
     if like.cond is None and "c" in state:
         raise ValueError(f"{path}: has a condition c, and the model takes none")
     arrays = {name: np.asarray(state[name], np.float32) for name in wanted}
@@ -109,7 +110,7 @@ def _read_ld3(path: Path, schedule: NoiseSchedule, n_steps: int) -> Discretizati
     """LD3's `best_t_steps`: the n + 1 times, and then the n + 1 network's times."""
     state = files.read(path).state
     if "best_t_steps" not in state:
-        raise ValueError(f"no file of LD3's: it lacks best_t_steps and holds {sorted(state)}")
+        raise ValueError(f"no file of LD3's: it lacks best_t_steps and holds {some(state)}")
     times = np.asarray(state["best_t_steps"], np.float32)
     if times.shape != (2 * (n_steps + 1),):
         raise ValueError(f"2 x {n_steps + 1} times are needed for {n_steps} steps, got an array of shape {times.shape}")

@@ -16,6 +16,7 @@ from jaxtyping import Array, PyTree
 from ld3_jax import denoisers
 from ld3_jax.networks import weights
 from ld3_jax.networks.edm_unets import DhariwalUNet, SongUNet
+from ld3_jax.ranges import POSITIVE
 from ld3_jax.schedules import NoiseSchedule, VELinear, VPLinear
 
 _SCHEDULE = VELinear()
@@ -93,15 +94,15 @@ def preconditioned_as(network: Network, config: Mapping[str, Any], what: str) ->
     """
     if "class_name" not in config:
         return network
-    name = config["class_name"].rpartition(".")[2]
+    name = str(config["class_name"]).rpartition(".")[2]
     if name not in _CLASSES:
-        raise ValueError(f"{what}: preconditioning must be one of {sorted(_CLASSES)}, the file's is {name}")
+        raise ValueError(f"{what}: preconditioning must be one of {sorted(_CLASSES)}, the file's is {name:.100}")
     kind = _CLASSES[name]
     if other := {key: config[key] for key, usual in _CONSTANTS[kind].items() if config.get(key, usual) != usual}:
-        raise ValueError(f"{what}: {name} with {other}; only {_CONSTANTS[kind]} are supported")
+        raise ValueError(f"{what}: {name} with {other!s:.100}; only {_CONSTANTS[kind]} are supported")
     sigma_data = config.get("sigma_data", _SIGMA_DATA)
-    if not isinstance(sigma_data, int | float) or not sigma_data > 0:
-        raise ValueError(f"{what}: sigma_data must be a number greater than 0, got {sigma_data!r}")
+    if lacking := POSITIVE.lacks(sigma_data):
+        raise ValueError(f"{what}: sigma_data must be {lacking}, got {sigma_data!r:.100}")
     return replace(network, preconditioning=kind, sigma_data=float(sigma_data))
 
 

@@ -3,39 +3,53 @@
     .pkl            EDM's and StyleGAN3's pickles of a whole network
     .ckpt .pt .bin  torch.save, of today (a zip archive) and of before 2020 (a stream); the arrays of a TorchScript
     .zip            an archive around one of the latter
-    .safetensors    one file, or the .safetensors.index.json of several; what `write` wrote
+    .safetensors    what `write` wrote, too
+    .json           the index of several files of the above kinds that lie beside it
 
-What a file holds is told by its content, not by its name; only the index of several files goes by its name. Arrays of
-safetensors and of today's torch.save stay in the file until they are asked for.
+What a file holds is told by its content, not by its name. Arrays of safetensors and of today's torch.save stay in the
+file until they are asked for.
 """
 
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
+import math
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from ld3_jax.disk import read_json, replacing
 from ld3_jax.networks import lazy, pickles
-from ld3_jax.networks.lazy import Lazy
-from ld3_jax.networks.pickles import Inert, Storage, Tensor
+from ld3_jax.networks.lazy import Lazy, some
+from ld3_jax.networks.pickles import Inert, Refused, Storage, Tensor, naming
 
 _ZIP_MAGIC, _PICKLE_MAGIC = b"PK", b"\x80"
 _SAFETENSORS_MAGIC = b"\0\0\0\0{"  # after four bytes: the upper half of a header's length, and the header, in JSON
 _TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (".pkl", ".safetensors", ".safetensors.index.json", *_TORCH_SUFFIXES)
+_BLANK = b"\xef\xbb\xbf \t\r\n"
 _EXPANSION, _CHUNK = 100, 10_000  # the most that an archive may hold for each of its bytes, beyond small files
-_SHOWN = 5
+_MODULES, _LONGEST, _ARGUMENTS = 20_000, 1_000, 2_000  # the most modules; characters of a name; tokens of arguments
+_OTHERS = {
+    b"<": " (a web page?)",
+    b"version https://git-lfs": " (a pointer of Git LFS; `git lfs pull` brings the file)",
+    b"\x1f\x8b": " (gzip)",
+    b"\x93NUMPY": " (an array of NumPy)",
+    b"\x89HDF": " (HDF5)",
+}
+_DTYPES = {"BOOL": "?", "BF16": ml_dtypes.bfloat16, "F16": "<f2", "F32": "<f4", "F64": "<f8"}
+_DTYPES |= {f"{kind.upper()}{8 * size}": f"<{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
+MARKER = "modelspec.prediction_type"  # of safetensors' metadata, where a file says what its network predicts
 
 
 class Checkpoint(NamedTuple):
@@ -67,30 +81,24 @@ def read(path: Path) -> Checkpoint:
         FileNotFoundError: if there is no such file.
         ValueError: if it is cut short or damaged, of no kind above, holds no arrays by name, or would run code.
     """
-    path = Path(path)
-    with path.open("rb") as file, _naming_damage(str(path)):
-        if path.name.endswith(".safetensors.index.json"):
-            return _read_shards(path)
-        start = file.read(16)
+    return _read(Path(path))
+
+
+def _read(path: Path, within: bool = False) -> Checkpoint:
+    """Of a file within another, which is no container of files itself: there would be no end."""
+    with path.open("rb") as file, naming(str(path)):
+        start = file.read(24)
         file.seek(0)
         if start.startswith(_SAFETENSORS_MAGIC, 4):
             return _read_safetensors(path)
-        if start.startswith(_ZIP_MAGIC):
-            return _read_zip(path)
         if start.startswith(_PICKLE_MAGIC):
             return _in_memory(_to_checkpoint(pickles.load_stream(file, str(path)), str(path)))
-    raise ValueError(f"{path}: neither a pickle of EDM's, nor of torch.save, nor safetensors; begins with {start!r}")
-
-
-@contextmanager
-def _naming_damage(what: str) -> Iterator[None]:
-    """A damaged file may raise nearly anything: it ends in a ValueError that names the file."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, pickles.Refused) or (isinstance(error, ValueError) and str(error).startswith(what)):
-            raise
-        raise ValueError(f"{what}: cut short or damaged ({type(error).__name__}: {error})") from error
+        if start.startswith(_ZIP_MAGIC):
+            return _read_zip(path, within)
+        if not within and (path.suffix == ".json" or start.lstrip(_BLANK).startswith(b"{")):
+            return _read_shards(path)
+        other = next((kind for magic, kind in _OTHERS.items() if start.lstrip(_BLANK).startswith(magic)), "")
+        raise Refused(f"neither a pickle of EDM's, nor of torch.save, nor safetensors; begins with {start!r}{other}")
 
 
 def write(path: Path, checkpoint: Checkpoint, origin: Mapping[str, str]) -> None:
@@ -146,48 +154,57 @@ def shipped(name: str, package: str, command: str) -> Path:
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
-    with safetensors.safe_open(path, framework="numpy") as file:
+    with safetensors.safe_open(path, framework="numpy") as file:  # checks the header
         metadata = file.metadata() or {}
-        state = Lazy({name: functools.partial(_safetensor, path, name) for name in file.keys()})  # noqa: SIM118
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+    header.pop("__metadata__", None)
+    state = Lazy({name: functools.partial(_safetensor, path, name, start, **entry) for name, entry in header.items()})
     config = json.loads(metadata.get("config", "{}"))
     if not isinstance(config, dict):
-        raise ValueError(f"{path}: its config must be an object, got {config!r:.80}")
+        raise Refused(f"its config must be an object, got {config!r:.80}")
+    config |= {MARKER: metadata[MARKER]} if MARKER in metadata else {}
     return Checkpoint(metadata.get("kind", "safetensors"), state, config)
 
 
-def _safetensor(path: Path, name: str) -> np.ndarray:
-    # Opened for each array: what has been read of an open file stays mapped into memory.
-    with safetensors.safe_open(path, framework="numpy") as file:
-        try:
-            return file.get_tensor(name)
-        except (AttributeError, TypeError) as error:  # NumPy lacks the types of eight and four bits
-            raise ValueError(f"{path}: {name} is of a dtype that is not read ({error})") from error
+def _safetensor(path: Path, name: str, start: int, dtype: str, shape: list, data_offsets: list) -> np.ndarray:
+    # Read, not mapped: what has been read of a mapped file stays in memory.
+    with naming(str(path)):
+        if dtype not in _DTYPES:
+            raise Refused(f"{name:.100} is of a dtype that is not read ({dtype})")
+        numbers = np.fromfile(path, _DTYPES[dtype], math.prod(shape), offset=start + data_offsets[0])
+        return numbers.reshape(shape)
 
 
 def _read_shards(path: Path) -> Checkpoint:
     index = read_json(path)
     names = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise ValueError(f"{path}: no index of files, which has the file of each array under weight_map")
-    shards = [_read_safetensors(path.parent / name) for name in sorted(set(names.values()))]
+    # Of files that lie beside it: an index does not choose what else is opened.
+    if not isinstance(names, dict) or any(
+        not isinstance(name, str) or name != Path(name).name for name in names.values()
+    ):
+        raise Refused("no index of files, which has the file of each array under weight_map")
+    shards = [_read(path.parent / name, within=True) for name in sorted(set(names.values()))]
     state = lazy.joined(*(shard.state for shard in shards))
-    if missing := sorted(names.keys() - state.keys()):
-        raise ValueError(f"{path}: its files lack {', '.join(missing)}")
-    return Checkpoint("safetensors", state, {})
+    if missing := names.keys() - state.keys():
+        raise Refused(f"its files lack {some(missing)}")
+    return Checkpoint(shards[0].kind, state, {key: value for shard in shards for key, value in shard.config.items()})
 
 
-def _read_zip(path: Path) -> Checkpoint:
+def _read_zip(path: Path, within: bool) -> Checkpoint:
     archive = zipfile.ZipFile(path)
     if any(entry.file_size > _EXPANSION * max(entry.compress_size, _CHUNK) for entry in archive.infolist()):
-        raise ValueError(f"{path}: expands to more than {_EXPANSION} times its size, which weights never do")
+        raise Refused(f"expands to more than {_EXPANSION} times its size, which weights never do")
     names = [PurePosixPath(name) for name in archive.namelist()]
     if folders := [name.parent for name in names if name.name == "data.pkl"]:
         return _read_torch_zip(archive, folders[0], str(path))
     inner = [name for name in names if name.suffix in _TORCH_SUFFIXES]
-    if len(inner) != 1:
-        raise ValueError(f"{path}: an archive with {len(inner)} files of torch.save; one is expected")
+    if len(inner) != 1 or within:
+        held = some([str(name) for name in names])
+        raise Refused(f"an archive with {len(inner)} files of torch.save; one is expected; it holds {held}")
     with archive, tempfile.TemporaryDirectory() as folder:
-        return _in_memory(read(Path(archive.extract(str(inner[0]), folder))))
+        return _in_memory(_read(Path(archive.extract(str(inner[0]), folder)), within=True))
 
 
 def _read_torch_zip(archive: zipfile.ZipFile, folder: PurePosixPath, what: str) -> Checkpoint:
@@ -206,27 +223,28 @@ def _read_torch_zip(archive: zipfile.ZipFile, folder: PurePosixPath, what: str) 
 def _to_checkpoint(content: Any, what: str) -> Checkpoint:
     """From what a pickle held: EDM's `{"ema": network}`, Lightning's `{"state_dict": arrays}`, or one of them alone."""
     if isinstance(content, Inert) and content.name.startswith("__torch__."):
-        return Checkpoint("torchscript", Lazy(_readers(dict(_script_tensors(content)), what)), {})
+        return Checkpoint("torchscript", Lazy(_readers(_tensors(content, dict.items), what)), {})
     content = {"ema": content} if isinstance(content, Inert) else content
     if not isinstance(content, dict):
-        raise ValueError(f"{what}: holds a {type(content).__name__}, not arrays by name")
+        raise Refused(f"holds a {type(content).__name__}, not arrays by name")
     kind, config, tensors = "torch", {}, content.get("state_dict", content)
-    if isinstance(network := content.get("ema"), Inert):
-        kind, config, tensors = "edm", _constructor(network, what), dict(_module_tensors(network))
+    if isinstance(network := content.get("ema"), Inert) and tensors is content:
+        kind, config, tensors = "edm", _constructor(network), _tensors(network, _of_module)
     if not isinstance(tensors, dict):
-        raise ValueError(f"{what}: its state_dict is a {type(tensors).__name__}, not arrays by name")
+        held = tensors.name if isinstance(tensors, Inert) else type(tensors).__name__
+        raise Refused(f"its state_dict is a {held}, not arrays by name")
     found = {name: t for name, t in tensors.items() if isinstance(t, Tensor) and isinstance(name, str)}
     if not found:
-        raise ValueError(f"{what}: holds no arrays by name, only {sorted(map(str, content))[:_SHOWN]}")
+        raise Refused(f"holds no arrays by name, only {some([name for name in content if isinstance(name, str)])}")
     return Checkpoint(kind, Lazy(_readers(found, what)), config)
 
 
 def _readers(tensors: Mapping[str, Tensor], what: str) -> dict[str, Callable[[], np.ndarray]]:
-    return {name: functools.partial(_array, tensor, what) for name, tensor in tensors.items()}
+    return {name: functools.partial(_array, tensor, f"{what}: {name:.100}") for name, tensor in tensors.items()}
 
 
 def _array(tensor: Tensor, what: str) -> np.ndarray:
-    with _naming_damage(what):
+    with naming(what):
         return tensor.array()
 
 
@@ -234,29 +252,45 @@ def _in_memory(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint._replace(state=dict(checkpoint.state))
 
 
-def _constructor(network: Inert, what: str) -> dict[str, Any]:
+def _constructor(network: Inert) -> dict[str, Any]:
     try:
-        arguments, keywords = network.state["_init_args"], json.loads(json.dumps(network.state["_init_kwargs"]))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{what}: {network.name} without its constructor's plain arguments ({error!r})") from error
+        arguments, keywords = network.state["_init_args"], dict(network.state["_init_kwargs"])
+        tensors = {name: value.array() for name, value in keywords.items() if isinstance(value, Tensor)}
+        tokens = json.JSONEncoder(default=_plain).iterencode(keywords | tensors)
+        keywords = json.loads("".join(itertools.islice(tokens, _ARGUMENTS)))  # cut short, where they have no end
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise Refused(f"{network.name:.100} without its constructor's plain arguments ({error!r:.100})") from error
     if arguments:
-        raise ValueError(f"{what}: {network.name} constructed with {arguments}, whose names the file does not hold")
+        raise Refused(f"{network.name:.100} constructed with {len(arguments)} arguments whose names it does not hold")
     return {"class_name": network.name, **keywords}
 
 
-def _module_tensors(module: Inert, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """What `torch.nn.Module.state_dict` holds: parameters and persistent buffers, by their dotted names."""
-    for name, tensor in (module.state["_parameters"] | module.state["_buffers"]).items():
-        if tensor is not None and name not in module.state["_non_persistent_buffers_set"]:
-            yield prefix + name, tensor
-    for name, child in module.state["_modules"].items():
-        yield from _module_tensors(child, f"{prefix}{name}.")
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy as Python's."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{getattr(value, 'name', type(value).__name__):.100} is not plain")
+    return array.tolist()
 
 
-def _script_tensors(module: Inert, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors among the attributes of a TorchScript's modules, by their dotted names."""
-    for name, value in module.state.items():
-        if isinstance(value, Tensor):
-            yield prefix + name, value
-        elif isinstance(value, Inert):
-            yield from _script_tensors(value, f"{prefix}{name}.")
+def _tensors(module: Inert, parts: Callable[[dict], Iterable[tuple[str, Any]]]) -> dict[str, Tensor]:
+    """The tensors in a module and in those within, by their dotted names."""
+    found, left = {}, [("", module)]
+    for _ in range(_MODULES):
+        if not left:
+            return found
+        prefix, module = left.pop()
+        for name, part in parts(module.state):
+            if len(prefix + name) > _LONGEST:
+                raise Refused(f"has arrays with names of more than {_LONGEST:,} characters")
+            if isinstance(part, Tensor):
+                found[prefix + name] = part
+            elif isinstance(part, Inert):
+                left.append((f"{prefix}{name}.", part))
+    raise Refused(f"has more than {_MODULES:,} modules")
+
+
+def _of_module(state: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+    """What `torch.nn.Module.state_dict` holds: parameters and persistent buffers."""
+    parts = state["_parameters"] | state["_buffers"] | state["_modules"]
+    return [(name, parts[name]) for name in parts if name not in state["_non_persistent_buffers_set"]]

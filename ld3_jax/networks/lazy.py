@@ -1,9 +1,11 @@
 """Arrays by name that are read when they are asked for, so that a file of gigabytes is never in memory as a whole."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 
 import numpy as np
+
+_SHOWN = 5
 
 
 class Lazy(Mapping[str, np.ndarray]):
@@ -38,3 +40,9 @@ def renamed(arrays: Mapping[str, np.ndarray], names: Mapping[str, str]) -> Lazy:
 def joined(*parts: Mapping[str, np.ndarray]) -> Lazy:
     """The arrays of all parts, of which none is read; where two parts share a name, the later one's."""
     return Lazy({name: partial(part.__getitem__, name) for part in parts for name in part})
+
+
+def some(names: Collection[str]) -> str:
+    """The first few of some names of a file, for a message, which shall not repeat all of it."""
+    shown = ", ".join(f"{name:.100}" for name in sorted(names)[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -2,18 +2,22 @@
 
 A pickle names the functions that rebuild its objects, so reading one with `pickle.load` runs whatever its author chose;
 EDM's files even carry their networks' source, to be executed. Here names are looked up in a short table of this
-module's own functions, which make arrays and nothing else. Classes that checkpoints mention but nobody needs become
-`Inert` objects and are never imported. Any other name is refused.
+module's own functions, which make arrays and nothing else. Any other name becomes an `Inert` object, which is never
+imported. Those of Python and NumPy that stand for no data are refused, since they are there to run code.
 
-Tensors stay where they are in the file until `Tensor.array` is called, so an optimiser's state costs no memory.
+Tensors stay where they are in the file until `Tensor.array` is called, so an optimiser's state costs no memory. Time
+and memory are in proportion to the file, whatever it nests, repeats or shares.
 """
 
 import functools
 import math
 import operator
 import pickle
+import re
+import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BufferedIOBase, BytesIO
 from typing import Any, NamedTuple
 
@@ -33,11 +37,36 @@ _STORAGES = {
     "torch.ByteStorage": np.dtype("u1"),
     "torch.BoolStorage": np.dtype("?"),
 }
-# What training frameworks leave in a checkpoint beside the weights, and classes that are only ever an argument.
-_INERT_PREFIXES = ("lightning.", "pytorch_lightning.", "omegaconf.", "torch.nn.modules.", "__torch__.")
-_INERT = {"typing.Any", "collections.defaultdict", "numpy.ndarray", *_STORAGES} | {
-    f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "object", "str", "tuple")
-}
+_OF_PYTHON = {*sys.stdlib_module_names, "numpy"}
+# Names of these that stand for data.
+_DATA = re.compile(
+    r"(argparse|array|collections|copyreg|datetime|decimal|enum|fractions|ipaddress|itertools|logging|pathlib|queue|"
+    r"random|string|typing|uuid|zoneinfo|numpy\.(core|_core|ma|random))\.|(numpy|builtins)\.(bool|byte|complex|date|dict|"
+    r"float|frozen|int|list|ndarray|object|range|slice|str|time|tuple|uint|void)|functools\.partial|re\._compile|types\.Simp"
+)
+_SIZED = (bytes, str, list, tuple, dict, set)
+_QUOTED = 400  # characters of an error's text, which may quote a file
+
+
+class Refused(ValueError):
+    """A file is whole, and not one that is read."""
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Make any error within one ValueError that names the file, and quotes little of it.
+
+    A damaged file may raise nearly anything.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        if isinstance(error, ValueError) and text.startswith(what):
+            raise
+        if not isinstance(error, Refused):
+            text = f"cut short or damaged ({type(error).__name__}: {text:.{_QUOTED}})"
+        raise Refused(f"{what}: {text:.{2 * _QUOTED}}") from error
 
 
 class Storage(NamedTuple):
@@ -72,21 +101,24 @@ class Tensor(NamedTuple):
 
 
 class Inert:
-    """Stands for an object of a class that is not imported: the class's name and the state that the pickle gave."""
+    """Stands for a class that is not imported, or an object of it: the class's name and the state that a pickle gave.
 
-    name = ""
-    state: Any = None
+    Called, it gives another one.
+    """
 
-    def __init__(self, *args: Any, **kwargs: Any): ...
+    def __init__(self, name: str):
+        self.name = name
+        self.state: Any = None
+
+    def __call__(self, *args: Any) -> "Inert":
+        return Inert(self.name)
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
-    def __setitem__(self, key: Any, value: Any) -> None: ...
+    def _ignore(self, *_: Any) -> None: ...
 
-    def append(self, item: Any) -> None: ...
-
-    def extend(self, items: Any) -> None: ...
+    __setitem__ = append = extend = add = _ignore
 
 
 def load(file: BufferedIOBase, what: str, storage: Callable[[np.dtype, str, int], Storage] | None = None) -> Any:
@@ -98,18 +130,14 @@ def load(file: BufferedIOBase, what: str, storage: Callable[[np.dtype, str, int]
         storage: storage(dtype, key, count) finds the numbers that a torch file keeps outside of its pickle.
 
     Returns:
-        The object.
+        The object. An array of anything but numbers is empty and of dtype object.
 
     Raises:
-        ValueError: if the stream is cut short or damaged, or names anything that rebuilding arrays does not need. The
-            message says what; nothing of it has been imported or called.
+        ValueError: if the stream is cut short or damaged, asks for far more work than its length is worth, or names
+            anything of Python that stands for no data. The message says what; nothing of it was imported or called.
     """
-    try:
-        return _Unpickler(file, what, storage).load()
-    except Refused:
-        raise
-    except Exception as error:  # a damaged stream may ask for anything, and so raise nearly anything
-        raise ValueError(f"{what}: cut short or damaged ({type(error).__name__}: {error})") from error
+    with naming(what):
+        return _Unpickler(file, storage).load()
 
 
 def load_stream(file: BufferedIOBase, what: str) -> Any:
@@ -126,6 +154,7 @@ def load_stream(file: BufferedIOBase, what: str) -> Any:
     places: dict[str, int] = {}
     sizes: dict[str, int] = {}
 
+    @functools.cache
     def read(key: str) -> bytes:
         file.seek(places[key])
         return file.read(sizes[key])
@@ -134,7 +163,7 @@ def load_stream(file: BufferedIOBase, what: str) -> Any:
         if count < 0:
             raise ValueError(f"a storage of {count} numbers")
         sizes[key] = dtype.itemsize * count
-        return Storage(dtype, functools.cache(functools.partial(read, key)))
+        return Storage(dtype, functools.partial(read, key))
 
     load(file, what)
     load(file, what)
@@ -146,50 +175,85 @@ def load_stream(file: BufferedIOBase, what: str) -> Any:
         places[key] = place + 8
         place += 8 + sizes.get(key, 0)
     if place != end or sizes.keys() - places.keys():
-        raise ValueError(f"{what}: cut short or damaged ({end} bytes where {place} belong)")
+        raise Refused(f"{what}: cut short or damaged ({end} bytes where {place} belong)")
     return content
 
 
-# The reader that is written in Python; the other one allocates memory as a damaged file says, before it reads on.
-_OPCODES = {code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]}
+class _Within(BytesIO):
+    """A pickle within a pickle, which holds no other."""
 
 
-class Refused(ValueError):
-    """A pickle names something that no file of weights needs."""
+class _Tuple(tuple):
+    """A tuple with a hash of its place alone: that of nested tuples takes for ever, or all of the stack."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
 
 
 class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
-    dispatch = _OPCODES
+    """The reader that is written in Python; the other one allocates memory as a damaged file says, then reads."""
 
-    def __init__(self, file: BufferedIOBase, what: str, storage: Callable[[np.dtype, str, int], Storage] | None):
+    def __init__(self, file: BufferedIOBase, storage: Callable[[np.dtype, str, int], Storage] | None):
         super().__init__(file, encoding="latin1")
-        self._what, self._storage = what, storage
+        self._storage, self._within, place = storage, isinstance(file, _Within), file.tell()
+        self._left = 1000 + 4 * (file.seek(0, 2) - place)
+        file.seek(place)
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}".replace("__builtin__.", "builtins.")  # Python 2's name is in old protocols
-        if full in _REBUILD:
+        if full in _REBUILD and not (self._within and full == "torch.storage._load_from_bytes"):
             return _REBUILD[full]
-        if full in _INERT or full.startswith(_INERT_PREFIXES):
-            return _inert(full)
-        raise Refused(f"{self._what} names {full}, which no file of weights needs; refused, and nothing was run")
+        if full.partition(".")[0] in _OF_PYTHON and not _DATA.match(full):
+            raise Refused(f"names {full:.100}, which no file of weights needs; refused, and nothing was run")
+        rebuilds = full.startswith("torch._utils._rebuild")
+        return _Function(functools.partial(_unread, full)) if rebuilds else Inert(full[:_QUOTED])
 
-    def persistent_load(self, pid: Any) -> Storage:
+    def persistent_load(self, pid: Any) -> Storage | Inert:
         kind, storage, key, _, count, *view = pid
         if kind != "storage" or any(part is not None for part in view) or self._storage is None:
-            raise ValueError(f"unknown reference {pid!r}")
-        return self._storage(_STORAGES[storage.name], key, count)
+            raise ValueError("unknown reference to a storage")
+        return self._storage(_STORAGES[storage.name], key, count) if storage.name in _STORAGES else storage
+
+    def load_reduce(self) -> None:
+        self._charge()
+        super().load_reduce()
+
+    def load_build(self) -> None:
+        self._charge()
+        super().load_build()
+
+    def _charge(self) -> None:
+        """A short pickle could have something long copied by a function, any number of times."""
+        given = self.stack[-1]
+        within = given if isinstance(given, tuple) else ()
+        self._left -= sum(len(one) for one in (given, *within) if isinstance(one, _SIZED))
+        if self._left < 0:
+            raise Refused("asks for more work than a file of its length needs; refused")
+
+    load_newobj = load_reduce
+
+    load_bytearray8 = pickle._Unpickler.load_binbytes8
+    load_frozenset = pickle._Unpickler.load_tuple
+
+
+def _hashed(load: Callable[[_Unpickler], None]) -> Callable[[_Unpickler], Any]:
+    return lambda self: (load(self), self.stack.append(_Tuple(self.stack.pop())))
+
+
+_LOADS = {code: getattr(_Unpickler, load.__name__) for code, load in _Unpickler.dispatch.items()}
+_LOADS.pop(pickle.LONG4[0])  # integers of more than 2,000 bits
+_Unpickler.dispatch = {code: _hashed(load) if "load_tuple" in load.__name__ else load for code, load in _LOADS.items()}
 
 
 class _DType:
-    """A NumPy dtype of numbers under construction: the byte order comes as state."""
+    """A NumPy dtype under construction: the byte order comes as state. None if it is not of numbers."""
 
     def __init__(self, code: str, *flags: Any):
-        self.value = np.dtype(code)
-        if self.value.kind not in "biufc":
-            raise ValueError(f"arrays of dtype {code!r} are not read")
+        numeric = isinstance(code, str) and re.fullmatch(r"[biufc]\d{1,2}", code)
+        self.value = np.dtype(code) if numeric else None
 
     def __setstate__(self, state: tuple) -> None:
-        self.value = self.value.newbyteorder(state[1])
+        self.value = None if self.value is None else self.value.newbyteorder(state[1])
 
 
 class _Array(np.ndarray):
@@ -197,7 +261,10 @@ class _Array(np.ndarray):
 
     def __setstate__(self, state: tuple) -> None:
         version, shape, dtype, fortran, data = state
-        super().__setstate__((version, shape, dtype.value, fortran, bytes(data)))
+        if isinstance(dtype, _DType) and dtype.value is not None:
+            super().__setstate__((version, shape, dtype.value, fortran, _bytes(data)))
+
+    __setitem__ = None
 
 
 class _Function:
@@ -213,14 +280,18 @@ class _Function:
         raise ValueError("a function has no state")
 
 
-@functools.cache
-def _inert(name: str) -> type[Inert]:
-    return type("Inert", (Inert,), {"name": name})
+def _unread(name: str, *_: Any) -> Tensor:
+    """A tensor that is refused when it is asked for."""
+
+    def read() -> bytes:
+        raise Refused(f"a tensor made by {name:.100}, which is not read")
+
+    return Tensor(Storage(np.dtype("u1"), read), 0, (), ())
 
 
-def _tensor(storage: Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> Tensor:
+def _tensor(storage: Storage | Inert, offset: int, shape: tuple, strides: tuple, *_: Any) -> Tensor:
     if not isinstance(storage, Storage):
-        raise ValueError(f"a tensor on {storage!r}")
+        return _unread(storage.name)
     index = operator.index
     return Tensor(storage, index(offset), tuple(map(index, shape)), tuple(map(index, strides)))
 
@@ -230,33 +301,34 @@ def _parameter(tensor: Tensor, *_: Any) -> Tensor:
 
 
 def _storage_of_bytes(data: bytes) -> Any:
-    return load_stream(BytesIO(data), "a tensor")
+    return load_stream(_Within(data), "a tensor")
 
 
 def _persistent(meta: dict) -> Inert:
-    module = _inert(str(meta["class_name"]))()
+    module = Inert(meta["class_name"][:_QUOTED])
     module.state = meta["state"]
     return module
 
 
 def _array(*_: Any) -> _Array:
-    return _Array((0,))
+    return _Array((0,), object)
 
 
-def _scalar(dtype: _DType, data: bytes) -> np.generic:
-    return np.frombuffer(data, dtype.value)[0]
+def _scalar(dtype: _DType, data: bytes | str) -> np.generic | Inert:
+    return Inert("numpy.generic") if dtype.value is None else np.frombuffer(_bytes(data), dtype.value)[0]
 
 
 def _list(values: list) -> list:
     return list(values)
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    return text.encode("latin1")
+def _bytes(data: bytes | str, *_: Any) -> bytes:
+    """In pickles of old protocols, bytes are text."""
+    return data.encode("latin1") if isinstance(data, str) else memoryview(data).tobytes()
 
 
 _FUNCTIONS = {
-    "_codecs.encode": _encode,
+    "_codecs.encode": _bytes,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,

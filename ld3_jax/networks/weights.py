@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from ld3_jax.networks.lazy import some
+
 _OFFICIAL = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
-_SHOWN = 5
 
 
 def abstract(module: nn.Module, *args: Any, **kwargs: Any) -> PyTree:
@@ -26,6 +27,11 @@ def abstract(module: nn.Module, *args: Any, **kwargs: Any) -> PyTree:
 def count(params: PyTree) -> int:
     """How many numbers a pytree of arrays or shapes holds."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def names(shapes: PyTree, prefix: str = "") -> set[str]:
+    """The published names of a module's parameters, from `abstract`."""
+    return {_official_name(path, prefix) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
 
 
 def fill(
@@ -54,12 +60,9 @@ def fill(
     wanted = {_official_name(path, prefix): leaf for path, leaf in paths}
     kernels = {_official_name(path, prefix) for path, _ in paths if path[-1].key == "kernel"}
     theirs = {name for name in state if name.startswith(prefix) and not name.endswith(tuple(ignore))}
-    for problem, names in (("lacks", wanted.keys() - theirs), ("has unknown arrays", theirs - wanted.keys())):
-        if names:
-            shown = ", ".join(sorted(names)[:_SHOWN]) + (
-                f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            )
-            raise ValueError(f"{what} {problem}: {shown}")
+    for problem, which in (("lacks", wanted.keys() - theirs), ("has unknown arrays", theirs - wanted.keys())):
+        if which:
+            raise ValueError(f"{what} {problem}: {some(which)}")
     leaves = []
     for name, leaf in wanted.items():
         array = np.asarray(state[name])
