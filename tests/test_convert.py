@@ -1,20 +1,24 @@
 """From an official address to safetensors: downloads that resume and are verified, and the conversion."""
 
+import gzip
 import hashlib
 import http.server
 import io
 import itertools
 import threading
+import urllib.request
+from types import MappingProxyType
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from mains import main
 
 from ld3_jax.networks import files
 from ld3_jax.pretrained import download
 
-CONTENT = bytes(range(256)) * 20_000  # five of the chunks that are read at a time
+CONTENT = safetensors.numpy.save({"w": np.arange(1_280_000, dtype=np.float32)})  # five of the chunks that are read
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -23,12 +27,14 @@ def server():
     """A server that understands ranges, writes down what it was asked for, and breaks off when told to."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        content, asked, cuts, ranges = CONTENT, [], [], True
+        content, asked, cuts, ranges, length, shift = CONTENT, [], [], True, True, 0
+        more = MappingProxyType({})  # headers
 
         def do_GET(self):
             asked = self.headers["Range"]
             self.asked.append(asked)
-            start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.ranges else 0
+            same = self.headers["If-Range"] in (None, self.more.get("ETag"))
+            start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.ranges and same else 0
             if self.path != "/weights":
                 self.send_error(404)
                 return
@@ -38,7 +44,13 @@ def server():
                 self.end_headers()
                 return
             self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(self.content) - start))
+            if start:
+                start += self.shift
+                self.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
+            if self.length:
+                self.send_header("Content-Length", str(len(self.content) - start))
+            for name, value in self.more.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(self.content[start : self.cuts.pop(0) if self.cuts else None])
 
@@ -104,6 +116,66 @@ def test_a_server_without_ranges_starts_over(server, tmp_path):
     (tmp_path / "weights.part").write_bytes(b"old" * 100)
     download.download(server.url, DIGEST, tmp_path / "weights")
     assert (tmp_path / "weights").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("server_is", "part", "version", "asked"),
+    [
+        ({"length": False}, b"", "", [None]),
+        ({"length": False, "more": {"ETag": '"1"'}}, CONTENT[:1000], '"1"', ["bytes=1000-"]),
+        ({"more": {"Last-Modified": "today"}, "cuts": [0]}, b"", "", [None]),
+        ({}, CONTENT[:1000], "", [None]),  # nothing says that it is the same file
+        ({"more": {"ETag": '"2"'}}, b"other" * 100, '"1"', ["bytes=500-"]),  # answers with the whole
+        ({"more": {"ETag": '"1"'}, "shift": 10}, CONTENT[:1000], '"1"', ["bytes=1000-", None]),
+        ({"more": {"ETag": '"1"'}}, CONTENT + b"more", '"1"', [f"bytes={len(CONTENT) + 4}-", None]),
+    ],
+    ids=["no length", "no length, goes on", "cut", "no version", "changed", "other bytes", "too long"],
+)
+def test_without_a_hash_only_the_whole_of_one_file_is_taken(server, server_is, part, version, asked, tmp_path):
+    for name, value in server_is.items():
+        setattr(server, name, value)
+    if part:
+        (tmp_path / "weights.part").write_bytes(part)
+        (tmp_path / "weights.part.version").write_text(version)
+    if server.cuts:
+        with pytest.raises(ConnectionError, match="broken off: 0 of"):
+            download.download(server.url, None, tmp_path / "weights")
+        assert (tmp_path / "weights.part.version").read_text() == "today"
+    else:
+        download.download(server.url, None, tmp_path / "weights")
+        assert (tmp_path / "weights").read_bytes() == CONTENT
+        assert names(tmp_path) == ["weights"]
+    assert server.asked == asked
+
+
+@pytest.mark.parametrize(
+    ("server_is", "error", "message"),
+    [
+        (
+            {"content": b"<html>sign in</html>", "more": {"Content-Type": "text/html"}},
+            ConnectionError,
+            "a web page in place",
+        ),
+        ({"content": b"<html>sign in</html>"}, ValueError, "begins with b'<html>.*a web page.*; deleted"),
+        ({"more": {"Content-Encoding": "gzip"}}, ConnectionError, "answers with gzip in place of the file"),
+        ({"content": gzip.compress(b"weights")}, ValueError, r"\(gzip\); deleted"),
+        ({"length": False, "cuts": [1000]}, ValueError, "cut short or damaged.*; deleted"),
+        ({"content": b""}, ConnectionError, "416"),
+    ],
+)
+def test_without_a_hash_what_is_no_file_of_weights_is_refused(server, server_is, error, message, tmp_path):
+    for name, value in server_is.items():
+        setattr(server, name, value)
+    with pytest.raises(error, match=message):
+        download.download(server.url, None, tmp_path / "weights")
+    assert not names(tmp_path)
+
+
+def test_a_redirect_away_from_https_is_not_followed():
+    request = urllib.request.Request("https://a/weights")
+    with pytest.raises(ConnectionError, match="redirects from https to http://b/weights"):
+        download._Redirects().redirect_request(request, None, 302, "", {}, "http://b/weights")
+    assert download._Redirects().redirect_request(request, None, 302, "", {}, "https://b/weights").host == "b"
 
 
 def test_a_run_killed_after_the_last_byte_needs_no_more(server, tmp_path):

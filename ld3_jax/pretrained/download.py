@@ -1,11 +1,13 @@
 """Where the published weights lie, and a download that resumes and is verified."""
 
 import http.client
+import itertools
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import filelock
 
@@ -13,6 +15,7 @@ from ld3_jax.networks import files
 
 _CHUNK = 1 << 20
 _TIMEOUT_S = 30.0
+_LOOKED_AT = 10_000  # the most files of a folder, to name those of weights
 
 
 class Source(NamedTuple):
@@ -65,7 +68,8 @@ def fetch(path: Path, on_progress: Callable[[str, int, int], None] = lambda labe
     if path.is_file():
         return path
     if path.is_dir():
-        within = sorted(str(file) for suffix in files.SUFFIXES for file in path.rglob(f"*{suffix}"))[:10]
+        found = itertools.islice(itertools.chain(path.glob("*"), path.glob("*/*")), _LOOKED_AT)
+        within = sorted(str(file) for file in found if file.name.endswith(files.SUFFIXES))[:10]
         raise ValueError(f"{path} is a folder; give the file of the weights" + (f", one of {within}" if within else ""))
     if path.name not in SOURCES:
         raise FileNotFoundError(f"no file {path}; by these names files are downloaded: {', '.join(SOURCES)}")
@@ -82,13 +86,14 @@ def download(
 
     Args:
         url: the address.
-        sha256: of the whole file, or None where it is not known; then the length alone is verified.
+        sha256: of the whole file, or None where it is not known; then it must be read as a whole file of weights, and
+            an earlier try goes on only where the server says that its file has not changed.
         path: where the file shall lie; nothing lies there before it is whole and verified.
-        on_progress: called with the numbers of bytes that are here and that are expected.
+        on_progress: called with the numbers of bytes that are here and that are expected, where the server says these.
 
     Raises:
         ConnectionError: if the address cannot be reached, refuses, or breaks off; the message says how to go on.
-        ValueError: if the file is not the one with that SHA-256; then it is deleted.
+        ValueError: if the file is not the one with that SHA-256, or not of weights; then it is deleted.
     """
     part = path.with_name(f"{path.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -96,37 +101,69 @@ def download(
         if path.is_file():  # another process had the lock, and fetched it
             return
         try:
-            _receive(url, part, on_progress)
+            _receive(url, sha256, part, on_progress)
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             here = part.stat().st_size if part.is_file() else 0
             raise ConnectionError(
                 f"cannot download {url} ({error}). The same command goes on from the {here:,} bytes in {part}; "
                 f"or get the file in another way and put it at {path}"
             ) from error
-        if sha256 and (digest := files.sha256(part)) != sha256:
+        _version(part).unlink(missing_ok=True)
+        try:
+            if sha256 is None:
+                files.read(part)
+            elif (digest := files.sha256(part)) != sha256:
+                raise ValueError(f"its SHA-256 is {digest} where {sha256} is expected")
+        except ValueError as error:
             part.unlink()
-            raise ValueError(f"{url}: its SHA-256 is {digest} where {sha256} is expected; deleted")
+            raise ValueError(f"{url}: {error}; deleted") from error
         part.replace(path)
 
 
-def _receive(url: str, part: Path, on_progress: Callable[[int, int], None]) -> None:
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req: urllib.request.Request, *args: Any) -> urllib.request.Request | None:
+        if req.type == "https" and not args[-1].startswith("https:"):
+            raise ConnectionError(f"redirects from https to {args[-1]:.200}")
+        return super().redirect_request(req, *args)
+
+
+def _version(part: Path) -> Path:
+    """Where it is noted which version of a file, by ETag or date, a partial one is of."""
+    return part.with_name(f"{part.name}.version")
+
+
+def _receive(url: str, sha256: str | None, part: Path, on_progress: Callable[[int, int], None]) -> None:
     """Bring the partial file to its full length."""
-    here = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={here}-"} if here else {})
+    version = _version(part).read_text() if _version(part).is_file() else ""
+    here = part.stat().st_size if part.is_file() and (sha256 or version) else 0
+    headers = {"Range": f"bytes={here}-", "If-Range": version} if here else {}
+    request = urllib.request.Request(url, headers={name: value for name, value in headers.items() if value})
     try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+        response = urllib.request.build_opener(_Redirects).open(request, timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and error.headers["Content-Range"] == f"bytes */{here}":
-            return  # an earlier run was killed after the last byte
-        raise
+        if error.code != 416:
+            raise
+        response = error
     with response:
-        resumed = response.status == 206
-        here = here if resumed else 0
-        total = here + int(response.headers["Content-Length"])
+        given, sent = response.headers, response.headers["Content-Range"] or ""
+        if here and response.status == 416 and sent == f"bytes */{here}":
+            return  # an earlier run was killed after the last byte
+        now, span = given["ETag"] or given["Last-Modified"] or "", re.fullmatch(rf"bytes {here}-\d+/(\d+)", sent)
+        resumed = response.status == 206 and span and now == (version or now)
+        if not resumed and response.status != 200:  # other bytes, another version, or too many here
+            if not here:
+                raise ConnectionError(f"answers with status {response.status} {sent:.80}")
+            part.unlink()
+            return _receive(url, sha256, part, on_progress)
+        if given.get_content_type() == "text/html" or given["Content-Encoding"] not in (None, "identity"):
+            raise ConnectionError(f"answers with {given['Content-Encoding'] or 'a web page'} in place of the file")
+        here, total = (here, int(span[1])) if resumed else (0, response.length)
+        _version(part).write_text(now)
         with part.open("ab" if resumed else "wb") as file:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
                 here += len(chunk)
-                on_progress(here, total)
-    if (size := part.stat().st_size) != total:
-        raise ConnectionError(f"broken off: {size:,} of {total:,} bytes are here")
+                if total:
+                    on_progress(here, total)
+    if total is not None and here != total:
+        raise ConnectionError(f"broken off: {here:,} of {total:,} bytes are here")
