@@ -12,6 +12,7 @@ def get_config() -> config_dict.ConfigDict:
     c.network.name = "quasar72"  # a name that ld3_jax.pretrained knows
     c.network.file = ""  # its weights; an official file that is missing is downloaded
     c.network.first_stage = ""  # weights of a latent model's first stage, where they are in a file of their own
+    c.network.prediction = ""  # what a latent model's network predicts: noise v data ...; "": as its file says
     c.network.dtype = "float32"  # of the computation inside the network: float32 bfloat16
     c.network.guidance = 1.0  # scale of classifier-free guidance; 1: none
     c.network.prompts = ""  # a file of prompts, one a line, or MS-COCO's captions

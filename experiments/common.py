@@ -104,10 +104,21 @@ def path_flag(name: str, default: str | None, what: str) -> flags.FlagHolder:
     return holder
 
 
-def schedule_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
-    """The flags --schedule and --nfe: what was learned, and for how many calls."""
-    return path_flag("schedule", None, "A schedule.json that experiments.train wrote."), flags.DEFINE_integer(
-        "nfe", None, "Network calls, if a curve was learned; default the schedule's.", lower_bound=1
+# What a schedule's model is read from, and the flags that say where it is now.
+MOVED = {"file": "weights", "first_stage": "first_stage", "prompts": "prompts", "text_encoder": "text_encoder"}
+
+
+def schedule_flags() -> tuple[flags.FlagHolder, flags.FlagHolder, dict[str, flags.FlagHolder]]:
+    """The flags --schedule and --nfe: what was learned, and for how many calls; and where its model's files are now."""
+    return (
+        path_flag("schedule", None, "A schedule.json that experiments.train wrote."),
+        flags.DEFINE_integer(
+            "nfe", None, "Network calls, if a curve was learned; default the schedule's.", lower_bound=1
+        ),
+        {
+            name: path_flag(flag, None, f"The schedule's network.{name}, if it lies elsewhere.")
+            for name, flag in MOVED.items()
+        },
     )
 
 

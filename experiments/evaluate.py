@@ -20,7 +20,7 @@ from ld3_jax.learning import Learned, Student, kl_bound, make_student
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, Teacher
 
-_SCHEDULE, _NFE = common.schedule_flags()
+_SCHEDULE, _NFE, _MOVED = common.schedule_flags()
 _NUM = flags.DEFINE_integer("num", 200, "How many noises.", **common.COUNT)
 _SEED = flags.DEFINE_integer("seed", 1000, "Seed of the noise; not the one it was learned with.", **common.SEED)
 _TEACHER_NFE = flags.DEFINE_integer("teacher_nfe", 60, "Network calls of the teacher: UniPC-3 on the logsnr grid.")
@@ -44,7 +44,7 @@ def main() -> None:
         raise ValueError(f"--baselines takes some of {list(BASELINES)}, got {sorted(unknown)}")
     if _OUT.value:
         check_writable(Path(_OUT.value))
-    learned, model = models.of_schedule(Path(_SCHEDULE.value), _NFE.value)
+    learned, model = models.of_schedule(Path(_SCHEDULE.value), _NFE.value, _MOVED)
     if _DISTANCES.value:
         distributions.check(model, _NUM.value)
     measures = comparison.load_measures(learned.losses.get("loss", "l2"), model)

@@ -31,7 +31,7 @@ from ld3_jax.poses import PoseNoise, diffdock
 from ld3_jax.pretrained import Pretrained
 from ld3_jax.solvers import Table, integrate, plain
 
-_SCHEDULE, _NFE = common.schedule_flags()
+_SCHEDULE, _NFE, _MOVED = common.schedule_flags()
 _OUT = common.path_flag("out", None, "Where to write.")
 _LAST = flags.DEFINE_enum(
     "last", "kept", ["kept", "zero", "dropped"], "Of sigmas: the last one as it is, as 0, or left out."
@@ -68,7 +68,7 @@ class Source:
 
     @functools.cached_property
     def _loaded(self) -> tuple[Learned, Pretrained]:
-        return models.of_schedule(self._path, self._nfe)
+        return models.of_schedule(self._path, self._nfe, _MOVED)
 
 
 class Written(NamedTuple):

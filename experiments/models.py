@@ -28,12 +28,13 @@ def of_config(config: config_dict.ConfigDict) -> Pretrained:
     return _load(settings.pop("name"), settings)
 
 
-def of_schedule(path: Path, nfe: int | None = None) -> tuple[Learned, Pretrained]:
+def of_schedule(path: Path, nfe: int | None = None, moved: dict[str, Any] | None = None) -> tuple[Learned, Pretrained]:
     """Read a schedule, and load the model that it was learned for.
 
     Args:
         path: the schedule.json.
         nfe: read a learned curve off at so many network calls; None: the schedule as it is.
+        moved: flags that say where the model's files are now. A file is downloaded only to where they say.
 
     Raises:
         FileNotFoundError, ValueError: see `learning.load`, `Learned.for_calls` and `pretrained.load`.
@@ -44,9 +45,15 @@ def of_schedule(path: Path, nfe: int | None = None) -> tuple[Learned, Pretrained
     if missing := [key for key in ("name", "digest") if key not in record]:
         raise ValueError(f"{path}: its model lacks {missing}")
     names = [field.name for field in dataclasses.fields(pretrained.Settings)]
-    model = _load(record["name"], {name: record[name] for name in names if name in record})
+    here = {name: flag.value for name, flag in (moved or {}).items() if flag.value}
+    for name, flag in common.MOVED.items():
+        if name not in here and record.get(name) and not Path(str(record[name])).exists():
+            raise FileNotFoundError(
+                f"{path}: no file {record[name]!s:.200}, its network.{name}; --{flag} says where it is"
+            )
+    model = _load(record["name"], {name: record[name] for name in names if name in record} | here)
     here = model.identity()
-    if any(here.get(key) != record.get(key, here.get(key)) for key in ("digest", "decoder")):
+    if any(here.get(key) != record.get(key, here.get(key)) for key in ("digest", "decoder", "predicts")):
         raise ValueError(f"{path} was learned for another model: {record}, here is {here}")
     try:
         learned = learned.for_calls(learned.solver.nfe if nfe is None else nfe, model.schedule)

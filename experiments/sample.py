@@ -17,7 +17,7 @@ from experiments import common, many, models, pictures
 from ld3_jax.disk import check_writable, write_atomically
 from ld3_jax.pretrained import Pretrained
 
-_SCHEDULE, _NFE = common.schedule_flags()
+_SCHEDULE, _NFE, _MOVED = common.schedule_flags()
 _NUM = flags.DEFINE_integer("num", 64, "How many samples.", **common.COUNT)
 _OUT = common.path_flag(
     "out",
@@ -37,7 +37,7 @@ def main() -> None:
     out, num, seed = Path(_OUT.value), _NUM.value, _SEED.value
     is_folder = _OUT.value.endswith("/") or not out.suffix
     check_writable(out / "config.json" if is_folder else out)
-    learned, model = models.of_schedule(Path(_SCHEDULE.value), _NFE.value)
+    learned, model = models.of_schedule(Path(_SCHEDULE.value), _NFE.value, _MOVED)
     what = f"samples of {model}, {learned.solver}, learned"
     if is_folder:
         if _FORMAT.value not in many.formats(model):

@@ -1,6 +1,7 @@
 """Published latent-diffusion models: sizes, schedules, conventions, reading under the original names, a whole run."""
 
 import functools
+import itertools
 from dataclasses import replace
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ import pytest
 
 from ld3_jax import denoisers, solvers
 from ld3_jax.networks import latent, weights
+from ld3_jax.networks.files import MARKER, Checkpoint
 from ld3_jax.networks.latent import NETWORKS, from_random, from_state, shrink
 from ld3_jax.networks.unet import UNet
 
@@ -118,6 +120,105 @@ def test_moving_averages_are_taken_where_a_file_holds_them():
     read = from_state(network, last | averages, "file")
     assert equal(read.model, from_random(network, seed=1).model)
     assert equal(read.decode, from_random(network, seed=0).decode)
+
+
+def test_averages_of_some_arrays_alone_are_refused():
+    network = shrink(NETWORKS["lsun_bedroom"])
+    state = original_file(network)
+    names = [name for name in state if name.startswith("model.")]
+    for some in (names[::2], ["model.ema.of.another.kind"]):
+        averages = {"model_ema." + name.removeprefix("model.").replace(".", ""): state[names[0]] for name in some}
+        with pytest.raises(
+            ValueError, match=rf"a file: has moving averages \(model_ema\.\) of \d+ of {len(names)} arrays"
+        ):
+            from_state(network, state | averages, "a file")
+    read = from_state(network, state | {"model_ema.decay": np.ones(()), "model_ema.num_updates": np.ones(())}, "a file")
+    assert equal(read.model, from_random(network).model)
+
+
+EMPTY = np.zeros(0, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "config", "prediction", "found"),
+    [
+        ("stable_diffusion", {}, {}, "", "noise"),
+        ("stable_diffusion", {}, {}, "v", "v"),
+        ("stable_diffusion", {"v_pred": EMPTY}, {}, "", "v"),
+        ("stable_diffusion", {}, {MARKER: "v"}, "", "v"),
+        ("stable_diffusion", {}, {MARKER: "epsilon"}, "noise", "noise"),
+        ("stable_diffusion", {}, {"prediction_type": "v_prediction"}, "v", "v"),
+        ("stable_diffusion", {}, {"prediction_type": "sample"}, "", "data"),
+        ("instaflow", {}, {}, "flow", "flow"),
+        ("stable_diffusion", {"v_pred": EMPTY}, {}, "noise", "noise and v"),
+        ("stable_diffusion", {"v_pred": EMPTY}, {MARKER: "epsilon"}, "", "noise and v"),
+        ("stable_diffusion", {}, {MARKER: "x0"}, "", "x0"),
+        ("stable_diffusion", {"edm_vpred.sigma_max": EMPTY}, {}, "", "edm_vpred.sigma_max"),
+        ("stable_diffusion", {}, {}, "reversed_flow", "reversed_flow"),
+        ("instaflow", {}, {}, "v", "v"),
+        ("instaflow", {"v_pred": EMPTY}, {}, "", "v"),
+    ],
+)
+def test_a_network_predicts_what_its_file_says(name, state, config, prediction, found):
+    def read():
+        return latent.as_trained(NETWORKS[name], Checkpoint("torch", state, config), "a file", prediction)
+
+    if (name, found) in [*itertools.product(["stable_diffusion"], ["noise", "v", "data"]), ("instaflow", "flow")]:
+        assert read() == replace(NETWORKS[name], prediction=found)
+    else:
+        with pytest.raises(ValueError, match=rf"a file: network\.prediction must be one of .*{found!r}"):
+            read()
+
+
+def test_a_v_prediction_becomes_noise_by_its_formula():
+    network = replace(shrink(NETWORKS["stable_diffusion"]), unet=TimeTeller(4, 64, (1,), (), context_dim=8))
+    x, t = jax.random.normal(jax.random.key(0), (1, *network.shape)), jnp.asarray(0.25)
+    context = jnp.ones((1, *network.context_shape))
+    raw, v = (from_random(replace(network, prediction=one)).model(x, t, context) for one in ("noise", "v"))
+    schedule = network.schedule
+    np.testing.assert_allclose(v, schedule.alpha(t) * raw + schedule.sigma(t) * x, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion", "lsun_bedroom"])
+def test_a_file_of_zero_terminal_snr_has_its_noise_schedule(name):
+    usual = NETWORKS[name]
+    files = (
+        ({"v_pred": EMPTY, "ztsnr": EMPTY}, {}),
+        ({}, {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}),
+    )
+    read = [latent.as_trained(usual, Checkpoint("torch", state, config), "a file").schedule for state, config in files]
+    root = np.sqrt(np.asarray(usual.schedule.alphas_cumprod))
+    expected = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    for schedule in read:
+        np.testing.assert_allclose(schedule.alphas_cumprod[:-1], expected[:-1], rtol=1e-12)
+        assert 0 < schedule.alphas_cumprod[-1] <= 4.8973451890853435e-08
+        t = jnp.linspace(schedule.t_max, schedule.t_min, 8)
+        assert np.isfinite(schedule.lam(t)).all()
+        np.testing.assert_allclose(schedule.inverse_lam(schedule.lam(t)), t, atol=1e-4)
+    kept = {"alphas_cumprod": np.asarray(read[0].alphas_cumprod, np.float16), "v_pred": EMPTY}
+    assert latent.as_trained(usual, Checkpoint("torch", kept, {}), "a file").schedule == read[0]
+    kept = {"alphas_cumprod": np.asarray(usual.schedule.alphas_cumprod, np.float16)}
+    assert latent.as_trained(usual, Checkpoint("torch", kept, {}), "a file") == usual
+    for state, message in (
+        ({"ztsnr": EMPTY}, r"ends without signal \(ztsnr\).*network\.prediction='v'"),
+        ({"alphas_cumprod": np.linspace(0.99, 0.01, 1000)}, "another noise schedule"),
+        ({"alphas_cumprod": np.linspace(0.99, 0.01, 50)}, "another noise schedule"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            latent.as_trained(usual, Checkpoint("torch", state, {}), "a file")
+
+
+def test_samples_are_finite_where_no_signal_is_left():
+    network = latent.as_trained(NETWORKS["stable_diffusion"], Checkpoint("torch", {"ztsnr": EMPTY}, {}), "a file", "v")
+    schedule = network.schedule
+
+    def model(x, t, cond=None):  # of data that are normal, too: x_0 given x is alpha x, and v = 0
+        return denoisers.to_noise(lambda x, t, cond: 0 * x, schedule, "v")(x, t, cond)
+
+    x_T, t = jax.random.normal(jax.random.key(0), (2, 4)), jnp.linspace(1.0, 0.001, 6)
+    for solver in ("dpmpp", "ipndm"):
+        x_0 = solvers.sample(jax.tree_util.Partial(model), schedule, x_T, t, solver=solver)
+        assert np.isfinite(x_0).all(), solver
 
 
 def test_a_missing_array_is_named():

@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import json
+import time
 from pathlib import Path
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -12,11 +14,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from experiments import models
 from ld3_jax import disk, pretrained
 from ld3_jax.networks import edm, files, latent, text, weights
 from ld3_jax.networks.files import Checkpoint
 from ld3_jax.networks.unet import UNet
-from ld3_jax.pretrained import Settings
+from ld3_jax.pretrained import Settings, download
 from ld3_jax.teacher import draw_noise
 
 PREFIXES = {"unet": "model.diffusion_model.", "autoencoder": "first_stage_model."}
@@ -87,25 +90,108 @@ def test_a_pixel_model_of_another_preconditioning_is_refused(tmp_path):
         pretrained.load("cifar10", file=str(tmp_path / "a.safetensors"))
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["one file", "first stage apart"])
-def test_a_latent_model_comes_from_its_files(apart, tmp_path, monkeypatch):
-    small = latent.shrink(latent.NETWORKS["lsun_bedroom"])
-    monkeypatch.setitem(latent.NETWORKS, "lsun_bedroom", small)
-    params = weights.random(latent.shapes(small))
-    unet, first = (official(params[part], PREFIXES[part]) for part in PREFIXES)
-    if apart:
-        # The file of the first stage holds another U-Net, which must not be taken.
-        first |= {name: 0 * array for name, array in unet.items()}
-        paths = {
-            "file": write(tmp_path / "u.safetensors", unet),
-            "first_stage": write(tmp_path / "f.safetensors", first),
-        }
-    else:
-        paths = {"file": write(tmp_path / "all.safetensors", unet | first)}
-    model = pretrained.load("lsun_bedroom", **paths)
+@pytest.fixture
+def small(monkeypatch):
+    """A shrunken model in its architecture's place, and the arrays of its parts by seed."""
+    network = latent.shrink(latent.NETWORKS["lsun_bedroom"])
+    monkeypatch.setitem(latent.NETWORKS, "lsun_bedroom", network)
+    params = [weights.random(latent.shapes(network), seed) for seed in (0, 1)]
+    return network, [[official(one[part], "") for part in PREFIXES] for one in params]
+
+
+def under(prefix, state):
+    return {prefix + name: array for name, array in state.items()}
+
+
+LOSS = {"loss.discriminator.main.0.weight": np.ones((2, 2), np.float32)}
+LORA = {"lora_unet_down_blocks_0.alpha": np.ones(1, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("unet", "first"),
+    [
+        (lambda unet, own: under("model.diffusion_model.", unet) | under("first_stage_model.", own), None),
+        (lambda unet, own: under("model.diffusion_model.", unet), lambda unet, own: under("first_stage_model.", own)),
+        # A file of the first stage may hold another U-Net, which must not be taken.
+        (
+            lambda unet, own: unet,
+            lambda unet, own: own | under("model.diffusion_model.", unet | {"out.2.bias": 0 * unet["out.2.bias"]}),
+        ),
+        (lambda unet, own: unet, lambda unet, own: own | LOSS),
+        (
+            lambda unet, own: unet | own,
+            lambda unet, own: own | {"model_ema." + name.replace(".", ""): array for name, array in own.items()},
+        ),
+    ],
+    ids=["one file", "apart", "another U-Net", "LDM's own", "averages"],
+)
+def test_a_latent_model_comes_from_its_files(unet, first, small, tmp_path):
+    (_, others) = small[1]
     random = pretrained.load("lsun_bedroom", random_weights=True)
+    own, (_, other) = small[1][0], others
+    paths = {"file": write(tmp_path / "u.safetensors", unet(own[0], other if first else own[1]))}
+    if first:
+        paths["first_stage"] = write(tmp_path / "f.safetensors", first(own[0], own[1]))
+    model = pretrained.load("lsun_bedroom", **paths)
     assert same(model.model, random.model)
     assert same(model.decode, random.decode)
+    assert model.identity()["predicts"] == "noise"
+
+
+@pytest.mark.parametrize(
+    ("file", "first", "message"),
+    [
+        (
+            lambda unet, own: unet | own,
+            lambda unet, own: LORA,
+            r"f\.safetensors holds no first stage .*a LoRA: lora_unet",
+        ),
+        (
+            lambda unet, own: unet | own,
+            lambda unet, own: unet,
+            r"f\.safetensors holds no first stage .* a U-Net: input_",
+        ),
+        (lambda unet, own: unet, lambda unet, own: {}, r"u\.safetensors holds no first stage .*network\.first_stage"),
+        (lambda unet, own: own, lambda unet, own: own, r"u\.safetensors holds no U-Net .* but a first stage: decoder"),
+        (lambda unet, own: LORA, lambda unet, own: own, r"u\.safetensors holds no U-Net .* but a LoRA"),
+        (
+            lambda unet, own: unet,
+            lambda unet, own: own | {"decoder.more": np.ones(1)},
+            r"f\.safetensors has unknown arrays",
+        ),
+    ],
+)
+def test_a_file_that_does_not_hold_what_it_is_given_for_is_refused(file, first, message, small, tmp_path):
+    given = small[1][0]
+    paths = {"file": write(tmp_path / "u.safetensors", file(*given))}
+    if held := first(*given):
+        paths["first_stage"] = write(tmp_path / "f.safetensors", held)
+    with pytest.raises(ValueError, match=message):
+        pretrained.load("lsun_bedroom", **paths)
+
+
+@pytest.mark.parametrize("where", ["key", "metadata", "scheduler", "setting"])
+def test_a_files_marker_decides_what_its_network_predicts(where, small, tmp_path):
+    unet, own = small[1][0]
+    (tmp_path / "unet").mkdir()
+    path, metadata, settings = tmp_path / "unet" / "m.safetensors", {}, {}
+    state = under("model.diffusion_model.", unet) | under("first_stage_model.", own)
+    if where == "key":
+        state["v_pred"] = np.zeros(0, np.float32)
+    elif where == "metadata":
+        metadata = {files.MARKER: "v"}
+    elif where == "scheduler":
+        (tmp_path / "scheduler").mkdir()
+        (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps({"prediction_type": "v_prediction"}))
+    else:
+        settings = {"prediction": "v"}
+    safetensors.numpy.save_file(state, path, metadata)
+    model = pretrained.load("lsun_bedroom", file=str(path), **settings)
+    assert model.identity()["predicts"] == "v"
+    assert same(model.model, pretrained.load("lsun_bedroom", random_weights=True).model)
+    if where != "setting":
+        with pytest.raises(ValueError, match=r"m\.safetensors: network\.prediction must be .* 'noise and v'"):
+            pretrained.load("lsun_bedroom", file=str(path), prediction="noise")
 
 
 class ContextTeller(UNet):
@@ -224,6 +310,7 @@ def test_a_models_identity_is_that_in_the_files_of_earlier_versions(name, settin
     assert digest == disk.digest(model.model)
     assert identity == json.loads(json.dumps(identity))
     identity.pop("decoder", None)  # of a latent model, since 0.5
+    identity.pop("predicts")  # since 0.6
     assert {**dataclasses.asdict(Settings(**settings)), "name": name, "digest": digest} == identity
 
 
@@ -238,6 +325,10 @@ def test_a_models_identity_is_that_in_the_files_of_earlier_versions(name, settin
         ("hsc32", {"file": "x.pkl"}, "'hsc32' has no file"),
         ("hsc32", {"dtype": "bfloat16"}, "'hsc32' has no dtype"),
         ("cifar10", {"num_prompts": 3}, "'cifar10' has no num_prompts"),
+        ("cifar10", {"prediction": "v"}, "'cifar10' has no prediction"),
+        ("hsc32", {"prediction": "v"}, "'hsc32' has no prediction"),
+        ("instaflow", {"prediction": "noise"}, r"network\.prediction must be one of .'reversed_flow', 'flow'.*'noise'"),
+        ("lsun_bedroom", {"prediction": "eps", "file": "none"}, r"network\.prediction must be one of .*'v'.*'eps'"),
         ("imagenet256", {"prompts": "p.txt", "random_weights": True}, "'imagenet256' has no prompts"),
         ("cifar10", {}, r"network\.file must name the file of the weights"),
         ("cifar10", {"dtype": "float64"}, r"network\.dtype must be one of .*'float32'.* got 'float64'"),
@@ -264,8 +355,40 @@ def test_text_needs_prompts_and_an_encoder():
         pretrained.load("stable_diffusion", file="not-read.ckpt")
 
 
+def test_the_root_of_the_disk_is_not_searched():
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match="/ is a folder; give the file of the weights"):
+        pretrained.load("cifar10", file="/")
+    assert time.monotonic() - begun < 5
+
+
 def test_a_folder_in_place_of_a_file_names_the_files_in_it(tmp_path):
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "model.safetensors").touch()
     with pytest.raises(ValueError, match=r"is a folder; give the file of the weights, one of .*unet/model"):
         pretrained.load("cifar10", file=str(tmp_path))
+
+
+def test_a_schedules_weights_may_lie_elsewhere_and_are_downloaded_only_where_a_flag_says(tmp_path, monkeypatch):
+    small = edm.shrink(edm.NETWORKS["cifar10"])
+    monkeypatch.setitem(edm.NETWORKS, "cifar10", small)
+    states = [official(weights.random(edm.shapes(small), seed), "model.") for seed in (0, 1)]
+    first, other = (write(tmp_path / f"{i}.safetensors", state) for i, state in enumerate(states))
+    record = pretrained.load("cifar10", file=first).identity()
+    name = next(iter(download.SOURCES))
+    learned = mock.Mock(model=record | {"file": str(tmp_path / "new" / name)})
+    learned.for_calls.return_value = learned
+    learned.table = lambda schedule: jnp.zeros(3)
+    monkeypatch.setattr(models.learning, "load", lambda path: learned)
+    monkeypatch.setattr(download, "download", lambda *_: pytest.fail("a schedule chose where a download goes"))
+    moved = {"file": mock.Mock(value=first)}
+    assert models.of_schedule(Path("s.json"), None, moved)[1].settings.file == first
+    for given in (None, {"file": mock.Mock(value=None)}):
+        with pytest.raises(FileNotFoundError, match=rf"s\.json: no file .*{name}, its network\.file; --weights says"):
+            models.of_schedule(Path("s.json"), None, given)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match="was learned for another model"):
+        models.of_schedule(Path("s.json"), None, {"file": mock.Mock(value=other)})
+    learned.model = record | {"predicts": "v"}
+    with pytest.raises(ValueError, match="was learned for another model"):
+        models.of_schedule(Path("s.json"))

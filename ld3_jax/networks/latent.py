@@ -2,8 +2,8 @@
 
 A model is a U-Net on latents, a first stage that decodes them and, where it is conditioned on classes, a table of their
 embeddings. Arrays come under the names of the original files (`model.diffusion_model.`, `first_stage_model.`,
-`cond_stage_model.`); `from_diffusers_unet` and `from_diffusers_autoencoder` give these names to the arrays of files in
-the layout of the library diffusers.
+`cond_stage_model.`), or a part's alone without these beginnings, or in the layout of the library diffusers, to which
+`from_diffusers_unet` and `from_diffusers_autoencoder` give the original names.
 
 Reference: Rombach et al., arXiv:2112.10752; Liu et al., arXiv:2309.06380 (InstaFlow).
 """
@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from ld3_jax import denoisers
 from ld3_jax.networks import lazy, weights
 from ld3_jax.networks.autoencoder import Autoencoder
+from ld3_jax.networks.files import MARKER, Checkpoint
 from ld3_jax.networks.lazy import Lazy
 from ld3_jax.networks.unet import UNet
 from ld3_jax.schedules import NoiseSchedule, RectifiedFlow, VPDiscrete
@@ -30,9 +31,10 @@ from ld3_jax.schedules import NoiseSchedule, RectifiedFlow, VPDiscrete
 _STEPS = 1000
 _SHRUNKEN_IMAGE = 16  # pixels
 _UNET, _AUTOENCODER, _CLASSES = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.embedding."
+_PREFIXES = {"unet": _UNET, "autoencoder": _AUTOENCODER, "classes": _CLASSES}
 
 
-def scaled_linear(beta_start: float, beta_end: float) -> NoiseSchedule:
+def scaled_linear(beta_start: float, beta_end: float) -> VPDiscrete:
     """The schedule of latent diffusion: the square roots of 1000 betas are evenly spaced.
 
     Args:
@@ -59,7 +61,11 @@ def _at_time(unet: Partial, x: Array, t: Array, cond: PyTree = None) -> Array:
     return unet(x, _STEPS * t, cond)
 
 
-_CALLS = {"noise": _at_step, "v": _at_step, "reversed_flow": _at_time}
+_CALLS = {"noise": _at_step, "v": _at_step, "data": _at_step, "reversed_flow": _at_time, "flow": _at_time}
+_SAID = {"epsilon": "noise", "v_prediction": "v", "sample": "data"}  # as files and diffusers' schedulers say it
+_UNREAD = ("edm_mean", "edm_vpred.sigma_max")  # markers of EDM's parametrisation of latents
+_LEAST_SNR = 4.8973451890853435e-08  # the last alpha^2 that ComfyUI has where there should be no signal: lam is finite
+_HOLDS = {"lora": "a LoRA: ", "control": "a ControlNet: ", "decoder.": "a first stage: ", "blocks.": "a U-Net: "}
 
 
 @dataclass(frozen=True)
@@ -108,14 +114,7 @@ _VQ_F4 = Autoencoder(channels=128, channel_mult=(1, 2, 4), latent_channels=3, co
 _KL_F8 = Autoencoder(channels=128, channel_mult=(1, 2, 4, 4), latent_channels=4)
 
 _STABLE_DIFFUSION = LatentDiffusion(
-    UNet(
-        out_channels=4,
-        model_channels=320,
-        channel_mult=(1, 2, 4, 4),
-        attention_resolutions=(1, 2, 4),
-        num_heads=8,
-        context_dim=768,
-    ),
+    UNet(4, 320, channel_mult=(1, 2, 4, 4), attention_resolutions=(1, 2, 4), num_heads=8, context_dim=768),
     _KL_F8,
     size=64,
     schedule=scaled_linear(0.00085, 0.012),
@@ -125,26 +124,13 @@ _STABLE_DIFFUSION = LatentDiffusion(
 
 NETWORKS = {
     "lsun_bedroom": LatentDiffusion(
-        UNet(
-            out_channels=3,
-            model_channels=224,
-            channel_mult=(1, 2, 3, 4),
-            attention_resolutions=(2, 4, 8),
-            num_head_channels=32,
-        ),
+        UNet(3, 224, channel_mult=(1, 2, 3, 4), attention_resolutions=(2, 4, 8), num_head_channels=32),
         _VQ_F4,
         size=64,
         schedule=scaled_linear(0.0015, 0.0195),
     ),
     "imagenet256": LatentDiffusion(
-        UNet(
-            out_channels=3,
-            model_channels=192,
-            channel_mult=(1, 2, 3, 5),
-            attention_resolutions=(2, 4, 8),
-            num_heads=1,
-            context_dim=512,
-        ),
+        UNet(3, 192, channel_mult=(1, 2, 3, 5), attention_resolutions=(2, 4, 8), num_heads=1, context_dim=512),
         _VQ_F4,
         size=64,
         schedule=scaled_linear(0.0015, 0.0195),
@@ -202,28 +188,81 @@ def shapes(network: LatentDiffusion) -> dict[str, PyTree]:
     return found
 
 
-def from_state(
-    network: LatentDiffusion, state: Mapping[str, np.ndarray], what: str, *, dtype: jnp.dtype | type = jnp.float32
-) -> Pretrained:
-    """A model with published weights.
+def as_trained(network: LatentDiffusion, checkpoint: Checkpoint, what: str, prediction: str = "") -> LatentDiffusion:
+    """The network with the prediction and the noise schedule that its file says it was trained with.
 
-    Where the arrays hold moving averages of the U-Net's weights too (`model_ema.`), these are taken.
+    Markers are the names `v_pred`, `ztsnr` (zero terminal SNR) and `alphas_cumprod`, `modelspec.prediction_type` among
+    safetensors' metadata, and those of diffusers' schedulers.
+
+    Args:
+        network: the architecture.
+        checkpoint: its file.
+        what: what is read, for messages.
+        prediction: what the network predicts; "": as the file says, or else the architecture.
+
+    Raises:
+        ValueError: if these contradict one another, or the architecture.
+
+    Reference: Lin et al., arXiv:2305.08891 (zero terminal SNR).
+    """
+    _, state, config = checkpoint
+    said = {_SAID.get(str(config[key]), f"{config[key]!s:.80}") for key in (MARKER, "prediction_type") if key in config}
+    said |= {prediction} - {""} | ({"v"} if "v_pred" in state else set()) | {name for name in _UNREAD if name in state}
+    found, call = " and ".join(sorted(said)) or network.prediction, _CALLS[network.prediction]
+    if found not in (allowed := [name for name in _CALLS if _CALLS[name] is call]):
+        raise ValueError(
+            f"{what}: network.prediction must be one of {allowed}; it, or the file's markers, say {found!r}"
+        )
+    schedule = _schedule(network.schedule, checkpoint, what) if call is _at_step else network.schedule
+    if schedule != network.schedule and found == "noise":
+        raise ValueError(f"{what}: ends without signal (ztsnr), where noise says nothing; set network.prediction='v'")
+    return replace(network, prediction=found, schedule=schedule)
+
+
+def _schedule(usual: VPDiscrete, checkpoint: Checkpoint, what: str) -> VPDiscrete:
+    """The usual noise schedule, or its alpha shifted and scaled so that it falls to nearly 0."""
+    root = np.sqrt(usual.alphas_cumprod)
+    to_zero = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    rescaled = VPDiscrete([*to_zero[:-1], min(_LEAST_SNR, to_zero[-2] / 2)])
+    if "ztsnr" in checkpoint.state or checkpoint.config.get("rescale_betas_zero_snr"):
+        return rescaled
+    held = np.asarray(checkpoint.state.get("alphas_cumprod", usual.alphas_cumprod), float)
+    for schedule in (usual, rescaled):
+        if held.shape == root.shape and np.allclose(held, schedule.alphas_cumprod, rtol=0.02, atol=5e-4):
+            return schedule
+    raise ValueError(f"{what}: was trained on another noise schedule (alphas_cumprod) than this network's")
+
+
+def from_state(
+    network: LatentDiffusion,
+    state: Mapping[str, np.ndarray],
+    what: str,
+    first_stage: tuple[Mapping[str, np.ndarray], str] | None = None,
+    *,
+    dtype: jnp.dtype | type = jnp.float32,
+) -> Pretrained:
+    """A model with published weights, in any of the layouts above.
+
+    Where the arrays hold moving averages of weights too (`model_ema.`), these are taken.
 
     Args:
         network: the architecture, for instance NETWORKS["lsun_bedroom"].
-        state: the arrays under the names of the original files.
+        state: the arrays.
         what: what is read, for messages.
+        first_stage: the arrays that hold the first stage, and what is read, if not `state`.
         dtype: of the computation inside the networks.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: if an array is missing, left over, of another shape or not finite; the message names it.
+        ValueError: if an array is missing, left over, of another shape or not finite, or there are averages of some
+            alone; the message names it.
     """
-    state = _averaged(state)
-    prefixes = {"unet": _UNET, "autoencoder": _AUTOENCODER, "classes": _CLASSES}
-    params = {part: weights.fill(tree, state, what, prefix=prefixes[part]) for part, tree in shapes(network).items()}
+    params, sources = {}, {"autoencoder": first_stage} if first_stage else {}
+    for part, tree in shapes(network).items():
+        arrays, name = sources.get(part, (state, what))
+        params[part] = weights.fill(tree, _part(part, tree, network, arrays, name), name, prefix=_PREFIXES[part])
     return _assemble(network, params, dtype)
 
 
@@ -312,14 +351,8 @@ def from_diffusers_autoencoder(state: Mapping[str, np.ndarray], autoencoder: Aut
 
 
 # What both kinds of diffusers' files call otherwise; the second half are names of its first versions.
-_DIFFUSERS_ATTENTION = {
-    "group_norm": "norm",
-    "to_out.0": "proj_out",
-    "query": "to_q",
-    "key": "to_k",
-    "value": "to_v",
-    "proj_attn": "proj_out",
-}
+_DIFFUSERS_ATTENTION = {"group_norm": "norm", "to_out.0": "proj_out"}
+_DIFFUSERS_ATTENTION |= {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "proj_out"}
 
 
 def _rename(state: Mapping[str, np.ndarray], prefix: str, blocks: Mapping[str, str], layers: Mapping[str, str]) -> Lazy:
@@ -356,10 +389,41 @@ def _join_qkv(state: Lazy, unet: UNet) -> Lazy:
     return lazy.joined(lazy.renamed(state, alone), Lazy({name: partial(together, name) for name in threes}))
 
 
-def _averaged(state: Mapping[str, np.ndarray]) -> Lazy:
-    """The averages' names are those of the U-Net's arrays, `model.` off and without dots."""
-    averages = {name: "model_ema." + name.removeprefix("model.").replace(".", "") for name in state}
-    return lazy.renamed(state, {name: average if average in state else name for name, average in averages.items()})
+def _part(part: str, tree: PyTree, network: LatentDiffusion, state: Mapping[str, np.ndarray], what: str) -> Lazy:
+    """A part's arrays under the original names, whichever layout at least half of them are found in."""
+    prefix, wanted = _PREFIXES[part], weights.names(tree, _PREFIXES[part])
+    alone = tuple({name.removeprefix(prefix).partition(".")[0] + "." for name in wanted})
+    original = {name: name for name in state if name.startswith(prefix)}
+    for names in (original, {prefix + name: name for name in state if name.startswith(alone)}):
+        if 2 * len(wanted & names.keys()) >= len(wanted) or part not in _OF_DIFFUSERS:
+            return _averaged(names, state, what)
+    noun, converted = _OF_DIFFUSERS[part]
+    if 2 * len(wanted & (found := converted(state, getattr(network, part))).keys()) >= len(wanted):
+        return found
+    holds = next((kind for sign, kind in _HOLDS.items() if any(sign in name for name in state)), "")
+    raise ValueError(f"{what} holds no {noun}, but {holds}{lazy.some(state)}")
+
+
+# Each is looked for in a file of its own, too.
+_OF_DIFFUSERS = {
+    "unet": ("U-Net of this network", from_diffusers_unet),
+    "autoencoder": (
+        "first stage of this network (network.first_stage may name another file)",
+        from_diffusers_autoencoder,
+    ),
+}
+
+
+def _averaged(names: Mapping[str, str], state: Mapping[str, np.ndarray], what: str) -> Lazy:
+    """The averages have the names of the arrays, `model.` off and without dots. All are there, or none."""
+    averages = {new: "model_ema." + old.removeprefix("model.").replace(".", "") for new, old in names.items()}
+    held = {new: average for new, average in averages.items() if average in state}
+    others = any(name.startswith("model_ema.") for name in state.keys() - {"model_ema.decay", "model_ema.num_updates"})
+    if len(held) < len(names) and (held or (others and _UNET in min(names))):
+        raise ValueError(
+            f"{what}: has moving averages (model_ema.) of {len(held)} of {len(names)} arrays: {lazy.some(names)}"
+        )
+    return lazy.renamed(state, held or names)
 
 
 def _assemble(network: LatentDiffusion, params: PyTree, dtype: jnp.dtype | type) -> Pretrained:

@@ -15,8 +15,8 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ld3_jax import denoisers, losses, poses
-from ld3_jax.disk import digest
-from ld3_jax.networks import edm, files, galaxy, gaussian, latent, lazy, pose, text
+from ld3_jax.disk import digest, read_json
+from ld3_jax.networks import edm, files, galaxy, gaussian, latent, pose, text
 from ld3_jax.networks.latent import LatentDiffusion
 from ld3_jax.poses import molecules
 from ld3_jax.pretrained import download
@@ -30,7 +30,8 @@ Display = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _TEXT_CACHE = Path("runs/text")
-_OF_FILES = ("guidance", "first_stage", "prompts", "text_encoder", "num_prompts", "file", "random_weights", "dtype")
+_OF_LATENTS = ("guidance", "first_stage", "prediction", "prompts", "text_encoder", "num_prompts")
+_OF_FILES = (*_OF_LATENTS, "file", "random_weights", "dtype")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Settings:
     Attributes:
         file: its weights, which are downloaded if an official file is missing; "" where a package ships them.
         first_stage: weights of a latent model's first stage; "" where `file` holds them, too.
+        prediction: what a latent model's network predicts, "noise", "v", "data", "flow" or "reversed_flow"; "": as its
+            file says, or else the architecture.
         dtype: of the computation inside the network, "float32" or "bfloat16".
         guidance: scale of classifier-free guidance; 1 is none.
         prompts, text_encoder: a file of prompts, and the folder of the encoder that makes conditions of them.
@@ -52,6 +55,7 @@ class Settings:
 
     file: str = ""
     first_stage: str = ""
+    prediction: str = ""
     dtype: str = "float32"
     guidance: float = 1.0
     prompts: str = ""
@@ -159,7 +163,7 @@ def load(name: str, *, on_progress: OnProgress = lambda label, done, total: None
 def _edm(name: str, settings: Settings, on_progress: OnProgress) -> Pretrained:
     """Karras et al.'s models of small images."""
     network = edm.NETWORKS[name]
-    _refuse(name, settings, "guidance", "first_stage", "prompts", "text_encoder", "num_prompts")
+    _refuse(name, settings, *_OF_LATENTS)
     if settings.random_weights:
         network = edm.shrink(network)
         model, schedule, shape = edm.from_random(network, dtype=_DTYPES[settings.dtype])
@@ -178,14 +182,20 @@ def _edm(name: str, settings: Settings, on_progress: OnProgress) -> Pretrained:
 
 def _latent(name: str, settings: Settings, on_progress: OnProgress) -> Pretrained:
     """Latent diffusion: unconditional, of classes, of text."""
-    network = latent.NETWORKS[name]
+    usual = latent.NETWORKS[name]
+    network = latent.as_trained(usual, files.Checkpoint("", {}, {}), name, settings.prediction)
     _check_conditions(name, network, settings)
     if settings.random_weights:
         network = latent.shrink(network)
         loaded = latent.from_random(network, dtype=_DTYPES[settings.dtype])
     else:
-        state = _latent_state(network, settings, on_progress)
-        loaded = latent.from_state(network, state, settings.file, dtype=_DTYPES[settings.dtype])
+        read, path = _read(settings.file, on_progress), Path(settings.file).resolve()
+        of_diffusers = path.parent.parent / "scheduler" / "scheduler_config.json"
+        if usual.prediction == "noise" and path.parent.name == "unet" and of_diffusers.is_file():
+            read = read._replace(config={**read_json(of_diffusers), **read.config})
+        network = latent.as_trained(usual, read, settings.file, settings.prediction)
+        first = settings.first_stage and (_read(settings.first_stage, on_progress).state, settings.first_stage)
+        loaded = latent.from_state(network, read.state, settings.file, first or None, dtype=_DTYPES[settings.dtype])
     draw_condition, uncond = _latent_conditions(network, loaded, settings, on_progress)
     return Pretrained(
         name,
@@ -272,21 +282,6 @@ def _read(file: str, on_progress: OnProgress) -> files.Checkpoint:
     if not file:
         raise ValueError("network.file must name the file of the weights")
     return files.read(download.fetch(Path(file), on_progress))
-
-
-def _latent_state(network: LatentDiffusion, settings: Settings, on_progress: OnProgress) -> Mapping[str, np.ndarray]:
-    """The arrays of both files under the original names, whichever layout they are in."""
-    state = _read(settings.file, on_progress).state
-    if any(name.startswith("down_blocks.") for name in state):
-        state = latent.from_diffusers_unet(state, network.unet)
-    if settings.first_stage:
-        first = _read(settings.first_stage, on_progress).state
-        if any(name.startswith("decoder.up_blocks.") for name in first):
-            first = latent.from_diffusers_autoencoder(first, network.autoencoder)
-        state = lazy.joined(
-            state, lazy.renamed(first, {name: name for name in first if name.startswith("first_stage_model.")})
-        )
-    return state
 
 
 def _check_conditions(name: str, network: LatentDiffusion, settings: Settings) -> None:
