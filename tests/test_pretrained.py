@@ -152,8 +152,8 @@ def test_a_latent_model_comes_from_its_files(unet, first, small, tmp_path):
             r"f\.safetensors holds no first stage .* a U-Net: input_",
         ),
         (lambda unet, own: unet, lambda unet, own: {}, r"u\.safetensors holds no first stage .*network\.first_stage"),
-        (lambda unet, own: own, lambda unet, own: own, r"u\.safetensors holds no U-Net .* but a first stage: decoder"),
-        (lambda unet, own: LORA, lambda unet, own: own, r"u\.safetensors holds no U-Net .* but a LoRA"),
+        (lambda unet, own: own, lambda unet, own: own, r"u\.safetensors holds no U-Net .*but a first stage: decoder"),
+        (lambda unet, own: LORA, lambda unet, own: own, r"u\.safetensors holds no U-Net .*but a LoRA"),
         (
             lambda unet, own: unet,
             lambda unet, own: own | {"decoder.more": np.ones(1)},

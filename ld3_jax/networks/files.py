@@ -40,13 +40,7 @@ SUFFIXES = (".pkl", ".safetensors", ".safetensors.index.json", *_TORCH_SUFFIXES)
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 _EXPANSION, _CHUNK = 100, 10_000  # the most that an archive may hold for each of its bytes, beyond small files
 _MODULES, _LONGEST, _ARGUMENTS = 20_000, 1_000, 2_000  # the most modules; characters of a name; tokens of arguments
-_OTHERS = {
-    b"<": " (a web page?)",
-    b"version https://git-lfs": " (a pointer of Git LFS; `git lfs pull` brings the file)",
-    b"\x1f\x8b": " (gzip)",
-    b"\x93NUMPY": " (an array of NumPy)",
-    b"\x89HDF": " (HDF5)",
-}
+_OTHERS = {b"<": " (a web page?)", b"version https://git-lfs": " (`git lfs pull` brings it)", b"\x1f\x8b": " (gzip)"}
 _DTYPES = {"BOOL": "?", "BF16": ml_dtypes.bfloat16, "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 _DTYPES |= {f"{kind.upper()}{8 * size}": f"<{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
 MARKER = "modelspec.prediction_type"  # of safetensors' metadata, where a file says what its network predicts
@@ -67,11 +61,12 @@ class Checkpoint(NamedTuple):
     config: dict[str, Any]
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path, within: bool = False) -> Checkpoint:
     """Read a file of weights.
 
     Args:
         path: a file of one of the kinds above.
+        within: whether an archive or index led to it, which is then none itself: there would be no end.
 
     Returns:
         Its arrays, in the dtypes that it holds (bfloat16 through ml_dtypes), and its constructor arguments. An array
@@ -81,11 +76,7 @@ def read(path: Path) -> Checkpoint:
         FileNotFoundError: if there is no such file.
         ValueError: if it is cut short or damaged, of no kind above, holds no arrays by name, or would run code.
     """
-    return _read(Path(path))
-
-
-def _read(path: Path, within: bool = False) -> Checkpoint:
-    """Of a file within another, which is no container of files itself: there would be no end."""
+    path = Path(path)
     with path.open("rb") as file, naming(str(path)):
         start = file.read(24)
         file.seek(0)
@@ -185,7 +176,7 @@ def _read_shards(path: Path) -> Checkpoint:
         not isinstance(name, str) or name != Path(name).name for name in names.values()
     ):
         raise Refused("no index of files, which has the file of each array under weight_map")
-    shards = [_read(path.parent / name, within=True) for name in sorted(set(names.values()))]
+    shards = [read(path.parent / name, within=True) for name in sorted(set(names.values()))]
     state = lazy.joined(*(shard.state for shard in shards))
     if missing := names.keys() - state.keys():
         raise Refused(f"its files lack {some(missing)}")
@@ -204,7 +195,7 @@ def _read_zip(path: Path, within: bool) -> Checkpoint:
         held = some([str(name) for name in names])
         raise Refused(f"an archive with {len(inner)} files of torch.save; one is expected; it holds {held}")
     with archive, tempfile.TemporaryDirectory() as folder:
-        return _in_memory(_read(Path(archive.extract(str(inner[0]), folder)), within=True))
+        return _in_memory(read(Path(archive.extract(str(inner[0]), folder)), within=True))
 
 
 def _read_torch_zip(archive: zipfile.ZipFile, folder: PurePosixPath, what: str) -> Checkpoint:

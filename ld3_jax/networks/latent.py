@@ -324,15 +324,7 @@ def from_diffusers_unet(state: Mapping[str, np.ndarray], unet: UNet) -> Lazy:
 
 
 def from_diffusers_autoencoder(state: Mapping[str, np.ndarray], autoencoder: Autoencoder) -> Lazy:
-    """The arrays of diffusers' AutoencoderKL or VQModel under the original names.
-
-    Args:
-        state: the arrays of `vae/*.safetensors` or `vqvae/*.safetensors`.
-        autoencoder: the first stage that they are for.
-
-    Returns:
-        The arrays, with names that begin with `first_stage_model.`; unknown ones keep theirs behind it.
-    """
+    """The arrays of diffusers' AutoencoderKL or VQModel under the original names; see `from_diffusers_unet`."""
     levels = len(autoencoder.channel_mult)
     blocks = {}
     for side in ("encoder", "decoder"):
@@ -397,21 +389,15 @@ def _part(part: str, tree: PyTree, network: LatentDiffusion, state: Mapping[str,
     for names in (original, {prefix + name: name for name in state if name.startswith(alone)}):
         if 2 * len(wanted & names.keys()) >= len(wanted) or part not in _OF_DIFFUSERS:
             return _averaged(names, state, what)
-    noun, converted = _OF_DIFFUSERS[part]
-    if 2 * len(wanted & (found := converted(state, getattr(network, part))).keys()) >= len(wanted):
-        return found
+    converted = _OF_DIFFUSERS[part](state, getattr(network, part))
+    if 2 * len(wanted & converted.keys()) >= len(wanted):
+        return converted
+    noun = "U-Net" if part == "unet" else "first stage (network.first_stage names the file of one)"
     holds = next((kind for sign, kind in _HOLDS.items() if any(sign in name for name in state)), "")
-    raise ValueError(f"{what} holds no {noun}, but {holds}{lazy.some(state)}")
+    raise ValueError(f"{what} holds no {noun} of this network, but {holds}{lazy.some(state)}")
 
 
-# Each is looked for in a file of its own, too.
-_OF_DIFFUSERS = {
-    "unet": ("U-Net of this network", from_diffusers_unet),
-    "autoencoder": (
-        "first stage of this network (network.first_stage may name another file)",
-        from_diffusers_autoencoder,
-    ),
-}
+_OF_DIFFUSERS = {"unet": from_diffusers_unet, "autoencoder": from_diffusers_autoencoder}
 
 
 def _averaged(names: Mapping[str, str], state: Mapping[str, np.ndarray], what: str) -> Lazy:

@@ -54,10 +54,7 @@ class Refused(ValueError):
 
 @contextmanager
 def naming(what: str) -> Iterator[None]:
-    """Make any error within one ValueError that names the file, and quotes little of it.
-
-    A damaged file may raise nearly anything.
-    """
+    """Any error, for a damaged file may raise nearly anything, becomes a ValueError that names it and quotes little."""
     try:
         yield
     except Exception as error:
@@ -101,10 +98,7 @@ class Tensor(NamedTuple):
 
 
 class Inert:
-    """Stands for a class that is not imported, or an object of it: the class's name and the state that a pickle gave.
-
-    Called, it gives another one.
-    """
+    """Stands for a class that is not imported, or for an object of it with the state that a pickle gave."""
 
     def __init__(self, name: str):
         self.name = name
@@ -231,7 +225,6 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
             raise Refused("asks for more work than a file of its length needs; refused")
 
     load_newobj = load_reduce
-
     load_bytearray8 = pickle._Unpickler.load_binbytes8
     load_frozenset = pickle._Unpickler.load_tuple
 
@@ -281,8 +274,6 @@ class _Function:
 
 
 def _unread(name: str, *_: Any) -> Tensor:
-    """A tensor that is refused when it is asked for."""
-
     def read() -> bytes:
         raise Refused(f"a tensor made by {name:.100}, which is not read")
 
@@ -296,10 +287,6 @@ def _tensor(storage: Storage | Inert, offset: int, shape: tuple, strides: tuple,
     return Tensor(storage, index(offset), tuple(map(index, shape)), tuple(map(index, strides)))
 
 
-def _parameter(tensor: Tensor, *_: Any) -> Tensor:
-    return tensor
-
-
 def _storage_of_bytes(data: bytes) -> Any:
     return load_stream(_Within(data), "a tensor")
 
@@ -310,16 +297,8 @@ def _persistent(meta: dict) -> Inert:
     return module
 
 
-def _array(*_: Any) -> _Array:
-    return _Array((0,), object)
-
-
 def _scalar(dtype: _DType, data: bytes | str) -> np.generic | Inert:
     return Inert("numpy.generic") if dtype.value is None else np.frombuffer(_bytes(data), dtype.value)[0]
-
-
-def _list(values: list) -> list:
-    return list(values)
 
 
 def _bytes(data: bytes | str, *_: Any) -> bytes:
@@ -331,11 +310,11 @@ _FUNCTIONS = {
     "_codecs.encode": _bytes,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     "torch.storage._load_from_bytes": _storage_of_bytes,
-    "torch.jit._pickle.build_intlist": _list,
+    "torch.jit._pickle.build_intlist": list,
     "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
-    **{f"numpy.{core}.multiarray._reconstruct": _array for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray._reconstruct": lambda *_: _Array((0,), object) for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
 }
 _REBUILD = {name: _Function(function) for name, function in _FUNCTIONS.items()} | {

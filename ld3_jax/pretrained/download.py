@@ -108,7 +108,7 @@ def download(
                 f"cannot download {url} ({error}). The same command goes on from the {here:,} bytes in {part}; "
                 f"or get the file in another way and put it at {path}"
             ) from error
-        _version(part).unlink(missing_ok=True)
+        part.with_name(f"{part.name}.version").unlink(missing_ok=True)
         try:
             if sha256 is None:
                 files.read(part)
@@ -127,14 +127,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, *args)
 
 
-def _version(part: Path) -> Path:
-    """Where it is noted which version of a file, by ETag or date, a partial one is of."""
-    return part.with_name(f"{part.name}.version")
-
-
 def _receive(url: str, sha256: str | None, part: Path, on_progress: Callable[[int, int], None]) -> None:
     """Bring the partial file to its full length."""
-    version = _version(part).read_text() if _version(part).is_file() else ""
+    note = part.with_name(f"{part.name}.version")  # which version of the file, by ETag or date, the part is of
+    version = note.read_text() if note.is_file() else ""
     here = part.stat().st_size if part.is_file() and (sha256 or version) else 0
     headers = {"Range": f"bytes={here}-", "If-Range": version} if here else {}
     request = urllib.request.Request(url, headers={name: value for name, value in headers.items() if value})
@@ -158,7 +154,7 @@ def _receive(url: str, sha256: str | None, part: Path, on_progress: Callable[[in
         if given.get_content_type() == "text/html" or given["Content-Encoding"] not in (None, "identity"):
             raise ConnectionError(f"answers with {given['Content-Encoding'] or 'a web page'} in place of the file")
         here, total = (here, int(span[1])) if resumed else (0, response.length)
-        _version(part).write_text(now)
+        note.write_text(now)
         with part.open("ab" if resumed else "wb") as file:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
