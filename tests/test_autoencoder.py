@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, VQModel
 
-from ld3_jax.networks import latent, weights
+from ld3_jax.networks import layouts, weights
 from ld3_jax.networks.autoencoder import Autoencoder, Codebook, Decoder
 
 GOLDEN = Path(__file__).parent / "golden" / "ldm_kl_decoder.npz"
@@ -60,7 +60,7 @@ def test_the_published_codes_output_is_reproduced():
 def test_parity_with_diffusers(kind):
     autoencoder, network = KINDS[kind]
     network, state = published(network)
-    state = latent.from_diffusers_autoencoder(state, autoencoder)
+    state = layouts.from_diffusers_autoencoder(state, autoencoder)
     shapes = weights.abstract(autoencoder, jnp.zeros((1, 2, 2, 3)))
     params = weights.fill(shapes, state, "diffusers", prefix="first_stage_model.")
     generator = torch.manual_seed(3)
@@ -86,7 +86,7 @@ def test_names_of_diffusers_first_versions_are_read():
 
     old_state = {renamed(name): array for name, array in state.items()}
     assert old_state.keys() != state.keys()
-    ours, theirs = (latent.from_diffusers_autoencoder(given, SMALL) for given in (old_state, state))
+    ours, theirs = (layouts.from_diffusers_autoencoder(given, SMALL) for given in (old_state, state))
     assert ours.keys() == theirs.keys()
     assert all(ours[name] is theirs[name] for name in ours)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 
-from ld3_jax.networks import latent, weights
+from ld3_jax.networks import layouts, weights
 from ld3_jax.networks.unet import UNet
 
 GOLDEN = Path(__file__).parent / "golden" / "ldm_unet_uncond.npz"
@@ -53,7 +53,7 @@ def assert_parity(unet, network):
     x, t, *context = given = inputs(unet)
     with torch.no_grad():
         theirs = network(*map(torch.tensor, (np.moveaxis(x, -1, 1), t, *context))).sample.numpy()
-    state = latent.from_diffusers_unet(state, unet)
+    state = layouts.from_diffusers_unet(state, unet)
     shapes = weights.abstract(unet, *map(jnp.asarray, given))
     ours = output(unet, weights.fill(shapes, state, "diffusers", prefix="model.diffusion_model."), *given)
     assert np.abs(np.moveaxis(ours, -1, 1) - theirs).max() < 1e-4 * np.abs(theirs).max()

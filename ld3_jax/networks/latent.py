@@ -1,16 +1,13 @@
 """Published latent-diffusion models: LSUN Bedroom, ImageNet, Stable Diffusion and InstaFlow.
 
 A model is a U-Net on latents, a first stage that decodes them and, where it is conditioned on classes, a table of their
-embeddings. Arrays come under the names of the original files (`model.diffusion_model.`, `first_stage_model.`,
-`cond_stage_model.`), or a part's alone without these beginnings, or in the layout of the library diffusers, to which
-`from_diffusers_unet` and `from_diffusers_autoencoder` give the original names.
+embeddings. Its arrays come in any of `layouts`.
 
 Reference: Rombach et al., arXiv:2112.10752; Liu et al., arXiv:2309.06380 (InstaFlow).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -21,17 +18,14 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, PyTree
 
 from ld3_jax import denoisers
-from ld3_jax.networks import lazy, weights
+from ld3_jax.networks import layouts, weights
 from ld3_jax.networks.autoencoder import Autoencoder
 from ld3_jax.networks.files import MARKER, Checkpoint
-from ld3_jax.networks.lazy import Lazy
 from ld3_jax.networks.unet import UNet
 from ld3_jax.schedules import NoiseSchedule, RectifiedFlow, VPDiscrete
 
 _STEPS = 1000
 _SHRUNKEN_IMAGE = 16  # pixels
-_UNET, _AUTOENCODER, _CLASSES = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.embedding."
-_PREFIXES = {"unet": _UNET, "autoencoder": _AUTOENCODER, "classes": _CLASSES}
 
 
 def scaled_linear(beta_start: float, beta_end: float) -> VPDiscrete:
@@ -65,7 +59,6 @@ _CALLS = {"noise": _at_step, "v": _at_step, "data": _at_step, "reversed_flow": _
 _SAID = {"epsilon": "noise", "v_prediction": "v", "sample": "data"}  # as files and diffusers' schedulers say it
 _UNREAD = ("edm_mean", "edm_vpred.sigma_max")  # markers of EDM's parametrisation of latents
 _LEAST_SNR = 4.8973451890853435e-08  # the last alpha^2 that ComfyUI has where there should be no signal: lam is finite
-_HOLDS = {"lora": "a LoRA: ", "control": "a ControlNet: ", "decoder.": "a first stage: ", "blocks.": "a U-Net: "}
 
 
 @dataclass(frozen=True)
@@ -241,7 +234,7 @@ def from_state(
     *,
     dtype: jnp.dtype | type = jnp.float32,
 ) -> Pretrained:
-    """A model with published weights, in any of the layouts above.
+    """A model with published weights, in any of `layouts`.
 
     Where the arrays hold moving averages of weights too (`model_ema.`), these are taken.
 
@@ -262,7 +255,8 @@ def from_state(
     params, sources = {}, {"autoencoder": first_stage} if first_stage else {}
     for part, tree in shapes(network).items():
         arrays, name = sources.get(part, (state, what))
-        params[part] = weights.fill(tree, _part(part, tree, network, arrays, name), name, prefix=_PREFIXES[part])
+        found = layouts.original(part, tree, getattr(network, part), arrays, name)
+        params[part] = weights.fill(tree, found, name, prefix=layouts.PREFIXES[part])
     return _assemble(network, params, dtype)
 
 
@@ -278,138 +272,6 @@ def from_random(network: LatentDiffusion, seed: int = 0, *, dtype: jnp.dtype | t
         The model.
     """
     return _assemble(network, weights.random(shapes(network), seed), dtype)
-
-
-def from_diffusers_unet(state: Mapping[str, np.ndarray], unet: UNet) -> Lazy:
-    """The arrays of diffusers' UNet2DModel or UNet2DConditionModel under the original names.
-
-    Args:
-        state: the arrays of `unet/*.safetensors`.
-        unet: the network that they are for.
-
-    Returns:
-        The arrays, with names that begin with `model.diffusion_model.`; unknown ones keep theirs behind it.
-    """
-    step, levels = unet.num_res_blocks + 1, len(unet.channel_mult)
-    blocks = {
-        "time_embedding.linear_1": "time_embed.0",
-        "time_embedding.linear_2": "time_embed.2",
-        "conv_in": "input_blocks.0.0",
-        "mid_block.resnets.0": "middle_block.0",
-        "mid_block.attentions.0": "middle_block.1",
-        "mid_block.resnets.1": "middle_block.2",
-        "conv_norm_out": "out.0",
-        "conv_out": "out.2",
-    }
-    for i in range(levels):
-        for j in range(step):
-            for position, kind in enumerate(("resnets", "attentions")):
-                blocks[f"down_blocks.{i}.{kind}.{j}"] = f"input_blocks.{1 + i * step + j}.{position}"
-                blocks[f"up_blocks.{i}.{kind}.{j}"] = f"output_blocks.{i * step + j}.{position}"
-        blocks[f"down_blocks.{i}.downsamplers.0.conv"] = f"input_blocks.{(i + 1) * step}.0.op"
-        position = 2 if unet.attends(levels - 1 - i) else 1
-        blocks[f"up_blocks.{i}.upsamplers.0"] = f"output_blocks.{(i + 1) * step - 1}.{position}"
-    layers = {
-        "norm1": "in_layers.0",
-        "conv1": "in_layers.2",
-        "time_emb_proj": "emb_layers.1",
-        "norm2": "out_layers.0",
-        "conv2": "out_layers.3",
-        "conv_shortcut": "skip_connection",
-        "to_q": "qkv.q",
-        "to_k": "qkv.k",
-        "to_v": "qkv.v",
-    }
-    return _join_qkv(_rename(state, _UNET, blocks, layers), unet)
-
-
-def from_diffusers_autoencoder(state: Mapping[str, np.ndarray], autoencoder: Autoencoder) -> Lazy:
-    """The arrays of diffusers' AutoencoderKL or VQModel under the original names; see `from_diffusers_unet`."""
-    levels = len(autoencoder.channel_mult)
-    blocks = {}
-    for side in ("encoder", "decoder"):
-        blocks[f"{side}.mid_block.resnets.0"] = f"{side}.mid.block_1"
-        blocks[f"{side}.mid_block.attentions.0"] = f"{side}.mid.attn_1"
-        blocks[f"{side}.mid_block.resnets.1"] = f"{side}.mid.block_2"
-        blocks[f"{side}.conv_norm_out"] = f"{side}.norm_out"
-    for i in range(levels):
-        for j in range(autoencoder.num_res_blocks + 1):
-            blocks[f"encoder.down_blocks.{i}.resnets.{j}"] = f"encoder.down.{i}.block.{j}"
-            blocks[f"decoder.up_blocks.{i}.resnets.{j}"] = f"decoder.up.{levels - 1 - i}.block.{j}"
-        blocks[f"encoder.down_blocks.{i}.downsamplers.0"] = f"encoder.down.{i}.downsample"
-        blocks[f"decoder.up_blocks.{i}.upsamplers.0"] = f"decoder.up.{levels - 1 - i}.upsample"
-    layers = {"conv_shortcut": "nin_shortcut", "to_q": "q", "to_k": "k", "to_v": "v"}
-    return _rename(state, _AUTOENCODER, blocks, layers)
-
-
-# What both kinds of diffusers' files call otherwise; the second half are names of its first versions.
-_DIFFUSERS_ATTENTION = {"group_norm": "norm", "to_out.0": "proj_out"}
-_DIFFUSERS_ATTENTION |= {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "proj_out"}
-
-
-def _rename(state: Mapping[str, np.ndarray], prefix: str, blocks: Mapping[str, str], layers: Mapping[str, str]) -> Lazy:
-    """Exchange the beginning of each name, which is its block, and then the beginning of what follows."""
-
-    def name_of(name: str) -> str:
-        for old, new in blocks.items():
-            if name.startswith(old + "."):
-                layer = _swap(_swap(name.removeprefix(old + "."), _DIFFUSERS_ATTENTION), layers)
-                return f"{new}.{layer}"
-        return name
-
-    return lazy.renamed(state, {prefix + name_of(name): name for name in state})
-
-
-def _swap(name: str, beginnings: Mapping[str, str]) -> str:
-    for old, new in beginnings.items():
-        if name.startswith(old + "."):
-            return new + name.removeprefix(old)
-    return name
-
-
-def _join_qkv(state: Lazy, unet: UNet) -> Lazy:
-    """Self-attention's three projections as one, in the order of the heads that the U-Net expects."""
-
-    def together(name: str) -> np.ndarray:
-        q, k, v = (state[name.replace(".qkv.", f".qkv.{part}.")] for part in "qkv")
-        heads = unet.heads(len(q))
-        split = [part.reshape(heads, -1, *part.shape[1:]) for part in (q, k, v)]
-        return np.stack(split, axis=0 if unet.new_attention_order else 1).reshape(-1, *q.shape[1:])
-
-    alone = {name: name for name in state if ".qkv." not in name}
-    threes = [name.replace(".qkv.q.", ".qkv.") for name in state if ".qkv.q." in name]
-    return lazy.joined(lazy.renamed(state, alone), Lazy({name: partial(together, name) for name in threes}))
-
-
-def _part(part: str, tree: PyTree, network: LatentDiffusion, state: Mapping[str, np.ndarray], what: str) -> Lazy:
-    """A part's arrays under the original names, whichever layout at least half of them are found in."""
-    prefix, wanted = _PREFIXES[part], weights.names(tree, _PREFIXES[part])
-    alone = tuple({name.removeprefix(prefix).partition(".")[0] + "." for name in wanted})
-    original = {name: name for name in state if name.startswith(prefix)}
-    for names in (original, {prefix + name: name for name in state if name.startswith(alone)}):
-        if 2 * len(wanted & names.keys()) >= len(wanted) or part not in _OF_DIFFUSERS:
-            return _averaged(names, state, what)
-    converted = _OF_DIFFUSERS[part](state, getattr(network, part))
-    if 2 * len(wanted & converted.keys()) >= len(wanted):
-        return converted
-    noun = "U-Net" if part == "unet" else "first stage (network.first_stage names the file of one)"
-    holds = next((kind for sign, kind in _HOLDS.items() if any(sign in name for name in state)), "")
-    raise ValueError(f"{what} holds no {noun} of this network, but {holds}{lazy.some(state)}")
-
-
-_OF_DIFFUSERS = {"unet": from_diffusers_unet, "autoencoder": from_diffusers_autoencoder}
-
-
-def _averaged(names: Mapping[str, str], state: Mapping[str, np.ndarray], what: str) -> Lazy:
-    """The averages have the names of the arrays, `model.` off and without dots. All are there, or none."""
-    averages = {new: "model_ema." + old.removeprefix("model.").replace(".", "") for new, old in names.items()}
-    held = {new: average for new, average in averages.items() if average in state}
-    others = any(name.startswith("model_ema.") for name in state.keys() - {"model_ema.decay", "model_ema.num_updates"})
-    if len(held) < len(names) and (held or (others and _UNET in min(names))):
-        raise ValueError(
-            f"{what}: has moving averages (model_ema.) of {len(held)} of {len(names)} arrays: {lazy.some(names)}"
-        )
-    return lazy.renamed(state, held or names)
 
 
 def _assemble(network: LatentDiffusion, params: PyTree, dtype: jnp.dtype | type) -> Pretrained:

@@ -96,7 +96,7 @@ def download(
         ValueError: if the file is not the one with that SHA-256, or not of weights; then it is deleted.
     """
     part = path.with_name(f"{path.name}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{path}.lock"):
         if path.is_file():  # another process had the lock, and fetched it
             return
@@ -108,7 +108,6 @@ def download(
                 f"cannot download {url} ({error}). The same command goes on from the {here:,} bytes in {part}; "
                 f"or get the file in another way and put it at {path}"
             ) from error
-        part.with_name(f"{part.name}.version").unlink(missing_ok=True)
         try:
             if sha256 is None:
                 files.read(part)
@@ -143,7 +142,7 @@ def _receive(url: str, sha256: str | None, part: Path, on_progress: Callable[[in
     with response:
         given, sent = response.headers, response.headers["Content-Range"] or ""
         if here and response.status == 416 and sent == f"bytes */{here}":
-            return  # an earlier run was killed after the last byte
+            return note.unlink(missing_ok=True)  # an earlier run was killed after the last byte
         now, span = given["ETag"] or given["Last-Modified"] or "", re.fullmatch(rf"bytes {here}-\d+/(\d+)", sent)
         resumed = response.status == 206 and span and now == (version or now)
         if not resumed and response.status != 200:  # other bytes, another version, or too many here
@@ -163,3 +162,4 @@ def _receive(url: str, sha256: str | None, part: Path, on_progress: Callable[[in
                     on_progress(here, total)
     if total is not None and here != total:
         raise ConnectionError(f"broken off: {here:,} of {total:,} bytes are here")
+    note.unlink(missing_ok=True)
