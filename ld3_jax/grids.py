@@ -6,9 +6,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ld3_jax.published import PUBLISHED
+from ld3_jax.published import PUBLISHED, if_timesteps
 from ld3_jax.schedules import NoiseSchedule
 
 
@@ -50,6 +51,53 @@ def grid(name: str, schedule: NoiseSchedule, n: int) -> Float[Array, "{n}+1"]:
 def _points(time_at: Callable[[NoiseSchedule, Array], Array], schedule: NoiseSchedule, n: int) -> Array:
     t = time_at(schedule, jnp.linspace(0.0, 1.0, n + 1))
     return t.at[0].set(schedule.t_max).at[-1].set(schedule.t_min)
+
+
+def check_times(
+    t: ArrayLike, t_c: ArrayLike, schedule: NoiseSchedule | None = None, *, whole: bool = False, to_zero: bool = False
+) -> None:
+    """Refuse times that no solver can run on: t and t_c are finite and in the noise schedule's range, and t descends.
+
+    Args:
+        t, t_c: (n,) or (n, parts) times; t_c may stand still. Traced ones are not looked at.
+        schedule: the noise schedule; None for any.
+        whole: whether t runs from t_max to t_min, and not only between them.
+        to_zero: whether the last step ends without noise. Then t may end at 0, or twice at one time.
+
+    Raises:
+        ValueError: it names what was given, what is allowed, and the remedy.
+    """
+    for name, times, least in (("t", t, 1e-6), ("t_c", t_c, -1e-4)):
+        if isinstance(times, jax.core.Tracer):
+            continue
+        given = np.asarray(times, float)
+        if schedule is not None:
+            _check_range(name, given, schedule, whole and name == "t", to_zero)
+        falls = -np.diff(given, axis=0)
+        short = ~(falls >= least * (np.abs(given[:-1]) + 1e-3))  # a step of single precision's last digits is none
+        if to_zero:
+            short[-1:] = falls[-1:] < 0
+        if short.any():
+            last = "; a last step of no length is sampled with last_sigma=0, and not learned" * (not short[:-1].any())
+            raise ValueError(f"{name} must descend, got {given.tolist()!s:.500} in {jnp.result_type(times)}{last}")
+
+
+def _check_range(name: str, given: np.ndarray, schedule: NoiseSchedule, whole: bool, to_zero: bool) -> None:
+    parts = schedule.parts if given.ndim > 1 else (schedule,)
+    if given.shape[1:] not in ((), (len(parts),)):
+        raise ValueError(f"{name} has times for {given.shape[1]} parts, the noise schedule has {len(parts)}")
+    most, least = np.transpose([(part.t_max, part.t_min) for part in parts])
+    allowed, at_0 = np.clip(given, least, most), not given[-1:].any()
+    if whole:
+        allowed[:1], allowed[-1:] = most, least
+    elif to_zero and at_0:
+        allowed[-1:] = 0
+    if not np.allclose(given, allowed, rtol=5e-6, atol=1e-6):
+        remedy = "; a solver with last_sigma=0 ends at 0, others at t_min" * (at_0 and not to_zero)
+        raise ValueError(
+            f"{name} must be finite and {'run' if whole else 'lie'} from {most.max():g} to {least.min():g}, the noise "
+            f"schedule's range, got {given.max():g} to {given.min():g}{if_timesteps(given.max(), most.max()) or remedy}"
+        )
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ld3_jax.schedules import NoiseSchedule
@@ -18,6 +19,7 @@ class Levels:
         values: sigma / alpha, or sigma for a flow.
         flow: whether they are a flow's.
         source: where they were published.
+        others: lists for other numbers of steps than that of `values`.
 
     Raises:
         ValueError: unless there are at least three, descending, above 0, and for a flow at most 1.
@@ -26,6 +28,7 @@ class Levels:
     values: tuple[float, ...]
     flow: bool = False
     source: str = ""
+    others: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         levels, most = np.asarray(self.values, float), 1.0 if self.flow else np.inf
@@ -33,13 +36,13 @@ class Levels:
         if not descends or not 0 < levels[-1] < levels[0] <= most:
             raise ValueError(
                 f"noise levels must be at least three descending numbers above 0{' and at most 1' * self.flow}, "
-                f"got {list(self.values)}"
+                f"got {list(self.values)}{if_timesteps(levels.max(initial=0), most)}"
             )
 
     def times(self, schedule: NoiseSchedule, u: Float[Array, "n_points"]) -> Float[Array, "n_points"]:
         """The times at u in [0, 1] along the list, whose ends are those of the noise schedule.
 
-        Between its numbers, their logarithm is linear.
+        Between its numbers, their logarithm is linear. Where a list has as many numbers as u, it is that list.
 
         Args:
             schedule: the noise schedule, whose levels they are.
@@ -49,9 +52,10 @@ class Levels:
             ValueError: if the list has another range, or is for another kind of noise schedule.
         """
         self._check(schedule)
+        values = {len(one): one for one in self.others}.get(len(u), self.values)
         ends = jnp.asarray([schedule.t_max, schedule.t_min], u.dtype)
         ends = schedule.log_sigma(ends) if self.flow else -schedule.lam(ends)
-        logs = jnp.concatenate([ends[:1], jnp.log(jnp.asarray(self.values[1:-1], u.dtype)), ends[1:]])
+        logs = jnp.concatenate([ends[:1], jnp.log(jnp.asarray(values[1:-1], u.dtype)), ends[1:]])
         level = jnp.interp(u, jnp.linspace(0.0, 1.0, len(logs), dtype=u.dtype), logs)
         return schedule.inverse_lam(jnp.log1p(-jnp.exp(level)) - level if self.flow else -level)
 
@@ -64,18 +68,40 @@ class Levels:
             raise ValueError(
                 f"these noise levels are of a flow, alpha + sigma = 1, and not of a {type(schedule).__name__}"
             )
-        if not np.allclose(here, mine, rtol=_SAME_END) or not here[0] > self.values[1] > self.values[-2] > here[1]:
+        if not np.allclose(here, mine, rtol=SAME_END) or not here[0] > self.values[1] > self.values[-2] > here[1]:
             raise ValueError(
                 f"these noise levels run from {mine[0]:g} to {mine[1]:g}, those of the noise schedule from "
-                f"{here[0]:g} to {here[1]:g}"
+                f"{here[0]:g} to {here[1]:g}{if_timesteps(mine[0], here[0])}"
             )
 
 
-_SAME_END = 0.05  # how far, relatively, a list's end may be from the noise schedule's
+def if_timesteps(largest: ArrayLike, most: ArrayLike) -> str:
+    """The remedy for a number so far above the largest allowed one that it may be a timestep; nothing for others."""
+    remedy = "; if these are timesteps: timestep i of N is at t = (i + 1) / N, of a flow at i / N"
+    return remedy * bool(10 * most < largest < np.inf)
+
+
+SAME_END = 0.05  # how far, relatively, a list's end may be from the noise schedule's
 
 _AYS = "Align Your Steps, Sabour et al., arXiv:2404.14507; the figures of ComfyUI's AlignYourStepsScheduler"
-_GITS = "GITS, Chen et al., arXiv:2405.11326; the figures of ComfyUI's GITSScheduler, 10 steps, coefficient 1.15"
+_GITS = "GITS, Chen et al., arXiv:2405.11326; the lists of ComfyUI's GITSScheduler, coefficient 1.15"
 _OSS = "Optimal Steps, Pei et al., arXiv:2503.21774; the figures of ComfyUI's OptimalStepsScheduler"
+
+# The inner levels of GITS's lists of 2 to 20 steps, each that of Stable Diffusion 1 at so many percent of its time.
+_GITS_PERCENTS = (
+    (30,), (54, 21), (83, 49, 18), (83, 55, 30, 10), (83, 62, 42, 21, 6), (83, 66, 48, 29, 13, 3),
+    (83, 66, 49, 32, 17, 6, 1), (86, 68, 54, 39, 26, 14, 5, 1), (86, 68, 55, 42, 29, 18, 10, 4, 1),
+    (88, 79, 67, 55, 42, 29, 18, 10, 4, 1), (88, 79, 68, 57, 45, 34, 25, 16, 9, 4, 1),
+    (88, 79, 68, 58, 48, 38, 29, 21, 14, 8, 4, 1), (88, 79, 68, 58, 48, 38, 29, 21, 15, 10, 6, 3, 1),
+    (88, 79, 68, 59, 50, 42, 34, 27, 21, 15, 10, 6, 3, 1), (88, 79, 69, 62, 53, 44, 36, 29, 23, 17, 12, 8, 5, 3, 1),
+    (88, 79, 69, 62, 53, 44, 36, 29, 23, 18, 13, 9, 6, 4, 2, 1),
+    (88, 79, 69, 62, 54, 46, 39, 32, 26, 21, 16, 12, 9, 6, 4, 2, 1),
+    (88, 79, 69, 62, 54, 46, 39, 32, 26, 21, 17, 13, 10, 7, 5, 3, 2, 1),
+    (88, 79, 69, 62, 54, 46, 39, 32, 26, 21, 17, 13, 10, 8, 6, 4, 3, 2, 1),
+)  # fmt: skip
+_LOG_ALPHA_2 = np.log(np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2))
+_OF_SD = np.sqrt(np.expm1(-np.interp(9.99 * np.arange(101), np.arange(1000), _LOG_ALPHA_2)))
+_GITS_LISTS = tuple(tuple(_OF_SD[[100, *inner, 0]].tolist()) for inner in _GITS_PERCENTS)
 
 PUBLISHED = {
     "ays-sd15": Levels(
@@ -89,11 +115,7 @@ PUBLISHED = {
         source=_AYS,
     ),
     "ays-svd": Levels((700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002), source=_AYS),
-    "gits-sd15": Levels(
-        (14.61464119, 6.77309084, 3.07277966, 1.91321158, 1.24153244, 0.803307, 0.52423614, 0.34370604, 0.19894916,
-         0.09824532, 0.02916753),
-        source=_GITS,
-    ),
+    "gits-sd15": Levels(_GITS_LISTS[-1], source=_GITS, others=_GITS_LISTS),
     "optimal-flux": Levels(
         (0.9968, 0.9886, 0.9819, 0.975, 0.966, 0.9471, 0.9158, 0.8287, 0.5512, 0.2808, 0.001), flow=True, source=_OSS
     ),

@@ -110,7 +110,7 @@ def test_what_was_learned_for_parts_reads_back_bit_for_bit(tmp_path):
         (tmp_path / "other.json").write_text(json.dumps(record | change))
         with pytest.raises(ValueError, match=message):
             learning.load(tmp_path / "other.json")
-    with pytest.raises(ValueError, match="it has times for 3 parts, the model's states have 1"):
+    with pytest.raises(ValueError, match="t has times for 3 parts, the noise schedule has 1"):
         again.check_range(NOISE.translation)
 
 

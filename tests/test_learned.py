@@ -178,10 +178,10 @@ def test_files_of_earlier_versions_sample_as_they_did(name, path, float64):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"t": [1.0, 0.5, 0.3, 0.2, 0.05]}, "its times run from 1 to 0.05, those of the model from 1 to 0.001"),
-        ({"t": [7.0, 0.5, 0.3, 0.2, 0.001]}, "its times run from 7 to 0.001, those of the model from 1 to 0.001"),
-        ({"t_c": [1.0, 3.0, 0.3, 0.2, 0.001]}, "its network times run from 3 to 0.001"),
-        ({"t_c": [1.0, 0.5, 0.3, -0.2, 0.001]}, "its network times run from 1 to -0.2"),
+        ({"t": [1.0, 0.5, 0.3, 0.2, 0.05]}, "t must .* run from 1 to 0.001, .* got 1 to 0.05"),
+        ({"t": [7.0, 0.5, 0.3, 0.2, 0.001]}, "t must .* run from 1 to 0.001, .* got 7 to 0.001"),
+        ({"t_c": [3.0, 0.5, 0.3, 0.2, 0.001]}, "t_c must .* lie from 1 to 0.001, .* got 3 to 0.001"),
+        ({"t_c": [1.0, 0.5, 0.3, 0.2, -0.2]}, "t_c must .* got 1 to -0.2"),
     ],
 )
 def test_times_beyond_the_models_range_are_refused(change, message, learned, pairs, path):
@@ -201,7 +201,7 @@ def test_times_beyond_the_models_range_are_refused(change, message, learned, pai
 
 
 def test_another_noise_schedule_is_refused(learned, pairs):
-    with pytest.raises(ValueError, match=r"run from 1 to 0\.001, those of the model from 80 to 0\.002"):
+    with pytest.raises(ValueError, match=r"run from 80 to 0\.002, .* got 1 to 0\.001"):
         learned.sample(MODEL, schedules.VELinear(), pairs.x_T)
     with pytest.raises(ValueError, match=r"its half-log-SNR runs from .* it was learned for another noise schedule"):
         learned.sample(MODEL, schedules.VPLinear(beta_1=5.0), pairs.x_T)

@@ -122,7 +122,7 @@ def diffusers_sigmas(learned: Learned, table: PlainTable) -> Listed:
     _known(table, ("vp", "flow"))
     solver, flow = learned.solver, table.process == "flow"
     levels, t = table.levels, np.asarray(learned.t, float)
-    in_sigma = table.process != "vp" and np.allclose(t, levels, rtol=1e-5)  # there Euler's steps are ddim's
+    in_sigma = table.process != "vp" and np.allclose(t[:-1], levels[:-1], rtol=1e-5)  # there Euler's steps are ddim's
     if solver.order != 1 or solver.name not in ("ddim", "dpmpp", "ipndm", *(("euler",) if in_sigma else ())):
         raise ValueError(f"diffusers' Euler schedulers make ddim's steps; learn with solver.name=ddim, got {solver}")
     if flow:

@@ -6,13 +6,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
-from ld3_jax.grids import grid
+from ld3_jax.grids import check_times, grid
 from ld3_jax.learning import Discretization
+from ld3_jax.learning.gaps import with_ends
 from ld3_jax.networks import files
 from ld3_jax.networks.lazy import some
-from ld3_jax.published import PUBLISHED, Levels
+from ld3_jax.published import PUBLISHED, SAME_END, Levels
 from ld3_jax.schedules import NoiseSchedule, RectifiedFlow
 from ld3_jax.teacher import Pairs
 
@@ -23,7 +23,8 @@ def read_times(name: str, schedule: NoiseSchedule, n_steps: int) -> Discretizati
     """The times of a list.
 
     Noise levels are sigma / alpha, or of flows sigma; they are interpolated, their logarithm linearly. The last one may
-    be 0, as programs have it, and stands for the noise schedule's own end. LD3's files must have the wanted number.
+    be 0, as programs have it, and stands for the noise schedule's own end; after that end t ends twice at t_min, as a
+    solver with last_sigma=0 takes it. LD3's files must have the wanted number.
 
     Args:
         name: of a published grid, or of a file: a text of numbers, or LD3's best_v1.pt or best_v2.pt.
@@ -99,11 +100,16 @@ def _read_levels(path: Path, schedule: NoiseSchedule, n_steps: int) -> Discretiz
     except ValueError as error:
         raise ValueError(f"a list of noise levels is of numbers and commas alone ({error})") from error
     flow = isinstance(schedule, RectifiedFlow)
-    if values and values[-1] == 0:  # programs end there; our last time is where the model's noise ends
-        end = jnp.asarray(schedule.t_min)
-        values[-1] = float(schedule.sigma(end) if flow else schedule.sigma(end) / schedule.alpha(end))
-    t = Levels(tuple(values), flow).times(schedule, jnp.linspace(0.0, 1.0, n_steps + 1))
-    return _between_ends(t, t, schedule)
+    end = jnp.asarray(schedule.t_min)
+    last = float(schedule.sigma(end) if flow else schedule.sigma(end) / schedule.alpha(end))
+    steps = n_steps
+    if values[-1:] == [0] and values[-2:-1] <= [last * (1 + SAME_END)]:  # the last step is from the model's end to 0
+        values, steps = values[:-1], max(1, n_steps - 1)
+    elif values[-1:] == [0]:
+        values[-1] = last
+    u = jnp.minimum(jnp.arange(n_steps + 1) / steps, 1.0)
+    t = with_ends(Levels(tuple(values), flow).times(schedule, u).at[steps].set(schedule.t_min), schedule)
+    return Discretization(t, t)
 
 
 def _read_ld3(path: Path, schedule: NoiseSchedule, n_steps: int) -> Discretization:
@@ -114,15 +120,9 @@ def _read_ld3(path: Path, schedule: NoiseSchedule, n_steps: int) -> Discretizati
     times = np.asarray(state["best_t_steps"], np.float32)
     if times.shape != (2 * (n_steps + 1),):
         raise ValueError(f"2 x {n_steps + 1} times are needed for {n_steps} steps, got an array of shape {times.shape}")
-    t, t_c = jnp.asarray(times[: n_steps + 1]), jnp.asarray(times[n_steps + 1 :])
     ends = (schedule.t_max, schedule.t_min)
-    if not (np.diff(t) < 0).all() or not np.allclose(t[jnp.asarray([0, -1])], ends, rtol=1e-2, atol=1e-6):
-        raise ValueError(f"its times must descend from {ends[0]:g} to {ends[1]:g}, got {t.tolist()}")
-    return _between_ends(t, t_c, schedule)
-
-
-def _between_ends(
-    t: Float[Array, "n_points"], t_c: Float[Array, "n_points"], schedule: NoiseSchedule
-) -> Discretization:
-    t = t.at[0].set(schedule.t_max).at[-1].set(schedule.t_min)
-    return Discretization(t, jnp.clip(t_c, schedule.t_min, schedule.t_max))
+    if not np.allclose(times[[0, n_steps]], ends, rtol=1e-2, atol=1e-6):
+        raise ValueError(f"its times must descend from {ends[0]:g} to {ends[1]:g}, got {times[: n_steps + 1].tolist()}")
+    t, t_c = (with_ends(jnp.asarray(half), schedule) for half in np.split(times, 2))
+    check_times(t, t_c, schedule, whole=True)
+    return Discretization(t, t_c)

@@ -16,6 +16,7 @@ from jaxtyping import PRNGKeyArray
 from ld3_jax import losses
 from ld3_jax.batches import check_finite, device_count, replicate
 from ld3_jax.denoisers import prediction_of
+from ld3_jax.grids import check_times
 from ld3_jax.learning.coefficients import WithCoefficients
 from ld3_jax.learning.curve import Curve
 from ld3_jax.learning.discretization import Discretization, on_grid
@@ -207,6 +208,7 @@ def _numbers(task: Task, start: str | Discretization) -> Params:
     """The numbers that stand for a start."""
     schedule, solver = task.student.schedule, task.student.solver
     found = on_grid(start, schedule, solver) if isinstance(start, str) else start
+    check_times(found.t, found.t_c, schedule, whole=True)
     return task.parametrisation.init(found, schedule, solver)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ld3_jax.denoisers import Model
 from ld3_jax.disk import numbers, read_json, write_atomically
+from ld3_jax.grids import check_times
 from ld3_jax.learning import curve
 from ld3_jax.learning.discretization import Coefficients, Discretization
 from ld3_jax.learning.student import Student, distances
@@ -124,17 +125,7 @@ class Learned:
 
     def check_range(self, schedule: NoiseSchedule) -> None:
         """Refuse a noise schedule of another range or another log-SNR, and network times beyond it."""
-        range_, t_c = (schedule.t_max, schedule.t_min), np.asarray(self.t_c)
-        beyond = max(range_[0], t_c.max()), min(range_[1], t_c.min())
-        found = [("times", (t[0], t[-1])) for t in np.asarray(self.t).reshape(len(self.t), -1).T]
-        if self.t.ndim > 1 and self.t.shape[1] != len(schedule.parts):
-            raise ValueError(f"it has times for {self.t.shape[1]} parts, the model's states have {len(schedule.parts)}")
-        for name, ends in [*found, ("network times", beyond)]:
-            if not np.allclose(ends, range_, rtol=1e-3, atol=1e-6):
-                raise ValueError(
-                    f"its {name} run from {ends[0]:g} to {ends[1]:g}, those of the model from {range_[0]:g} to "
-                    f"{range_[1]:g}"
-                )
+        check_times(self.t, self.t_c, schedule, whole=True, to_zero=self.solver.to_zero)
         with jax.ensure_compile_time_eval():
             lam = np.asarray(self.found.lam(schedule))
         if not np.allclose(lam, self.lam, rtol=1e-2, atol=1e-2):
@@ -168,14 +159,9 @@ class Learned:
             record["coefficients"] = {name: np.asarray(leaf).tolist() for name, leaf in change.items()}
         if self.curve is not None:
             record["curve"] = curve.to_record(self.curve)
-        if self.coefficients is not None:
-            record["version"] = VERSIONS[1]
-        if self.t.ndim > 1 or (self.coefficients is not None and not len(self.coefficients.base)):
-            record["version"] = VERSIONS[2]
-        if self.solver.to_zero:
-            record["version"] = VERSIONS[3]
-        if self.curve is not None:
-            record["version"] = VERSIONS[4]
+        by_part = self.t.ndim > 1 or (self.coefficients is not None and not len(self.coefficients.base))
+        needs = (True, self.coefficients is not None, by_part, self.solver.to_zero, self.curve is not None)
+        record["version"] = max(version for version, needed in zip(VERSIONS, needs, strict=True) if needed)
         if schedule is not None and schedule.space.flat:
             record["table"] = plain(self.table(schedule), schedule, self.t, self.solver, self.model.get("predicts"))
         write_atomically(Path(path), (json.dumps(record, indent=2) + "\n").encode())
@@ -224,8 +210,7 @@ def _from_record(record: dict[str, Any], names: list[str]) -> Learned:
         )
     if not t.shape == t_c.shape == lam.shape:
         raise ValueError(f"t, t_c and lam must have one shape, got {t.shape}, {t_c.shape} and {lam.shape}")
-    if not (np.diff(jnp.asarray(t), axis=0) < 0).all():
-        raise ValueError(f"t must descend, got t = {np.asarray(t).tolist()} in {jnp.result_type(float)}")
+    check_times(jnp.asarray(t), jnp.asarray(t_c), to_zero=solver.to_zero)
     change = record.get("coefficients") if record["version"] > 1 else None
     if record["version"] == 2 and change is None and "curve" not in record:
         raise ValueError("lacks coefficients or a curve, which a schedule of version 2 has")

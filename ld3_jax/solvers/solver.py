@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ld3_jax import denoisers
 from ld3_jax.denoisers import Model
+from ld3_jax.grids import check_times
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import deis, dpmpp, euler, ipndm, two_stage, unipc
 from ld3_jax.solvers.expansion import as_updates, converted, expand
@@ -144,8 +144,8 @@ def make_table(
 
     Args:
         schedule: the noise schedule.
-        t: (n_steps + 1,) descending times from t_max to t_min; (n_steps + 1, parts) where each part of the noise
-            schedule has its own.
+        t: (n_steps + 1,) descending times between t_max and t_min, the last perhaps 0 where the solver ends there;
+            (n_steps + 1, parts) where each part of the noise schedule has its own.
         t_c: times given to the network in place of t; heun alone uses the last. Default: t.
         solver: a name in SOLVERS, or a `Solver`.
 
@@ -154,19 +154,18 @@ def make_table(
         schedule's space has them.
 
     Raises:
-        ValueError: if a shape or the solver's number of calls does not fit the grid, the times are integers or do not
-            descend (outside jit), or the solver does not fit the noise schedule (`Solver.takes`).
+        ValueError: if a shape or the solver's number of calls does not fit the grid, the times are integers or none for
+            the noise schedule (`grids.check_times`, outside jit), or the solver does not fit it (`Solver.takes`).
     """
     t, t_c = jnp.asarray(t), jnp.asarray(t if t_c is None else t_c)
-    if not all(jnp.issubdtype(times.dtype, jnp.floating) for times in (t, t_c)):
-        raise ValueError(f"t and t_c must be of a floating-point dtype, got {t.dtype} and {t_c.dtype}")
     several = len(schedule.parts) > 1
     if t.shape != t_c.shape or not (t.ndim == 1 or (several and t.shape[1:] == (len(schedule.parts),))):
         by_part = f", or by part (n, {len(schedule.parts)})" if several else ""
         raise ValueError(f"t and t_c must be vectors of one length{by_part}, got shapes {t.shape} and {t_c.shape}")
-    if not isinstance(t, jax.core.Tracer) and not (np.diff(np.asarray(t), axis=0) < 0).all():
-        raise ValueError(f"t must descend, got {np.asarray(t).tolist()}")
     solver = _as_solver(solver).for_steps(len(t) - 1)
+    check_times(t, t_c, schedule, to_zero=solver.to_zero)
+    if not all(jnp.issubdtype(times.dtype, jnp.floating) for times in (t, t_c)):
+        raise ValueError(f"t and t_c must be of a floating-point dtype, got {t.dtype} and {t_c.dtype}")
     family = SOLVERS[solver.name]
     if not several:
         return _table(schedule, t, t_c, solver, family)
@@ -188,6 +187,8 @@ def joined(schedule: NoiseSchedule, tables: list[Table]) -> Table:
 
 @partial(jax.jit, static_argnames=("family",))  # one program, where a table is made outside of any other
 def _table(schedule: NoiseSchedule, t: Array, t_c: Array, solver: Solver, family: Family) -> Table:
+    if solver.to_zero:  # no row that is kept depends on it; a step of some length keeps gradients finite
+        t = t.at[-1].set(jnp.minimum(schedule.t_min, t[-2] / 2))
     table = family.table(
         schedule,
         t,
