@@ -71,15 +71,18 @@ def check_times(
         if isinstance(times, jax.core.Tracer):
             continue
         given = np.asarray(times, float)
-        if schedule is not None:
-            _check_range(name, given, schedule, whole and name == "t", to_zero)
+        if not np.isfinite(given).all():
+            raise ValueError(f"{name} must be finite, got {given.tolist()!s:.500}")
         falls = -np.diff(given, axis=0)
-        short = ~(falls >= least * (np.abs(given[:-1]) + 1e-3))  # a step of single precision's last digits is none
+        short = falls < least * (np.abs(given[:-1]) + 1e-3)  # a step of single precision's last digits is none
         if to_zero:
             short[-1:] = falls[-1:] < 0
         if short.any():
-            last = "; a last step of no length is sampled with last_sigma=0, and not learned" * (not short[:-1].any())
+            last = "; a last step of no length is sampled with last_sigma=0, and not learned"
+            last *= bool((falls[-1:] >= 0).all() and not short[:-1].any())
             raise ValueError(f"{name} must descend, got {given.tolist()!s:.500} in {jnp.result_type(times)}{last}")
+        if schedule is not None:
+            _check_range(name, given, schedule, whole and name == "t", to_zero)
 
 
 def _check_range(name: str, given: np.ndarray, schedule: NoiseSchedule, whole: bool, to_zero: bool) -> None:
@@ -87,16 +90,17 @@ def _check_range(name: str, given: np.ndarray, schedule: NoiseSchedule, whole: b
     if given.shape[1:] not in ((), (len(parts),)):
         raise ValueError(f"{name} has times for {given.shape[1]} parts, the noise schedule has {len(parts)}")
     most, least = np.transpose([(part.t_max, part.t_min) for part in parts])
-    allowed, at_0 = np.clip(given, least, most), not given[-1:].any()
+    allowed = np.clip(given, least, most)
     if whole:
         allowed[:1], allowed[-1:] = most, least
-    elif to_zero and at_0:
+    elif to_zero and not given[-1:].any():
         allowed[-1:] = 0
     if not np.allclose(given, allowed, rtol=5e-6, atol=1e-6):
-        remedy = "; a solver with last_sigma=0 ends at 0, others at t_min" * (at_0 and not to_zero)
+        ends_at_0 = given.min() == 0 < least.min() and not (whole or to_zero)
+        remedy = "; a solver with last_sigma=0 ends at 0, others at t_min" * bool(ends_at_0)
         raise ValueError(
-            f"{name} must be finite and {'run' if whole else 'lie'} from {most.max():g} to {least.min():g}, the noise "
-            f"schedule's range, got {given.max():g} to {given.min():g}{if_timesteps(given.max(), most.max()) or remedy}"
+            f"{name} must {'run' if whole else 'lie'} from {most.max():g} to {least.min():g}, the noise schedule's "
+            f"range, got {given.max():g} to {given.min():g}{if_timesteps(given.max(), most.max()) or remedy}"
         )
 
 

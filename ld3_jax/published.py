@@ -78,7 +78,7 @@ class Levels:
 def if_timesteps(largest: ArrayLike, most: ArrayLike) -> str:
     """The remedy for a number so far above the largest allowed one that it may be a timestep; nothing for others."""
     remedy = "; if these are timesteps: timestep i of N is at t = (i + 1) / N, of a flow at i / N"
-    return remedy * bool(10 * most < largest < np.inf)
+    return remedy * bool(2 * most < largest < np.inf)
 
 
 SAME_END = 0.05  # how far, relatively, a list's end may be from the noise schedule's

@@ -38,6 +38,10 @@ QUICK = GradientDescent(
 )
 
 
+def start(*t, t_c=None):
+    return Discretization(jnp.asarray(t), jnp.asarray(t if t_c is None else t_c))
+
+
 def make_student(solver="ddim", nfe=3):
     return learning.make_student(MODEL, SCHEDULE, Solver(solver, nfe), losses.l2)
 
@@ -201,8 +205,19 @@ def test_learning_goes_on_from_what_was_learned(pairs):
 
 @pytest.mark.parametrize(
     ("start", "message"),
-    [("magic", "grid must be one of"), (Discretization(*2 * [grids.grid("edm", SCHEDULE, 5)]), "has 4 times")],
-    ids=["name", "times"],
+    [
+        ("magic", "grid must be one of"),
+        (start(*grids.grid("edm", SCHEDULE, 5)), "has 4 times"),
+        (start(80.0, 10.0, 1.0, 0.002), "t must run from 1 to 0.001, .* got 80 to 0.002"),  # another's
+        (start(0.5, 0.4, 0.2, 0.001), "t must run from 1 to 0.001, .* got 0.5 to 0.001"),
+        (start(1.0, 0.4, 0.2, 0.0), "t must run from 1 to 0.001, .* got 1 to 0"),
+        (start(0.001, 0.2, 0.4, 1.0), "t must descend"),
+        (start(1.0, 0.4, 0.001, 0.001), "t must descend"),
+        (start(1.0, float("nan"), 0.2, 0.001), "t must be finite"),
+        (start(1.0, 0.4, 0.2, 0.001, t_c=(1.0, 0.1, 0.05, 0.001)), "t_c must lie between the neighbours of its t"),
+        (start(1.0, 0.4, 0.2, 0.001, t_c=(1.0, 0.2, 0.4, 0.001)), "t_c must descend"),
+        (start(1.0, 0.4, 0.2, 0.001, t_c=(1.0, 0.4, 0.2, -0.2)), "t_c must lie"),
+    ],
 )
 def test_a_start_that_does_not_fit_is_refused(start, message, pairs):
     with pytest.raises(ValueError, match=message):

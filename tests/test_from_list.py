@@ -36,6 +36,25 @@ def test_a_text_of_levels_is_read_whatever_ends_it(tmp_path):
     np.testing.assert_allclose(read_times(str(path), RectifiedFlow(), 3).t, [0.999, 0.5, 0.25, 1e-3], rtol=1e-5)
 
 
+@pytest.mark.parametrize("least", [0.002, 0.0019999, 0.00205])
+def test_a_list_that_ends_at_the_least_level_and_then_at_0_is_for_solvers_that_end_there(least, tmp_path):
+    path, schedule = tmp_path / "sigmas.txt", VELinear()
+    path.write_text(f"80, 10, 1, 0.1, {least}, 0")
+    for n, expected in [(5, [80, 10, 1, 0.1, 0.002, 0.002]), (3, [80, 1, 0.002, 0.002]), (1, [80, 0.002])]:
+        found = read_times(str(path), schedule, n)
+        np.testing.assert_allclose(found.t, expected, rtol=1e-5)
+        to_zero = Solver("dpmpp", n, 1, last_sigma=0.0)
+        learned = learning.Learned(to_zero, found, np.asarray(found.lam(schedule)))
+        learned.save(tmp_path / "theirs.json", schedule)
+        np.testing.assert_allclose(read(tmp_path / "theirs.json").levels, [*expected[:-1], 0], rtol=1e-5)
+        np.testing.assert_array_equal(learning.load(tmp_path / "theirs.json").t, found.t)
+    found = read_times(str(path), schedule, 5)
+    learned = learning.Learned(Solver("dpmpp", 5), found, np.asarray(found.lam(schedule)))
+    with pytest.raises(ValueError, match=r"t must descend, .* a last step of no length is sampled with last_sigma=0"):
+        learned.save(tmp_path / "other.json", schedule)
+    assert not (tmp_path / "other.json").exists()
+
+
 @pytest.mark.parametrize("version", ["zip", "stream"])
 def test_ld3_s_own_file_is_read(tmp_path, version):
     t, t_c = torch.tensor([80.0, 5, 0.4, 0.002]), torch.tensor([80.0, 4.5, 0.5, 0.002])
@@ -48,6 +67,15 @@ def test_ld3_s_own_file_is_read(tmp_path, version):
         read_times(str(tmp_path / "best_v2.pt"), VELinear(), 4)
     with pytest.raises(ValueError, match=r"must descend from 1 to 0\.001"):
         read_times(str(tmp_path / "best_v2.pt"), SD, 3)
+    for wrong in (
+        [80.0, 4.5, 5.5, 0.002],
+        [80.0, 90.0, 0.5, 0.002],
+        [80.0, 4.5, -0.5, 0.002],
+        [80.0, torch.nan, 1, 0.002],
+    ):
+        torch.save({"best_t_steps": torch.cat([t, torch.tensor(wrong)])}, tmp_path / "other.pt")
+        with pytest.raises(ValueError, match=r"other\.pt: t_c must"):
+            read_times(str(tmp_path / "other.pt"), VELinear(), 3)
     torch.save({"other": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"lacks best_t_steps and holds \['other'\]"):
         read_times(str(tmp_path / "other.pt"), VELinear(), 3)
@@ -59,6 +87,9 @@ def test_what_is_no_list_is_refused(tmp_path):
         ("80, ten, 0.002", "numbers and commas alone"),
         ("80, 1, 2, 0.002", "descending"),
         ("", "descending"),
+        ("999, 500, 100, 0", r"run from 999 to 0.002, .* from 80 to 0.002; if these are timesteps: .* \(i \+ 1\) / N"),
+        ("80, 1, 0.001, 0", "run from 80 to 0.001, those of the noise schedule from 80 to 0.002"),
+        ("80, 1, nan, 0", "descending"),
         ("14.6, 1, 0.03", "run from 14.6 to 0.03, those of the noise schedule from 80 to 0.002"),
     ]:
         path.write_text(text)

@@ -38,6 +38,27 @@ def test_other_numbers_of_steps_are_read_off_between(name):
     assert (np.diff(grid(name, schedule, 33)) < 0).all()
 
 
+@pytest.mark.parametrize(
+    "levels",
+    [
+        (14.61464119, 5.85520077, 1.91321158, 0.83188516, 0.34370604, 0.02916753),
+        (14.61464119, 6.77309084, 3.07277966, 1.91321158, 1.24153244, 0.803307, 0.52423614, 0.34370604, 0.19894916,
+         0.09824532, 0.02916753),
+        (14.61464119, 7.49001646, 4.86714602, 3.1956799, 2.45070267, 1.84880662, 1.41535246, 1.12534678, 0.89115214,
+         0.72133851, 0.59516323, 0.50118381, 0.41087446, 0.34370604, 0.29807833, 0.25053367, 0.19894916, 0.17026083,
+         0.13792117, 0.09824532, 0.02916753),
+    ],
+    ids=len,
+)  # fmt: skip
+def test_gits_has_a_list_for_each_number_of_steps_and_reads_more_off_the_longest(levels):
+    given = levels_of(SD, grid("gits-sd15", SD, len(levels) - 1), flow=False)
+    np.testing.assert_allclose(given, levels, rtol=2e-5)
+    assert [len(one) - 1 for one in PUBLISHED["gits-sd15"].others] == list(range(2, 21))
+    if len(levels) == 21:
+        between = levels_of(SD, grid("gits-sd15", SD, 40), flow=False)[1::2]
+        np.testing.assert_allclose(between, np.sqrt(np.multiply(levels[1:], levels[:-1])), rtol=2e-5)
+
+
 def test_a_grid_of_another_noise_schedule_is_refused():
     with pytest.raises(
         ValueError, match=r"run from 14.61\d* to 0.029\d*, those of the noise schedule from 80 to 0.002"

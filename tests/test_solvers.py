@@ -15,6 +15,7 @@ import reference
 from jax.tree_util import Partial
 
 from ld3_jax import grids, schedules, solvers
+from ld3_jax.poses import PoseNoise
 from ld3_jax.solvers import Solver
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "solvers.npz")
@@ -428,10 +429,50 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-@pytest.mark.parametrize("t", [[1.0, 10.0, 80.0], [80.0, 10.0, 10.0]], ids=str)
-def test_times_that_do_not_descend_are_refused(t):
-    with pytest.raises(ValueError, match=r"t must descend, got \["):
-        solvers.make_table(schedules.VELinear(), jnp.asarray(t), solver="ddim")
+RIGHT = [80.0, 10.0, 0.002]
+
+
+@pytest.mark.parametrize(
+    ("t", "t_c", "message"),
+    [
+        ([1.0, 10.0, 80.0], RIGHT, r"t must descend, got \["),
+        ([80.0, 10.0, 10.0], RIGHT, "t must descend, .* a last step of no length is sampled with last_sigma=0"),
+        ([80.0, 79.99999, 10.0], RIGHT, "t must descend, .* in float32"),
+        ([80.0, float("nan"), 0.002], RIGHT, r"t must be finite, got \[80.0, nan"),
+        ([float("inf"), 10.0, 0.002], RIGHT, r"t must be finite, got \[inf"),
+        ([80.0, 10.0, -0.002], RIGHT, "t must .* got 80 to -0.002"),
+        ([80.01, 10.0, 0.002], RIGHT, "t must .* got 80.01 to 0.002"),
+        ([80.0, 10.0, 0.00199], RIGHT, "t must .* got 80 to 0.00199"),
+        ([80.0, 0.002, 0.0], RIGHT, "t must .* got 80 to 0; a solver with last_sigma=0 ends at 0, others at t_min"),
+        ([999.0, 500.0, 0.0], RIGHT, r"t must .* got 999 to 0; if these are timesteps: .* t = \(i \+ 1\) / N"),
+        (RIGHT, [80.0, float("nan"), 0.002], "t_c must be finite"),
+        (RIGHT, [80.0, 10.0, -1.0], "t_c must lie"),
+        (RIGHT, [0.002, 10.0, 80.0], "t_c must descend"),
+    ],
+)
+def test_times_that_no_solver_can_run_on_are_refused(t, t_c, message):
+    times = jnp.asarray(t), jnp.asarray(t_c)
+    with pytest.raises(ValueError, match=message):
+        solvers.make_table(schedules.VELinear(), *times, solver="ddim")
+    with pytest.raises(ValueError, match=message):  # constants in jit, too
+        jax.eval_shape(
+            lambda x: solvers.sample(lambda x, t, cond: x, schedules.VELinear(), x, *times, solver="ddim"), jnp.ones(2)
+        )
+
+
+def test_times_of_each_part_are_held_against_its_own_range():
+    t = jnp.stack([jnp.linspace(1.0, 0.0, 4), jnp.linspace(1.0, -0.1, 4), jnp.linspace(1.0, 0.0, 4)], -1)
+    with pytest.raises(ValueError, match=r"t must lie from 1 to 0, .* got 1 to -0.1"):
+        solvers.make_table(PoseNoise(), t, solver="ddim")
+
+
+def test_a_part_of_the_range_and_rounded_ends_are_times():
+    schedule, t = schedules.VELinear(), jnp.asarray([10.0, 1.0, 0.1])
+    assert np.isfinite(
+        solvers.make_table(schedule, t, jnp.asarray([10.0, 10.0, 0.1]), solver="ddim").predict_base
+    ).all()
+    power = (80 ** (1 / 7) + jnp.linspace(0.0, 1.0, 3) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7  # rounds in float32
+    assert np.isfinite(solvers.make_table(schedule, power, solver="ddim").predict_base).all()
 
 
 @pytest.mark.parametrize("t", [jnp.array([80, 10, 1]), [80, 10, 1]])

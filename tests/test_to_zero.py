@@ -1,5 +1,6 @@
 """Solvers whose last step ends without noise, in the data prediction of its call: run, learned, saved, exported."""
 
+from dataclasses import replace
 from functools import partial
 
 import chex
@@ -71,6 +72,26 @@ def test_the_end_of_the_grid_has_no_part_in_it():
         *(solvers.make_table(SCHEDULE, end, solver=solver) for end in (t, t.at[-1].multiply(1.5)))
     )
     assert str(solver) == "dpmpp of order 3, 4 calls, to sigma 0"
+
+
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [
+        ("VPDiscrete", Solver("dpmpp", lower_order_final=False)),
+        ("VELinear", Solver("unipc")),
+        ("RectifiedFlow", Solver("ipndm")),
+    ],
+)
+def test_a_list_ends_at_0_in_the_data_prediction_of_the_time_before(name, solver):
+    schedule, solver = SCHEDULES[name], replace(solver, last_sigma=0.0)
+    t = jnp.append(grids.grid("edm", schedule, 4), 0.0)  # as EDM's and k-diffusion's: t_min, and then 0
+    shorter = jnp.append(t[:-1], t[-2])
+    table = solvers.make_table(schedule, t, solver=solver)
+    chex.assert_tree_all_finite(table)
+    chex.assert_trees_all_equal(table, solvers.make_table(schedule, shorter, solver=solver))
+    chex.assert_trees_all_close(table, jax.jit(partial(solvers.make_table, solver=solver))(schedule, t), rtol=1e-5)
+    slope = jax.jacrev(lambda t: solvers.make_table(schedule, t, solver=solver).predict_history)(t)
+    assert np.isfinite(slope).all()
 
 
 def test_a_manifold_has_no_data_prediction():

@@ -187,8 +187,9 @@ def joined(schedule: NoiseSchedule, tables: list[Table]) -> Table:
 
 @partial(jax.jit, static_argnames=("family",))  # one program, where a table is made outside of any other
 def _table(schedule: NoiseSchedule, t: Array, t_c: Array, solver: Solver, family: Family) -> Table:
-    if solver.to_zero:  # no row that is kept depends on it; a step of some length keeps gradients finite
-        t = t.at[-1].set(jnp.minimum(schedule.t_min, t[-2] / 2))
+    if solver.to_zero:  # no row that is kept depends on the last time; one far from that before keeps gradients finite
+        low, high = schedule.t_min, schedule.t_max
+        t = t.at[-1].set(jnp.where(2 * t[-2] > low + high, low, (t[-2] + high) / 2))
     table = family.table(
         schedule,
         t,
