@@ -4,7 +4,7 @@ Each is a function of the noise schedule, the number of steps and a `Probe`, a m
 are arrays in a vector space.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from ld3_jax.batches import in_batches, whole
-from ld3_jax.denoisers import Model
-from ld3_jax.grids import GRIDS, check_ends, grid
+from ld3_jax.batches import check_finite, count_of, in_batches, whole
+from ld3_jax.denoisers import Model, as_pytree, predicted
+from ld3_jax.grids import GRIDS, check_descent, check_ends, grid
+from ld3_jax.ranges import CALLS, COUNT, STATES, Kind, check, entrance, instance, one_of
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, make_table
 from ld3_jax.solvers.table import advanced, begun
@@ -25,6 +26,7 @@ _TEACHER_STEPS = 60
 _GITS_COEFFICIENT = 1.15
 _ALONE = 3
 _SMOOTHING, _DIFFERENCE = (0.1, 0.01, 0.0), 1e-6
+_ARRAY = Kind("an array of real numbers", lambda x: not STATES.lacks(x) and jax.tree_util.all_leaves([x]))
 _LEAST_SHARE = 1e-4  # of the range of lam that a step takes, so that none vanishes in a line search
 
 
@@ -40,7 +42,8 @@ class Probe:
 
     def eps(self, x: Float[Array, "batch *shape"], t: Float[Array, ""]) -> Float[Array, "batch *shape"]:
         """The noise predictions of all states at one time, on each of the devices."""
-        return whole(in_batches(lambda batch: self.model(batch[0], t, batch[1]), (x, self.cond), self.batch_size))
+        of = (x, self.cond)
+        return whole(in_batches(lambda b: predicted(self.model, b[0], t, b[1], b[0]), of, self.batch_size))
 
 
 class Trajectory(NamedTuple):
@@ -59,6 +62,7 @@ class Trajectory(NamedTuple):
     eps: Float[Array, "steps batch *shape"]
 
 
+@entrance(schedule=instance(NoiseSchedule), n=CALLS, probe=instance(Probe).or_none())
 def baseline(name: str, schedule: NoiseSchedule, n: int, probe: Probe | None = None) -> Float[Array, "{n}+1"]:
     """The times of another method.
 
@@ -72,19 +76,24 @@ def baseline(name: str, schedule: NoiseSchedule, n: int, probe: Probe | None = N
         (n + 1,) descending times, exactly t_max and t_min at the ends.
 
     Raises:
-        ValueError: if the name is unknown, n < 1, states lie on a manifold, or a probe is needed and not given.
+        ValueError: if the name is unknown, n < 1, states lie on a manifold or are no array, a probe is needed and not
+            given, or its model predicts no noise, so that states do not move.
+        FloatingPointError: if the model's predictions are not finite.
     """
-    if name not in BASELINES:
-        raise ValueError(f"baseline must be one of {sorted(BASELINES)}, got {name!r}")
-    if n < 1:
-        raise ValueError(f"a grid needs at least 1 step, got {n}")
+    check({"baseline": name}, {"baseline": one_of(BASELINES)})
     if not schedule.space.flat or len(schedule.parts) > 1:
         raise ValueError(f"the baseline {name!r} is for states in a vector space with one time, got {schedule}")
     if name in OF_MODEL and probe is None:
         raise ValueError(f"the baseline {name!r} looks at the model: it needs a probe")
     check_ends(schedule, jnp.result_type(float))
+    if probe is not None:
+        check(vars(probe), {"x_T": _ARRAY, "batch_size": COUNT})
+        count_of((probe.x_T, probe.cond), "the probe's x_T and cond")
+        probe = replace(probe, model=as_pytree(probe.model))
     t = jnp.asarray(BASELINES[name](schedule, n, probe), jnp.result_type(float))
-    return t.at[0].set(schedule.t_max).at[-1].set(schedule.t_min)
+    t = t.at[0].set(schedule.t_max).at[-1].set(schedule.t_min)
+    check_descent(t, f"the times of {name!r} for {schedule}")
+    return t
 
 
 def dmn(schedule: NoiseSchedule, n: int, probe: Probe | None = None) -> Float[Array, "{n}+1"]:
@@ -211,9 +220,17 @@ OF_MODEL = ("gits", "oss")
 
 
 def trajectory(schedule: NoiseSchedule, probe: Probe, n: int) -> Trajectory:
-    """The probe's trajectory by iPNDM-4 on the edm grid, with 60 steps, or 4 n where that is more."""
+    """The probe's trajectory by iPNDM-4 on the edm grid, with 60 steps, or 4 n where that is more.
+
+    Raises: see `baseline`.
+    """
     steps = max(_TEACHER_STEPS, 4 * n)
-    return _trajectory(probe, schedule, grid("edm", schedule, steps), Solver("ipndm", steps))
+    path = _trajectory(probe, schedule, grid("edm", schedule, steps), Solver("ipndm", steps))
+    check_finite(jnp.moveaxis(path.eps, 1, 0), "the model's predictions")
+    gone, size = jnp.abs(path.y[-1] - path.y[0]).max(), jnp.abs(path.y[0]).max()
+    if gone <= 1e-6 * size:
+        raise ValueError(f"the model predicts no noise: its states move by {gone:.1e} of {size:.1e}, which is rounding")
+    return path
 
 
 def cheapest(cost: Float[np.ndarray, "points points"], n: int, coefficient: float) -> Int[np.ndarray, "{n}+1"]:

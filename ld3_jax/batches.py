@@ -13,6 +13,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, PyTree
 
+from ld3_jax.ranges import ARRAYS, COUNT, COUNT_OR_ZERO, FUNCTION, check, entrance, shown
+
 
 def all_devices() -> Mesh:
     """A mesh of all processes' devices, for `jax.set_mesh`, whose one axis the compiler may use as it sees fit."""
@@ -24,6 +26,16 @@ def device_count() -> int:
     return _mesh().size if _mesh().axis_names else 1
 
 
+def count_of(tree: PyTree, what: str = "samples") -> int:
+    """How many samples a pytree holds; a ValueError unless its leaves are arrays that share their leading axis."""
+    check({what: tree}, {what: ARRAYS})
+    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)}
+    if len(lengths) != 1 or lengths == {()}:
+        raise ValueError(f"{what} must share their leading axis, got {shown(tree)}")
+    return lengths.pop()[0]
+
+
+@entrance(count=COUNT_OR_ZERO, batch_size=COUNT)
 def equal_batches(count: int, batch_size: int) -> tuple[int, int]:
     """How many equal batches of at most `batch_size` hold `count` samples, and their size, for whole devices."""
     devices = device_count()
@@ -31,6 +43,7 @@ def equal_batches(count: int, batch_size: int) -> tuple[int, int]:
     return n_batches, -(-count // (n_batches * devices)) * devices
 
 
+@entrance(function=FUNCTION, batch_size=COUNT)
 def in_batches(function: Callable[[PyTree], PyTree], inputs: PyTree, batch_size: int) -> PyTree:
     """Apply a function of batches to inputs with a longer leading axis, under jit.
 
@@ -42,16 +55,19 @@ def in_batches(function: Callable[[PyTree], PyTree], inputs: PyTree, batch_size:
     Returns:
         What the function returns, with the leading axis of the inputs.
     """
-    count = len(jax.tree.leaves(inputs)[0])
+    count = count_of(inputs)
     n_batches, size = equal_batches(count, batch_size)
     indices = jnp.arange(n_batches * size) % count
     batched = jax.tree.map(lambda leaf: leaf[indices].reshape(n_batches, size, *leaf.shape[1:]), inputs)
     outputs = jax.lax.map(lambda batch: function(spread(batch)), batched)
+    if any(leaf.shape[:2] != (n_batches, size) for leaf in jax.tree.leaves(outputs)):
+        raise ValueError(f"a function of {n_batches} batches of {size} gives other leading axes, {shown(outputs)}")
     return jax.tree.map(lambda leaf: leaf.reshape(n_batches * size, *leaf.shape[2:])[:count], outputs)
 
 
 def finite(samples: PyTree) -> Bool[np.ndarray, "n"]:
     """Which of n samples hold finite numbers only."""
+    count_of(samples)
     return to_host(_finite(samples))
 
 

@@ -11,12 +11,15 @@ Shapes: `x` is (batch, ...) or a pytree of such arrays, `t` a scalar, `cond` a p
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
+from ld3_jax.ranges import ARRAYS, FUNCTION, NUMBER, POSITIVE, STATES, call, check, entrance, instance, one_of, shown
 from ld3_jax.schedules import NoiseSchedule
 
 Model = Callable[[PyTree, Array, PyTree], PyTree]
@@ -64,10 +67,36 @@ jax.tree_util.register_pytree_node(
 
 
 def as_pytree(function: Callable) -> Callable:
-    """A callable that `jax.jit` takes as an argument; one that is no pytree of its own is taken to hold no weights."""
-    return Partial(function) if jax.tree_util.all_leaves([function]) else function
+    """A callable that `jax.jit` takes as an argument; one that is no pytree of its own is taken to hold no weights.
+
+    A module may hold functions and choices as leaves: they become static, and arrays and floats alone are its leaves.
+    """
+    check({"a model, loss or decoder": function}, {"a model, loss or decoder": FUNCTION})
+    if jax.tree_util.all_leaves([function]):
+        return Partial(function)
+    module = jax.tree.map(lambda leaf: leaf if _is_data(leaf) else _Static(leaf), function)
+    return function if all(map(_is_data, jax.tree.leaves(function))) else Partial(_assembled, module)
 
 
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class _Static:
+    value: Any
+
+
+def _is_data(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") or type(leaf) in (float, complex)
+
+
+def _assembled(module: PyTree, *args: PyTree) -> PyTree:
+    """A call of a module whose static leaves were wrapped."""
+    whole = jax.tree.map(
+        lambda leaf: leaf.value if isinstance(leaf, _Static) else leaf, module, is_leaf=lambda x: isinstance(x, _Static)
+    )
+    return whole(*args)
+
+
+@entrance(schedule=instance(NoiseSchedule), prediction=one_of(PREDICTIONS))
 def to_noise(network: Model, schedule: NoiseSchedule, prediction: str) -> Denoiser:
     """A network that predicts `prediction` as one that predicts noise.
 
@@ -93,8 +122,6 @@ def to_noise(network: Model, schedule: NoiseSchedule, prediction: str) -> Denois
     Reference: Salimans and Ho, arXiv:2202.00512 (v); Song et al., arXiv:2011.13456 (score); Liu et al.,
     arXiv:2209.03003 (flow).
     """
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction must be one of {sorted(PREDICTIONS)}, got {prediction!r}")
     return Denoiser(Partial(_as_it_is, schedule, as_pytree(network)), schedule, prediction)
 
 
@@ -105,6 +132,7 @@ def prediction_of(model: Model) -> str | None:
     return predictions.pop() if len(predictions) == 1 else None
 
 
+@entrance(model=FUNCTION, schedule=instance(NoiseSchedule), prediction=one_of(("noise", "data")))
 def convert(model: Model, schedule: NoiseSchedule, prediction: str) -> Model:
     """A model as a solver needs it.
 
@@ -122,8 +150,6 @@ def convert(model: Model, schedule: NoiseSchedule, prediction: str) -> Model:
     Raises:
         ValueError: if `prediction` is another one.
     """
-    if prediction not in ("noise", "data"):
-        raise ValueError(f"a solver takes predictions of 'noise' or of 'data', got {prediction!r}")
     if prediction == "noise":
         return model
     return Partial(_data, model if isinstance(model, Denoiser) else to_noise(model, schedule, "noise"))
@@ -144,6 +170,7 @@ def edm_preconditioned(network: Model, sigma_data: Float[Array, ""] | float = 0.
 
     Reference: Karras et al., arXiv:2206.00364, table 1.
     """
+    check({"sigma_data": sigma_data}, {"sigma_data": POSITIVE})
     return Partial(_edm, as_pytree(network), sigma_data)
 
 
@@ -162,18 +189,23 @@ def guided(model: Model, uncond: PyTree, scale: float) -> Partial:
 
     Reference: Ho and Salimans, arXiv:2207.12598, in the form where scale 1 means no guidance.
     """
+    check({"scale": scale, "uncond": uncond}, {"scale": NUMBER, "uncond": ARRAYS})
     return Partial(_guided, as_pytree(model), uncond, scale)
 
 
-def check_output(output: PyTree, like: PyTree) -> None:
-    """Refuse what a network gives where it has not the shapes of a state: it would be broadcast.
+def predicted(model: Model, x: PyTree, t: Array, cond: PyTree, like: PyTree) -> PyTree:
+    """model(x, t, cond), in the dtypes of a state.
 
     Raises:
-        ValueError: it names both shapes.
+        ValueError: if it cannot be called so, has not the shapes of `like`, to which it would be broadcast, or is not
+            real and floating-point.
     """
-    got, expected = (jax.tree.map(jnp.shape, tree) for tree in (output, like))
+    output = call(model, "a network is called as network(x, t, cond) with a scalar t", x, t, cond)
+    got, expected = (jax.tree.map(np.shape, tree) for tree in (output, like))
     if got != expected:
         raise ValueError(f"a network's output must have the shape of its input, {expected}, got {got}")
+    check({"a network's output": output}, {"a network's output": STATES})
+    return jax.tree.map(lambda one, of: jnp.asarray(one, jnp.result_type(of)), output, like)
 
 
 def _as_it_is(schedule: NoiseSchedule, network: Model, x: PyTree, t: Array, cond: PyTree = None) -> PyTree:
@@ -186,10 +218,9 @@ def _data(model: Denoiser, x: PyTree, t: Array, cond: PyTree = None) -> PyTree:
 
 def _converted(model: Denoiser, wanted: str, x: PyTree, t: Array, cond: PyTree = None) -> PyTree:
     """Solve x = alpha x_0 + sigma eps and the output = a x_0 + b eps for x_0 or eps."""
-    output = model.predict(x, t, cond)
     if model.prediction == wanted:
-        return output
-    check_output(output, x)
+        return model.predict(x, t, cond)
+    output = predicted(model.predict, x, t, cond, x)
     alpha, sigma = model.schedule.alpha(t), model.schedule.sigma(t)
     a, b = PREDICTIONS[model.prediction](alpha, sigma)
     determinant = alpha * b - sigma * a
@@ -200,16 +231,17 @@ def _converted(model: Denoiser, wanted: str, x: PyTree, t: Array, cond: PyTree =
 def _edm(network: Model, sigma_data: Float[Array, ""] | float, x: PyTree, sigma: Array, cond: PyTree = None) -> PyTree:
     total = sigma**2 + sigma_data**2
     c_skip, c_out, c_in = sigma_data**2 / total, sigma * sigma_data * total**-0.5, total**-0.5
-    raw = network(jax.tree.map(lambda x: c_in * x, x), jnp.log(sigma) / 4, cond)
-    check_output(raw, x)
+    raw = predicted(network, jax.tree.map(lambda x: c_in * x, x), jnp.log(sigma) / 4, cond, x)
     return jax.tree.map(lambda x, raw: c_skip * x + c_out * raw, x, raw)
 
 
 def _guided(
     model: Model, uncond: PyTree, scale: Float[Array, ""] | float, x: PyTree, t: Array, cond: PyTree = None
 ) -> PyTree:
-    if cond is None and uncond is not None:
-        raise ValueError("a guided model needs a condition for each sample, got cond=None")
+    if jax.tree.structure(cond) != jax.tree.structure(uncond):
+        raise ValueError(
+            f"a guided model needs a condition for each sample, got cond={shown(cond)} with uncond={shown(uncond)}"
+        )
 
     def halves(cond: Array, uncond: Array) -> Array:
         return jnp.concatenate([cond, jnp.broadcast_to(uncond, cond.shape)])

@@ -10,9 +10,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ld3_jax.published import PUBLISHED, if_timesteps
+from ld3_jax.ranges import CALLS, check, entrance, instance, one_of
 from ld3_jax.schedules import NoiseSchedule
 
 
+@entrance(schedule=instance(NoiseSchedule), n=CALLS)
 def grid(name: str, schedule: NoiseSchedule, n: int) -> Float[Array, "{n}+1"]:
     """A hand-made grid.
 
@@ -26,25 +28,34 @@ def grid(name: str, schedule: NoiseSchedule, n: int) -> Float[Array, "{n}+1"]:
     Args:
         name: one of GRIDS, or of `published.PUBLISHED`.
         schedule: the noise schedule.
-        n: number of steps, at least 1.
+        n: number of steps, from 1 to 10,000.
 
     Returns:
         (n + 1,) descending times, exactly t_max and t_min at the ends.
 
     Raises:
-        ValueError: if the name is unknown, n < 1, the noise schedule has no finite lam at its ends, or a published
-            grid is for another noise schedule.
+        ValueError: if the name or n is none of these, the noise schedule has no finite lam at its ends, times would not
+            descend, or a published grid is for another noise schedule.
 
     Reference: Lu et al., arXiv:2206.00927 (uniform, logsnr); Song et al., arXiv:2010.02502 (quadratic); Karras et al.,
     arXiv:2206.00364 (edm, rho = 7).
     """
     known = {**GRIDS, **{name: levels.times for name, levels in PUBLISHED.items()}}
-    if name not in known:
-        raise ValueError(f"grid must be one of {sorted(known)}, got {name!r}")
-    if n < 1:
-        raise ValueError(f"a grid needs at least 1 step, got {n}")
+    check({"grid": name}, {"grid": one_of(known)})
     check_ends(schedule, jnp.result_type(float))
-    return _points(known[name], schedule, n)
+    t = _points(known[name], schedule, n)
+    check_descent(t, f"the grid {name!r} of {schedule}")
+    return t
+
+
+def check_descent(t: Float[Array, "n_points"], what: str) -> None:
+    """Refuse times that are not finite or do not descend; tracers pass.
+
+    Raises:
+        ValueError: it says what they are.
+    """
+    if not isinstance(t, jax.core.Tracer) and not (np.diff(np.asarray(t)) < 0).all():
+        raise ValueError(f"{what} must descend, got {np.asarray(t).tolist()!s:.200}")
 
 
 @functools.partial(jax.jit, static_argnames=("time_at", "n"))

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
+from ld3_jax.batches import count_of
+from ld3_jax.ranges import STATES, call, check, shown
+
 _EPS = 1e-12
 
 Samples = PyTree[Float[Array, "batch ?*shape"], "T"]  # an array, or several in one structure
@@ -48,6 +51,17 @@ def both(targets: PyTree[Float[Array, "n ..."]], loss: Callable = l2) -> Partial
     return Partial(_both, other_basin(targets, loss), loss if isinstance(loss, Partial) else Partial(loss))
 
 
+def each(loss: Callable, x: PyTree, y: PyTree) -> Float[Array, "batch"]:
+    """loss(x, y); a ValueError unless that is a number for each sample, at least 0."""
+    found = call(loss, "a loss is called as loss(samples, targets)", x, y)
+    wrong = STATES.lacks(found) or jax.tree.map(jnp.shape, found) != (count_of(y, "targets"),)
+    if wrong or not (isinstance(found, jax.core.Tracer) or found.min() >= 0):
+        raise ValueError(
+            f"a loss must give a real number, at least 0, for each of {count_of(y)} samples, got {shown(found)}"
+        )
+    return found
+
+
 def other_basin(targets: PyTree[Float[Array, "n ..."]], loss: Callable = l2) -> Float[Array, ""]:
     """The loss above which a sample counts as having ended in another basin than the teacher's.
 
@@ -57,9 +71,9 @@ def other_basin(targets: PyTree[Float[Array, "n ..."]], loss: Callable = l2) -> 
         targets: n of the teacher's samples, decoded.
         loss: loss(x, y) -> (batch,) losses.
     """
-    if len(jax.tree.leaves(targets)[0]) < 2:
+    if count_of(targets, "targets") < 2:
         return jnp.asarray(jnp.inf)
-    return jnp.median(loss(targets, jax.tree.map(lambda leaf: jnp.roll(leaf, 1, 0), targets))) / 4 + _EPS
+    return jnp.median(each(loss, targets, jax.tree.map(lambda leaf: jnp.roll(leaf, 1, 0), targets))) / 4 + _EPS
 
 
 def lpips(net: str = "vgg", cache: Path | None = None) -> Partial:
@@ -131,10 +145,12 @@ def _residuals(x: PyTree, y: PyTree) -> list[Array]:
 
 def _differences(x: PyTree, y: PyTree) -> list[Array]:
     """x - y, flat, of each array of a pytree."""
+    check({"samples": x, "targets": y}, dict.fromkeys(("samples", "targets"), STATES))
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (x, y)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"samples and targets must have the same shapes, got {shapes[0]} and {shapes[1]}")
-    return [(a - b).reshape(len(a), -1) for a, b in zip(*map(jax.tree.leaves, (x, y)), strict=True)]
+    count = count_of(x)
+    return [(a - b).reshape(count, -1) for a, b in zip(*map(jax.tree.leaves, (x, y)), strict=True)]
 
 
 def _size(parts: list[Array]) -> int:

@@ -1,15 +1,21 @@
-"""Ranges that numbers must lie in, and the one error if they do not."""
+"""Which values are allowed, by range or by kind, and the one error where something else is given."""
 
+import functools
+import inspect
 import math
-import numbers
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 _INT32 = 2**31 - 1
 
 
 class Range(NamedTuple):
-    """Which numbers are allowed; NaN never is."""
+    """Which numbers are allowed, of Python, NumPy or JAX; NaN never is."""
 
     least: float
     most: float = math.inf
@@ -20,43 +26,147 @@ class Range(NamedTuple):
 
     def lacks(self, value: Any) -> str:
         """What a value should be and is not; "" if it is allowed."""
-        if value is None and self.optional:
+        if (value is None and self.optional) or (isinstance(value, jax.core.Tracer) and not self.whole):
             return ""
-        kind = numbers.Integral if self.whole else numbers.Real
-        if not isinstance(value, kind) or isinstance(value, bool) or value != value:
+        number = self.plain(value)
+        if type(number) not in ((int,) if self.whole else (int, float)) or number != number:
             return "a whole number" if self.whole else "a number"
-        if value < self.least or (self.above and value == self.least):
+        if number < self.least or (self.above and number == self.least):
             return f"{'greater than' if self.above else 'at least'} {self.least}"
-        if value > self.most or (self.below and value == self.most):
+        if number > self.most or (self.below and number == self.most):
             return "finite" if self.most == math.inf else f"{'less than' if self.below else 'at most'} {self.most}"
         return ""
+
+    def plain(self, value: Any) -> Any:
+        """A scalar as a number of Python, which hashes and is JSON; anything else as it is."""
+        try:
+            array = np.asarray(value)
+        except (TypeError, ValueError, RuntimeError):  # a tracer, a ragged list, a tensor with a gradient
+            return value
+        kind = np.integer if self.whole or jnp.issubdtype(array.dtype, np.integer) else jnp.floating
+        return array.item() if array.ndim == 0 and jnp.issubdtype(array.dtype, kind) else value
 
     def or_none(self) -> "Range":
         """The same, and None."""
         return self._replace(optional=True)
 
 
+class Kind(NamedTuple):
+    """Which values are allowed that are no single numbers."""
+
+    what: str
+    allows: Callable[[Any], bool]
+    plain: Callable[[Any], Any] = lambda value: value
+
+    def lacks(self, value: Any) -> str:
+        """What a value should be and is not; "" if it is allowed."""
+        return "" if self.allows(value) else self.what
+
+    def or_none(self) -> "Kind":
+        """The same, and None."""
+        return Kind(f"{self.what}, or None", lambda value: value is None or self.allows(value))
+
+
 COUNT = Range(1, _INT32, whole=True, below=False)
 COUNT_OR_ZERO = COUNT._replace(least=0)
+CALLS = COUNT._replace(most=10_000)  # network calls or steps of a grid: in float32, more times would not all differ
 SEED = Range(0, 2**32 - 1, whole=True, below=False)
+NUMBER = Range(-math.inf, below=False)
 POSITIVE = Range(0, above=True)
 NOT_NEGATIVE = Range(0)
 UP_TO_ONE = Range(0, 1, above=True, below=False)
 SHARE = Range(0, 1, below=False)
 LESS_THAN_ONE = Range(0, 1)
 SHIFT = Range(0, 0.5, below=False)  # beyond half a gap, times would change their order
+FLAG = Kind("True or False", lambda value: type(value) is bool)
+TEXT = Kind("a text", lambda value: isinstance(value, str))
+PATH = Kind("a path", lambda value: isinstance(value, str | os.PathLike))
+FUNCTION = Kind("a function", callable)
+ARRAYS = Kind("arrays that JAX takes", lambda tree: object not in _dtypes(tree))
+STATES = Kind(
+    "arrays of real floating-point numbers",
+    lambda tree: bool(found := _dtypes(tree)) and all(jnp.issubdtype(one, jnp.floating) for one in found),
+)
 
 
-def check(values: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
-    """Refuse numbers out of their ranges.
+def instance(of: type) -> Kind:
+    """Values of a class, or of a protocol."""
+    return Kind(f"of type {of.__name__}", lambda value: isinstance(value, of) and not isinstance(value, type))
+
+
+def one_of(names: Collection[str]) -> Kind:
+    """Some names, for instance the keys of a dict."""
+    return Kind(f"one of {sorted(names)}", lambda value: isinstance(value, str) and value in names)
+
+
+def check(values: Mapping[str, Any], allowed: Mapping[str, Range | Kind]) -> dict[str, Any]:
+    """Refuse values that are not allowed.
 
     Args:
         values: by name; of a dataclass, `vars(self)`.
-        ranges: those that are checked.
+        allowed: of those that are checked.
+
+    Returns:
+        These, with Python's own numbers.
 
     Raises:
         ValueError: it names the value, what was given and what is allowed.
     """
-    for name, allowed in ranges.items():
-        if lacking := allowed.lacks(values[name]):
-            raise ValueError(f"{name} must be {lacking}, got {values[name]!r}")
+    for name, one in allowed.items():
+        if lacking := one.lacks(values[name]):
+            raise ValueError(f"{name} must be {lacking}, got {shown(values[name])}")
+    return {name: one.plain(values[name]) for name, one in allowed.items()}
+
+
+def settle(record: Any, allowed: Mapping[str, Range | Kind]) -> None:
+    """`check` of a frozen dataclass as it is built; its numbers become Python's own."""
+    for name, value in check(vars(record), allowed).items():
+        object.__setattr__(record, name, value)
+
+
+def entrance(**allowed: Range | Kind) -> Callable[[Callable], Callable]:
+    """A decorator: `check` of the arguments of those names; numbers become Python's own."""
+
+    def of(function: Callable) -> Callable:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            bound.arguments.update(check(bound.arguments, allowed))
+            return function(*bound.args, **bound.kwargs)
+
+        return checked
+
+    return of
+
+
+def call(function: Callable, how: str, *args: Any) -> Any:
+    """function(*args) of the user's own; where it cannot be called so, the error says `how` it is called.
+
+    Raises:
+        ValueError: from an error of another type.
+    """
+    try:
+        found = function(*args)
+    except (TypeError, LookupError, AttributeError) as error:
+        first = str(error).strip().partition("\n")[0]
+        given = ", ".join(map(shown, args))
+        raise ValueError(f"{how}; given ({given}) it raises {type(error).__name__}: {first:.200}") from error
+    check({f"{how}; its output": found}, {f"{how}; its output": ARRAYS})
+    return found
+
+
+def shown(value: Any) -> str:
+    """A value on one line, with each array as its dtype and shape."""
+    short = jax.tree.map(lambda one: f"{one.dtype}{list(one.shape)}" if getattr(one, "shape", ()) else one, value)
+    return f"{' '.join(repr(short).split()):.200}"
+
+
+def _dtypes(tree: Any) -> list[Any]:
+    """Of each leaf; `object` where one is no array."""
+    try:
+        return [jax.typeof(leaf).dtype for leaf in jax.tree.leaves(tree)]
+    except TypeError:
+        return [object]

@@ -9,6 +9,7 @@ subtracts nearly equal numbers, so that float32 keeps its digits at both ends. `
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ld3_jax.noise_schedule import NoiseSchedule
+from ld3_jax.ranges import NUMBER, settle, shown
 
 __all__ = ["NoiseSchedule", "RectifiedFlow", "VEGeometric", "VELinear", "VPCosine", "VPDiscrete", "VPLinear"]
 
@@ -25,8 +27,11 @@ def _require(condition: bool, what: str) -> None:
         raise ValueError(f"the noise schedule needs {what}")
 
 
-def _check_noise_levels(low: float, high: float) -> None:
-    _require(0 < low < high < math.inf, f"0 < sigma_min < sigma_max < inf, got {low} and {high}")
+def _require_ascent(schedule: NoiseSchedule, *names: str, most: float = math.inf) -> None:
+    """Fields are numbers, 0 < first < ... < most."""
+    settle(schedule, dict.fromkeys(names, NUMBER))
+    values = [0.0, *(getattr(schedule, name) for name in names), most]
+    _require(all(a < b for a, b in pairwise(values)), f"0 < {' < '.join(names)} < {most}, got {values[1:-1]}")
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class VELinear(NoiseSchedule):
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        _check_noise_levels(self.sigma_min, self.sigma_max)
+        _require_ascent(self, "sigma_min", "sigma_max")
 
     @property
     def t_min(self) -> float:
@@ -95,7 +100,7 @@ class VEGeometric(NoiseSchedule):
     t_max = 1.0
 
     def __post_init__(self) -> None:
-        _check_noise_levels(self.sigma_min, self.sigma_max)
+        _require_ascent(self, "sigma_min", "sigma_max")
 
     @property
     def prior_scale(self) -> float:
@@ -143,9 +148,10 @@ class VPLinear(NoiseSchedule):
     t_max: float = 1.0
 
     def __post_init__(self) -> None:
-        rates, times = (self.beta_0, self.beta_1), (self.t_min, self.t_max)
+        _require_ascent(self, "t_min", "t_max")
+        settle(self, {"beta_0": NUMBER, "beta_1": NUMBER})
+        rates = (self.beta_0, self.beta_1)
         _require(0 < rates[0] <= rates[1] < math.inf, f"0 < beta_0 <= beta_1 < inf, got {rates}")
-        _require(0 < times[0] < times[1] < math.inf, f"0 < t_min < t_max < inf, got {times}")
 
     def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """-t beta_0 / 2 - t^2 (beta_1 - beta_0) / 4."""
@@ -185,7 +191,7 @@ class VPCosine(NoiseSchedule):
     t_max = 0.9946
 
     def __post_init__(self) -> None:
-        _require(0 < self.t_min < self.t_max, f"0 < t_min < {self.t_max}, got {self.t_min}")
+        _require_ascent(self, "t_min", most=self.t_max)
 
     def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """log(cos(theta) / cos(theta_0)).
@@ -212,6 +218,9 @@ class VPCosine(NoiseSchedule):
         return jnp.arctan(difference / (1 + tan * tan_0)) * (2 * (1 + _COSINE_S) / math.pi)
 
 
+_LEAST = float(np.finfo(np.float32).eps) ** 2
+
+
 @dataclass(frozen=True)
 class VPDiscrete(NoiseSchedule):
     """Variance preserving as trained on N discrete steps; log alpha is piecewise linear in t in [1/N, 1].
@@ -221,7 +230,7 @@ class VPDiscrete(NoiseSchedule):
             tuple. Step i has t = (i + 1) / N.
 
     Raises:
-        ValueError: unless the numbers lie strictly between 0 and 1 and decrease.
+        ValueError: unless the numbers lie between 1.4e-14 and 1 and decrease, as float32 tells them apart.
 
     Reference: Lu et al., arXiv:2206.00927, appendix D.
     """
@@ -231,9 +240,13 @@ class VPDiscrete(NoiseSchedule):
     t_max = 1.0
 
     def __post_init__(self) -> None:
-        a = np.asarray(self.alphas_cumprod, np.float64)
-        valid = a.ndim == 1 and a.size > 1 and a[-1] > 0 and a[0] < 1 and np.all(np.diff(a) < 0)
-        _require(bool(valid), "alphas_cumprod to be at least two decreasing numbers strictly between 0 and 1")
+        a = np.asarray(self.alphas_cumprod)
+        valid = jnp.issubdtype(a.dtype, jnp.floating) and a.ndim == 1 and a.size > 1
+        a = a.astype(np.float64) if valid else np.zeros(2)
+        # Of less signal than float32's rounding, squared, a grid would spend most steps on what no state holds.
+        valid = a.min() >= _LEAST and a[0] < 1 and np.all(np.diff(np.log(a).astype(np.float32)) < 0)
+        what = f"alphas_cumprod to be two or more numbers from 1 to {_LEAST:g} that decrease, as float32 tells them"
+        _require(bool(valid), f"{what} (zero-terminal SNR: end at 2^-24), got {shown(self.alphas_cumprod)}")
         object.__setattr__(self, "alphas_cumprod", tuple(a.tolist()))
 
     @property
@@ -280,7 +293,7 @@ class RectifiedFlow(NoiseSchedule):
     t_max: float = 0.999
 
     def __post_init__(self) -> None:
-        _require(0 < self.t_min < self.t_max < 1, f"0 < t_min < t_max < 1, got {self.t_min} and {self.t_max}")
+        _require_ascent(self, "t_min", "t_max", most=1.0)
 
     def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """log(1 - t)."""

@@ -6,16 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ld3_jax import solvers, teacher_cache
-from ld3_jax.batches import check_finite, divide, equal_batches, finite, replicate
+from ld3_jax.batches import check_finite, count_of, divide, equal_batches, finite, replicate
 from ld3_jax.denoisers import Model, as_pytree
 from ld3_jax.grids import grid
-from ld3_jax.ranges import COUNT, check
+from ld3_jax.ranges import COUNT, FLAG, FUNCTION, PATH, STATES, TEXT, entrance, instance, settle
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 
@@ -57,7 +56,8 @@ class Teacher:
     drop_not_finite: bool = False
 
     def __post_init__(self) -> None:
-        check(vars(self), {"batch_size": COUNT})
+        of = {"solver": instance(Solver), "grid": TEXT, "cache": PATH.or_none(), "identity": TEXT}
+        settle(self, {**of, "batch_size": COUNT, "drop_not_finite": FLAG})
         if self.solver.nfe is None:
             raise ValueError(f"a teacher's solver needs its number of network calls, nfe, got {self.solver!r}")
 
@@ -65,6 +65,7 @@ class Teacher:
 _TEACHER = Teacher()
 
 
+@entrance(schedule=instance(NoiseSchedule), x_T=STATES, teacher=instance(Teacher), on_batch=FUNCTION)
 def make_pairs(
     model: Model,
     schedule: NoiseSchedule,
@@ -92,7 +93,9 @@ def make_pairs(
         FloatingPointError: if a sample is not finite; it says which. With `drop_not_finite`, if none is finite.
         OSError: if the disk does not take a batch; earlier batches stay.
     """
-    count, model = _count(x_T, cond), as_pytree(model)
+    count, model = count_of((x_T, cond), "x_T and cond"), as_pytree(model)
+    if count < 1:
+        raise ValueError("there must be at least 1 sample, got x_T of length 0")
     x_T = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32)), x_T)
     t = grid(teacher.grid, schedule, teacher.solver.n_steps)
     n_batches, size = equal_batches(count, teacher.batch_size)
@@ -129,20 +132,6 @@ def draw_noise(key: PRNGKeyArray, count: int, shape: tuple[int, ...], first: int
     Each sample has a key of its own, `fold_in(key, number)`, so it does not depend on what is drawn with it.
     """
     return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(first + jnp.arange(count))
-
-
-def _count(x_T: PyTree, cond: PyTree) -> int:
-    leaves = jax.tree.leaves((x_T, cond))
-    try:
-        chex.assert_equal_shape_prefix(leaves, 1)
-        count = len(leaves[0])
-    except (AssertionError, AttributeError, TypeError, IndexError) as error:
-        raise ValueError(
-            f"x_T and cond must share their leading axis, got shapes {[jnp.shape(leaf) for leaf in leaves]}"
-        ) from error
-    if count < 1:
-        raise ValueError("there must be at least 1 sample, got x_T of length 0")
-    return count
 
 
 @jax.jit

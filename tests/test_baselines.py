@@ -122,7 +122,7 @@ def test_no_more_states_than_asked_for_are_at_the_network_at_a_time(name, probe)
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"must be one of \['dmn', 'gits', 'oss'\], got 'ays'"):
         baseline("ays", VP, 5)
-    with pytest.raises(ValueError, match="at least 1 step, got 0"):
+    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
         baseline("dmn", VP, 0)
     with pytest.raises(ValueError, match="'gits' looks at the model: it needs a probe"):
         baseline("gits", VP, 5)

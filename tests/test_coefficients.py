@@ -125,7 +125,7 @@ def test_a_change_for_another_number_of_calls_is_refused(tables):
     ("choice", "message"),
     [
         ({"history": 0}, "history must be at least 1, got 0"),
-        ({"frozen": ("weights",)}, r"must be some of \['coefficients'\], got \['weights'\]"),
+        ({"frozen": ("weights",)}, r"some of \['coefficients'\], got \('weights',\)"),
         ({"times": Curve()}, "of one number of network calls, so not of a curve, got Curve"),
     ],
 )

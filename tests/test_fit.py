@@ -226,7 +226,7 @@ def test_a_start_that_does_not_fit_is_refused(start, message, pairs):
 
 def test_unlike_numbers_of_states_and_samples_are_refused(pairs):
     known = part(pairs, 0, 16)
-    with pytest.raises(ValueError, match=r"as many x_T, x_0 and conditions, got \[8, 16\]"):
+    with pytest.raises(ValueError, match=r"pairs must share .*x_T='float32\[16, 2\]', x_0='float32\[8, 2\]'"):
         learning.fit(make_student(), known._replace(x_0=known.x_0[:8]), KEY, learner=SHORT)
 
 

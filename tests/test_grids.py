@@ -62,7 +62,7 @@ def test_an_unknown_grid_is_refused():
 
 @pytest.mark.parametrize("n", [0, -3])
 def test_a_grid_without_steps_is_refused(n):
-    with pytest.raises(ValueError, match=f"at least 1 step, got {n}"):
+    with pytest.raises(ValueError, match=f"n must be at least 1, got {n}"):
         grids.grid("uniform", SCHEDULES["VELinear"], n)
 
 

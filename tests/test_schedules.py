@@ -211,5 +211,5 @@ def test_a_class_that_would_compare_by_its_type_alone_is_refused():
     ],
 )
 def test_bad_constants_are_refused(build):
-    with pytest.raises(ValueError, match="the noise schedule needs"):
+    with pytest.raises(ValueError, match=r"the noise schedule needs|t_min must be a number"):
         build()

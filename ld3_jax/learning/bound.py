@@ -11,10 +11,11 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ld3_jax.batches import in_batches, to_host
+from ld3_jax.batches import count_of, in_batches, to_host
 from ld3_jax.denoisers import Model
 from ld3_jax.learning.discretization import Discretization, on_grid
 from ld3_jax.learning.student import Student
+from ld3_jax.ranges import STATES, entrance, instance
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, Table, integrate
 from ld3_jax.teacher import Teacher
@@ -50,6 +51,7 @@ class Bound(NamedTuple):
     folded: float
 
 
+@entrance(student=instance(Student), found=instance(Discretization), teacher=instance(Teacher), x_T=STATES)
 def kl_bound(student: Student, found: Discretization, teacher: Teacher, x_T: PyTree, cond: PyTree = None) -> Bound:
     """The bound of LD3's theorem on KL(teacher || student), and an estimate of the divergence itself.
 
@@ -83,6 +85,7 @@ def kl_bound(student: Student, found: Discretization, teacher: Teacher, x_T: PyT
     """
     if not student.schedule.space.flat:
         raise ValueError(f"the bound is for states that are vectors, not for those of {student.schedule}")
+    count_of((x_T, cond), "x_T and cond")
     accurate = on_grid(teacher.grid, student.schedule, teacher.solver)
     solvers = (student.solver, found), (teacher.solver, accurate)
     terms = _compare(student.model, student.schedule, solvers, (x_T, cond), teacher.batch_size)

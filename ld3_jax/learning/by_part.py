@@ -11,6 +11,7 @@ from ld3_jax.learning.curve import Curve
 from ld3_jax.learning.discretization import Discretization
 from ld3_jax.learning.gaps import Gaps
 from ld3_jax.learning.parametrisation import Mask, Parametrisation, Params
+from ld3_jax.ranges import instance, settle
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 
@@ -35,6 +36,7 @@ class ByPart:
     each: Parametrisation = _GAPS
 
     def __post_init__(self) -> None:
+        settle(self, {"each": instance(Parametrisation)})
         if isinstance(self.each, Curve | ByPart):
             raise ValueError(f"each part has gaps, or coefficients on top of them, got {self.each}")
 
@@ -65,7 +67,7 @@ class ByPart:
 
     def solvers(self, solver: Solver) -> tuple[Solver, ...]:
         """The solver itself."""
-        return (solver,)
+        return self.each.solvers(solver)
 
     def rates(self, solver: Solver) -> dict[str, float]:
         """Those of each part."""

@@ -18,7 +18,7 @@ from ld3_jax.learning.discretization import (
 )
 from ld3_jax.learning.gaps import Gaps
 from ld3_jax.learning.parametrisation import Mask, Parametrisation, Params, all_of, known_groups
-from ld3_jax.ranges import COUNT, check
+from ld3_jax.ranges import COUNT, FLAG, check, instance, settle
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, make_table
 
@@ -49,11 +49,9 @@ class WithCoefficients:
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.times, Curve):
-            raise ValueError(
-                f"coefficients are those of one number of network calls, so not of a curve, got {self.times}"
-            )
-        check(vars(self), {"history": COUNT.or_none()})
+        settle(self, {"times": instance(Parametrisation), "consistent": FLAG, "history": COUNT.or_none()})
+        if isinstance(self.times, Curve | WithCoefficients):
+            raise ValueError(f"coefficients are of one number of network calls, so not of a curve, got {self.times}")
         known_groups(self.frozen, ("coefficients",))
 
     def init(self, start: Discretization, schedule: NoiseSchedule, solver: Solver) -> Params:
@@ -114,7 +112,12 @@ class WithCoefficients:
         return self.times.learned(times) | {"coefficients": own}
 
     def solvers(self, solver: Solver) -> tuple[Solver, ...]:
-        """The solver itself."""
+        """The solver itself.
+
+        Raises:
+            ValueError: if history is more than its number of network calls.
+        """
+        check({"history": self.history}, {"history": COUNT._replace(most=solver.nfe).or_none()})
         return (solver,)
 
     def rates(self, solver: Solver) -> dict[str, float]:

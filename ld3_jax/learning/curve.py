@@ -19,7 +19,7 @@ from ld3_jax.grids import GRIDS
 from ld3_jax.learning.discretization import Discretization, on_grid
 from ld3_jax.learning.gaps import Gaps, with_ends
 from ld3_jax.learning.parametrisation import Mask, Params
-from ld3_jax.ranges import COUNT, check
+from ld3_jax.ranges import CALLS, check, instance
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 
@@ -47,8 +47,9 @@ class Curve:
     def __post_init__(self) -> None:
         if not self.nfes:
             raise ValueError("a curve needs numbers of network calls to be learned for, got nfes = ()")
+        check(vars(self), {"nfes": instance(tuple), "times": instance(Gaps)})
         each = {f"nfes[{i}]": nfe for i, nfe in enumerate(self.nfes)}
-        check(each, dict.fromkeys(each, COUNT))
+        object.__setattr__(self, "nfes", tuple(check(each, dict.fromkeys(each, CALLS)).values()))
         if list(self.nfes) != sorted(set(self.nfes)):
             raise ValueError(f"nfes must ascend, got {self.nfes}")
 

@@ -7,15 +7,15 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from ld3_jax import losses
-from ld3_jax.batches import check_finite, device_count, replicate
-from ld3_jax.denoisers import prediction_of
+from ld3_jax.batches import check_finite, count_of, device_count, replicate
+from ld3_jax.denoisers import as_pytree, prediction_of
 from ld3_jax.grids import check_times
 from ld3_jax.learning.coefficients import WithCoefficients
 from ld3_jax.learning.curve import Curve
@@ -26,9 +26,11 @@ from ld3_jax.learning.parametrisation import Parametrisation, Params
 from ld3_jax.learning.race import Advance, Heat, Start, best_of_each_grid, race, rank
 from ld3_jax.learning.state import Learner, StepMetrics, Task, TrainState, init_state, validation_is_due
 from ld3_jax.learning.student import Student
+from ld3_jax.ranges import COUNT, FUNCTION, STATES, Kind, check, entrance, instance
 from ld3_jax.teacher import Pairs
 
 _EVERYTHING, _GAUSS_NEWTON = WithCoefficients(), GaussNewton()
+_START = Kind("a grid's name, 'race' or a Discretization", lambda value: isinstance(value, str | Discretization))
 
 
 def fit(
@@ -65,6 +67,8 @@ def fit(
     return describe(task, learn(task, start).state)
 
 
+@entrance(student=instance(Student), pairs=instance(Pairs), parametrisation=instance(Parametrisation))
+@entrance(key=Kind("a key of jax.random", lambda key: _is_key(key)), learner=instance(Learner))
 def make_task(
     student: Student, pairs: Pairs, key: PRNGKeyArray, parametrisation: Parametrisation, learner: Learner
 ) -> Task:
@@ -72,10 +76,8 @@ def make_task(
 
     Args and Raises: see `fit`.
     """
-    counts = {len(leaf) for leaf in jax.tree.leaves(pairs)}
-    if len(counts) > 1:
-        raise ValueError(f"pairs must have as many x_T, x_0 and conditions, got {sorted(counts)}")
-    (count,) = counts
+    count = count_of(pairs, "pairs")
+    check(pairs._asdict(), {"x_T": STATES, "x_0": STATES})
     check_finite((pairs.x_T, pairs.x_0), "the pairs to learn from")
     if learner.held_out >= count:
         raise ValueError(f"held_out must be less than the {count} pairs, got {learner.held_out}")
@@ -95,6 +97,7 @@ def make_task(
         student = student._replace(loss=losses.both(pairs.x_0))
     task = Task(student, train, valid if learner.held_out else train, key, parametrisation, learner)
     learner.check(task)
+    jax.eval_shape(losses.each, as_pytree(student.loss), *(jax.tree.map(lambda leaf: leaf[:2], pairs.x_0),) * 2)
     return replicate(task)
 
 
@@ -108,6 +111,7 @@ class Ended(NamedTuple):
     network_calls: int  # for one sample each; a derivative along one direction counts as one
 
 
+@entrance(task=instance(Task), start=_START, advance=FUNCTION.or_none())
 def learn(task: Task, start: str | Discretization = "race", advance: Advance | None = None) -> Ended:
     """Race if asked to, and learn to the last step.
 
@@ -125,6 +129,7 @@ def learn(task: Task, start: str | Discretization = "race", advance: Advance | N
     return Ended(last, name, ranked, heats, _network_calls(task, last, len(ranked), len(states), heats))
 
 
+@entrance(task=instance(Task), start=_START)
 def begin(task: Task, start: str | Discretization) -> TrainState:
     """The state before the first step.
 
@@ -135,6 +140,7 @@ def begin(task: Task, start: str | Discretization) -> TrainState:
     return replicate(init_state(task, _numbers(task, start)))
 
 
+@entrance(task=instance(Task), state=instance(TrainState), until=COUNT.or_none())
 def steps(task: Task, state: TrainState, until: int | None = None) -> Iterator[tuple[TrainState, StepMetrics]]:
     """Learn, step by step. Only scalars leave the device, and those one step late, so that it never waits.
 
@@ -164,6 +170,7 @@ def steps(task: Task, state: TrainState, until: int | None = None) -> Iterator[t
         yield _checked(*unchecked)
 
 
+@entrance(task=instance(Task), state=instance(TrainState))
 def describe(task: Task, state: TrainState) -> Learned:
     """What the best numbers of a state stand for.
 
@@ -180,6 +187,13 @@ def describe(task: Task, state: TrainState) -> Learned:
         curve = tuple(task.discretization(state.best, one) for one in task.students())
     model = {"predicts": prediction_of(student.model)}
     return Learned(student.solver, found, np.asarray(found.lam(schedule)), model, figures, curve)
+
+
+def _is_key(key: Any) -> bool:
+    try:
+        return jax.random.key_data(key).ndim == 1
+    except TypeError:
+        return False
 
 
 def _advance(task: Task, name: str, state: TrainState, step: int) -> TrainState:

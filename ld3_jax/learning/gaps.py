@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ld3_jax.learning.discretization import Discretization, on_grid
 from ld3_jax.learning.parametrisation import Mask, Params, all_of, known_groups
-from ld3_jax.ranges import SHIFT, check
+from ld3_jax.ranges import SHIFT, one_of, settle
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 
@@ -56,9 +56,7 @@ class Gaps:
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.space not in SPACES:
-            raise ValueError(f"space must be one of {sorted(SPACES)}, got {self.space!r}")
-        check(vars(self), {"max_shift": SHIFT})
+        settle(self, {"space": one_of(SPACES), "max_shift": SHIFT})
         known_groups(self.frozen, ("logits", "shifts"))
 
     def init(self, start: Discretization, schedule: NoiseSchedule, solver: Solver) -> Params:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from ld3_jax.learning.parametrisation import Params
 from ld3_jax.learning.quadratic import Quadratic, SecondOrder, quadratic_model, solution
 from ld3_jax.learning.state import StepMetrics, Task, TrainState, batch_indices, unless_done
-from ld3_jax.ranges import LESS_THAN_ONE, NOT_NEGATIVE, POSITIVE, UP_TO_ONE, check
+from ld3_jax.ranges import LESS_THAN_ONE, NOT_NEGATIVE, POSITIVE, UP_TO_ONE, settle
 
 
 @jax.tree_util.register_static
@@ -53,7 +53,7 @@ class GaussNewton(SecondOrder):
     def __post_init__(self) -> None:
         super().__post_init__()
         own = {"rate": UP_TO_ONE, "damping": POSITIVE, "ridge": NOT_NEGATIVE}
-        check(vars(self), own | dict.fromkeys(("momentum", "memory"), LESS_THAN_ONE))
+        settle(self, own | dict.fromkeys(("momentum", "memory"), LESS_THAN_ONE))
 
     def init(self, task: Task, params: Params) -> "Averages":
         """Empty averages, and the numbers as they are."""
@@ -84,7 +84,7 @@ def averaged_step(task: Task, state: TrainState) -> tuple[TrainState, StepMetric
     Returns:
         The next state, unchanged if the state is done, and the step's figures.
     """
-    learner, old, number = task.learner, state.learner, state.step + 1
+    learner, old, done = task.learner, state.learner, state.step.astype(float)
     indices = batch_indices(task, state.step)
     pairs = jax.tree.map(lambda leaf: leaf[indices], task.train)
     model = quadratic_model(task, state.params, pairs, learner.tangents)
@@ -93,14 +93,14 @@ def averaged_step(task: Task, state: TrainState) -> tuple[TrainState, StepMetric
         optax.incremental_update(model.matrix, old.matrix, 1 - learner.memory),
         old.start,
     )
-    full = 1 - learner.memory**number
-    gradient, matrix = new.gradient / (1 - learner.momentum**number), new.matrix / full
+    full = 1 - learner.memory ** (done + 1)
+    gradient, matrix = new.gradient / (1 - learner.momentum ** (done + 1)), new.matrix / full
     ridge = learner.ridge * jnp.diag(matrix)
     gone = ravel_pytree(state.params)[0] - old.start
     averaged = Quadratic(model.loss, gradient + ridge * gone, matrix + jnp.diag(ridge))
     project = partial(task.parametrisation.project, schedule=task.student.schedule)
     step = solution(averaged, jnp.asarray(learner.damping), state.params, learner.largest, project)
-    rate = full * optax.cosine_decay_schedule(learner.rate, learner.steps, alpha=0.05)(state.step)
+    rate = full * optax.cosine_decay_schedule(learner.rate, learner.steps, alpha=0.05)(done)
     params = project(optax.apply_updates(state.params, jax.tree.map(lambda leaf: rate * leaf, step)))
-    next_state = state._replace(step=number, params=params, learner=new)
+    next_state = state._replace(step=state.step + 1, params=params, learner=new)
     return unless_done(state, next_state), StepMetrics(model.loss, jnp.linalg.norm(model.gradient), jnp.zeros(()))

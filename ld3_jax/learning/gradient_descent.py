@@ -30,7 +30,7 @@ from ld3_jax.learning.state import (
     validation_loss,
 )
 from ld3_jax.learning.student import sample_losses
-from ld3_jax.ranges import COUNT_OR_ZERO, POSITIVE, check
+from ld3_jax.ranges import COUNT_OR_ZERO, FLAG, POSITIVE, instance, settle
 from ld3_jax.teacher import Pairs
 
 
@@ -54,7 +54,7 @@ class SoftSurrogate:
     move_validation: bool = False
 
     def __post_init__(self) -> None:
-        check(vars(self), {"gamma": POSITIVE, "rate": POSITIVE})
+        settle(self, {"gamma": POSITIVE, "rate": POSITIVE, "move_validation": FLAG})
 
 
 @jax.tree_util.register_static
@@ -93,7 +93,9 @@ class GradientDescent:
     remat: bool = True
 
     def __post_init__(self) -> None:
-        check(vars(self), RANGES | {"frozen_steps": COUNT_OR_ZERO})
+        parts = {"optimizer": Optimizer, "patience": Patience, "surrogate": SoftSurrogate}
+        kinds = {name: instance(of).or_none() for name, of in parts.items()}
+        settle(self, RANGES | kinds | {"frozen_steps": COUNT_OR_ZERO, "remat": FLAG})
 
     def check(self, task: Task) -> None:
         """The soft surrogate moves the noise under one number of network calls."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from ld3_jax.denoisers import Model
+from ld3_jax.denoisers import Model, predicted
 from ld3_jax.solvers import Expansion
 
 
@@ -70,6 +70,7 @@ def sample_and_jacobian(
         directions.change,
     )
     some = partial(jax.lax.dynamic_slice_in_dim, slice_size=size)
+    x_T = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf, expansion.t)), x_T)
 
     def state(factors: tuple[Array, Array], past: PyTree) -> PyTree:
         """initial x_T + history . past, for factors with or without an axis of directions."""
@@ -86,7 +87,9 @@ def sample_and_jacobian(
     def call(carry: tuple[PyTree, PyTree], i: Array) -> tuple[tuple[PyTree, PyTree], None]:
         past, moved = carry
         row = (expansion.initial[i], expansion.history[i])
-        prediction, linear = jax.linearize(lambda x, t: model(x, t, cond), state(row, past), expansion.t[i])
+        prediction, linear = jax.linearize(
+            lambda x, t: predicted(model, x, t, cond, x), state(row, past), expansion.t[i]
+        )
 
         def chunk(c: Array, moved: PyTree) -> PyTree:
             t, *own = (some(part[:, i], c * size) for part in change)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from ld3_jax.learning.parametrisation import Params
 from ld3_jax.learning.quadratic import Quadratic, SecondOrder, quadratic_model, solution
 from ld3_jax.learning.state import StepMetrics, Task, TrainState, batch_indices, unless_done, validation_loss
-from ld3_jax.ranges import COUNT, check
+from ld3_jax.ranges import COUNT, settle
 
 
 @jax.tree_util.register_static
@@ -40,7 +40,7 @@ class LevenbergMarquardt(SecondOrder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(vars(self), {"tries": COUNT})
+        settle(self, {"tries": COUNT})
 
     def calls(self, task: Task, params: Params) -> int:
         """Those of the quadratic model, and of one try."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import optax
 
-from ld3_jax.ranges import COUNT, NOT_NEGATIVE, check
+from ld3_jax.ranges import COUNT, NOT_NEGATIVE, TEXT, check, instance, settle
 
 
 @runtime_checkable
@@ -42,7 +42,7 @@ class Rule:
     steps: int
 
     def __post_init__(self) -> None:
-        check(vars(self), {"rate": NOT_NEGATIVE, "steps": COUNT})
+        settle(self, {"rate": NOT_NEGATIVE, "steps": COUNT})
 
     def init(self, params: Any) -> Any:
         """The initial state."""
@@ -80,13 +80,18 @@ def by_group(rules: Mapping[str, Optimizer]) -> ByGroup:
     Args:
         rules: name of a group -> its transformation, of this module or of Optax.
     """
+    check({"rules": rules}, {"rules": instance(Mapping)})
+    for group, rule in rules.items():
+        check({"a group": group, "its rule": rule}, {"a group": TEXT, "its rule": instance(Optimizer)})
     return ByGroup(tuple(sorted(rules.items(), key=lambda item: item[0])))
 
 
 def _adam(rate: float, steps: int) -> optax.GradientTransformation:
     schedule = optax.cosine_decay_schedule(rate, steps, alpha=0.02)
     return optax.chain(
-        optax.clip_by_global_norm(1.0), optax.scale_by_adam(b1=0.9, b2=0.95), optax.scale_by_learning_rate(schedule)
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(b1=0.9, b2=0.95),
+        optax.scale_by_learning_rate(lambda count: schedule(count.astype(float))),
     )
 
 

@@ -62,8 +62,8 @@ def discretize(
 
 def known_groups(given: tuple[str, ...], groups: tuple[str, ...]) -> None:
     """Refuse names of groups that a parametrisation does not have."""
-    if not set(given) <= set(groups):
-        raise ValueError(f"frozen groups must be some of {list(groups)}, got {list(given)}")
+    if not isinstance(given, tuple) or not all(one in groups for one in given):
+        raise ValueError(f"frozen groups must be a tuple of some of {list(groups)}, got {given!r}")
 
 
 def all_of(params: Params, frozen: tuple[str, ...]) -> Mask:

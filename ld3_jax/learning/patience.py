@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from ld3_jax.learning.state import TrainState
-from ld3_jax.ranges import COUNT, SHARE, UP_TO_ONE, check
+from ld3_jax.ranges import COUNT, SHARE, UP_TO_ONE, Kind, check, instance, settle
+
+_PAIR = Kind("a tuple of a group and its floor", lambda pair: isinstance(pair, tuple) and len(pair) == 2)
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ class Patience:
     visits: int = 5
 
     def __post_init__(self) -> None:
-        check(vars(self), {"validations": COUNT, "decay": UP_TO_ONE, "visits": COUNT})
+        settle(self, {"validations": COUNT, "decay": UP_TO_ONE, "visits": COUNT, "floors": instance(tuple)})
+        pairs = {f"floors[{i}]": pair for i, pair in enumerate(self.floors)}
+        check(pairs, dict.fromkeys(pairs, _PAIR))
         floors = {f"the floor of {group}": factor for group, factor in self.floors}
         check(floors, dict.fromkeys(floors, SHARE))
 

@@ -66,7 +66,7 @@ class SecondOrder:
     valid_batch: int = 25
 
     def __post_init__(self) -> None:
-        ranges.check(vars(self), RANGES | {"tangents": COUNT, "largest": POSITIVE})
+        ranges.settle(self, RANGES | {"tangents": COUNT, "largest": POSITIVE})
 
     def check(self, task: Task) -> None:
         """See `check`."""

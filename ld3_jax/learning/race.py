@@ -19,6 +19,7 @@ from ld3_jax.grids import GRIDS
 from ld3_jax.learning.discretization import Discretization
 from ld3_jax.learning.state import Task, TrainState, order_of_round, together
 from ld3_jax.learning.student import distances
+from ld3_jax.ranges import entrance, instance
 
 Advance = Callable[[str, TrainState, int], TrainState]  # (name, state, step) -> the state at that step
 
@@ -38,6 +39,7 @@ class Heat(NamedTuple):
     losses: dict[str, float]
 
 
+@entrance(task=instance(Task))
 def rank(task: Task) -> list[Start]:
     """All starts of the parametrisation on all hand-made grids, best first; NaN comes last.
 

@@ -99,6 +99,8 @@ class TrainState(NamedTuple):
 def init_state(task: Task, params: Params) -> TrainState:
     """The state before the first step, in which the start is the best so far."""
     loss = validation_loss(task, params, task.valid)
+    if not isinstance(loss, jax.core.Tracer) and loss < 0:
+        raise ValueError(f"a loss must be at least 0, as a distance is, got {loss}; of a likeness s <= 1 take 1 - s")
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -9,9 +9,10 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
 from ld3_jax import losses
-from ld3_jax.batches import in_batches
+from ld3_jax.batches import count_of, in_batches
 from ld3_jax.denoisers import Model, as_pytree
 from ld3_jax.learning.discretization import Discretization
+from ld3_jax.ranges import COUNT, call, entrance, instance
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, integrate
 from ld3_jax.teacher import Pairs
@@ -29,6 +30,7 @@ class Student(NamedTuple):
     decode: Callable[[PyTree], PyTree]
 
 
+@entrance(schedule=instance(NoiseSchedule), solver=instance(Solver))
 def make_student(
     model: Model,
     schedule: NoiseSchedule,
@@ -42,7 +44,8 @@ def make_student(
         model: model(x, t, cond) -> noise prediction.
         schedule: its noise schedule.
         solver: the solver, with its number of network calls.
-        loss: loss(samples, targets) -> (batch,) losses. None: it is judged by `losses.l2` and learns by `losses.both`.
+        loss: loss(samples, targets) -> (batch,) losses, at least 0: of a likeness s <= 1 take 1 - s. None: it is judged
+            by `losses.l2` and learns by `losses.both`.
         decode: from a state at t_min to what the loss sees, for instance a latent's image.
 
     Raises:
@@ -50,7 +53,7 @@ def make_student(
     """
     if solver.nfe is None:
         raise ValueError(f"a student's solver needs its number of network calls, nfe, got {solver!r}")
-    return Student(as_pytree(model), schedule, solver, loss and as_pytree(loss), as_pytree(decode))
+    return Student(as_pytree(model), schedule, solver, None if loss is None else as_pytree(loss), as_pytree(decode))
 
 
 def run(student: Student, found: Discretization, x_T: PyTree, cond: PyTree = None, *, remat: bool = False) -> PyTree:
@@ -64,18 +67,18 @@ def run(student: Student, found: Discretization, x_T: PyTree, cond: PyTree = Non
         remat: see `solvers.solve`.
     """
     _, schedule, solver, _, decode = student
-    return decode(
-        integrate(student.model, schedule, solver, found.table(schedule, solver), x_T, cond=cond, remat=remat)
-    )
+    x = integrate(student.model, schedule, solver, found.table(schedule, solver), x_T, cond=cond, remat=remat)
+    return call(decode, "a decoder is called as decode(x)", x)
 
 
 def sample_losses(
     student: Student, found: Discretization, pairs: Pairs, *, remat: bool = False
 ) -> Float[Array, "batch"]:
     """The loss of each sample of `run` against `pairs.x_0`, the teacher's sample, decoded."""
-    return _loss(student)(run(student, found, pairs.x_T, pairs.cond, remat=remat), pairs.x_0)
+    return losses.each(_loss(student), run(student, found, pairs.x_T, pairs.cond, remat=remat), pairs.x_0)
 
 
+@entrance(student=instance(Student), found=instance(Discretization), pairs=instance(Pairs), batch_size=COUNT)
 def distances(student: Student, found: Discretization, pairs: Pairs, *, batch_size: int = 25) -> Float[Array, "n"]:
     """`sample_losses` of any number of pairs, a batch at a time.
 
@@ -90,6 +93,7 @@ def distances(student: Student, found: Discretization, pairs: Pairs, *, batch_si
     Returns:
         (n,) losses.
     """
+    count_of(pairs, "pairs")
     samples = run_in_batches(student, found, pairs.x_T, pairs.cond, batch_size=batch_size)
     return losses_in_batches(_loss(student), samples, pairs.x_0, batch_size=batch_size)
 
@@ -109,7 +113,7 @@ def _run_in_batches(student: Student, found: Discretization, inputs: tuple[PyTre
 @partial(jax.jit, static_argnames="batch_size")
 def losses_in_batches(loss: Loss, samples: PyTree, targets: PyTree, *, batch_size: int = 25) -> Float[Array, "n"]:
     """`loss(samples, targets)` for any number of samples, a batch at a time; `loss` is a pytree."""
-    return in_batches(lambda batch: loss(*batch), (samples, targets), batch_size)
+    return in_batches(lambda batch: losses.each(loss, *batch), (samples, targets), batch_size)
 
 
 def _loss(student: Student) -> Loss:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from ld3_jax import denoisers
 from ld3_jax.denoisers import Model
 from ld3_jax.grids import check_times
+from ld3_jax.ranges import ARRAYS, CALLS, FLAG, NUMBER, STATES, TEXT, entrance, instance, settle
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import deis, dpmpp, euler, ipndm, two_stage, unipc
 from ld3_jax.solvers.expansion import as_updates, converted, expand
@@ -36,7 +37,7 @@ class Solver:
 
     Attributes:
         name: a name in SOLVERS.
-        nfe: network calls in all; None: as many as the grid asks for.
+        nfe: network calls in all, at most 10,000; None: as many as the grid asks for.
         order: an order that the family has; None becomes its highest.
         variant: for UniPC, "bh1" or "bh2"; other families have none and ignore it.
         lower_order_final: whether the order falls to 1 over the last steps (dpmpp, unipc).
@@ -45,8 +46,8 @@ class Solver:
             A step of two calls has one there, so heun and dpm2 take an odd nfe.
 
     Raises:
-        ValueError: if a name, order or last_sigma is not one that exists, or nfe is too small for the order or even
-            where it must be odd.
+        ValueError: if a value is not one that exists, or nfe is too small for the order, too large, or even where it
+            must be odd.
     """
 
     name: str = "dpmpp"
@@ -60,24 +61,25 @@ class Solver:
         if not _one_of(self.name, SOLVERS):
             raise ValueError(f"solver must be one of {sorted(SOLVERS)}, got {self.name!r}")
         family = SOLVERS[self.name]
-        order = family.orders[-1] if self.order is None else self.order
+        order = family.orders[-1] if self.order is None else NUMBER.plain(self.order)
         if not _one_of(order, family.orders):
             raise ValueError(f"solver {self.name!r} has the orders {list(family.orders)}, got {order!r}")
         if family.variants and not _one_of(self.variant, family.variants):
             raise ValueError(f"solver {self.name!r} has the variants {list(family.variants)}, got {self.variant!r}")
-        if not _one_of(self.lower_order_final, (True, False)):
-            raise ValueError(f"lower_order_final must be True or False, got {self.lower_order_final!r}")
-        if self.nfe is not None and (type(self.nfe) is not int or self.nfe < order):
+        nfe, last_sigma = NUMBER.plain(self.nfe), NUMBER.plain(self.last_sigma)
+        if nfe is not None and (type(nfe) is not int or nfe < order):
             raise ValueError(
                 f"solver {self.name!r} of order {order} needs an integer nfe of at least {order}, got {self.nfe!r}"
             )
-        if not _one_of(self.last_sigma, (None, 0, 0.0)):
+        if not _one_of(last_sigma, (None, 0, 0.0)):
             raise ValueError(f"last_sigma must be None or 0, got {self.last_sigma!r}")
+        settle(self, {"nfe": CALLS.or_none(), "variant": TEXT, "lower_order_final": FLAG})
         if self.to_zero and self.nfe is not None and family.calls_per_step > 1 and self.nfe % 2 == 0:
             raise ValueError(
                 f"with last_sigma 0 the last step of {self.name!r} has one call, so nfe must be odd, got {self.nfe}"
             )
         object.__setattr__(self, "order", order)
+        object.__setattr__(self, "last_sigma", last_sigma)
 
     def __str__(self) -> str:
         calls, end = "" if self.nfe is None else f", {self.nfe} calls", ", to sigma 0" if self.to_zero else ""
@@ -119,6 +121,7 @@ class Solver:
         """Network calls for one step of the grid."""
         return SOLVERS[self.name].calls_per_step
 
+    @entrance(n=CALLS._replace(least=0))
     def for_steps(self, n: int) -> "Solver":
         """The solver on a grid of n steps: itself, or with the nfe that the grid asks for.
 
@@ -133,6 +136,7 @@ class Solver:
         return self
 
 
+@entrance(schedule=instance(NoiseSchedule))
 def make_table(
     schedule: NoiseSchedule,
     t: Float[Array, "n_points *parts"],
@@ -223,6 +227,7 @@ def _ending_in_data(table: Table, schedule: NoiseSchedule, prediction: str) -> T
     )
 
 
+@entrance(schedule=instance(NoiseSchedule), solver=instance(Solver), table=instance(Table), x_T=STATES, cond=ARRAYS)
 def integrate(
     model: Model,
     schedule: NoiseSchedule,
@@ -289,7 +294,7 @@ def sample(
 
 
 def _as_solver(solver: str | Solver) -> Solver:
-    return Solver(solver) if isinstance(solver, str) else solver
+    return solver if isinstance(solver, Solver) else Solver(solver)
 
 
 def _one_of(value: Any, allowed: Collection) -> bool:

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ld3_jax.denoisers import Model, check_output
+from ld3_jax.denoisers import Model, predicted
+from ld3_jax.ranges import ARRAYS, FLAG, FUNCTION, STATES, check, entrance, instance, shown
 from ld3_jax.space import add
 
 
@@ -53,6 +53,7 @@ def explicit(
     return Table(t, one, jnp.zeros_like(t), nothing, predict_base, predict_history)
 
 
+@entrance(model=FUNCTION, table=instance(Table), cond=ARRAYS, remat=FLAG, retract=FUNCTION)
 def solve(
     model: Model,
     table: Table,
@@ -81,13 +82,14 @@ def solve(
         The state at t_min, shaped like x_T.
 
     Raises:
-        ValueError: if the table's columns do not fit together, or the model's prediction is not shaped like x_T.
+        ValueError: if the table's columns do not fit together, states are no real floating-point numbers, or the model
+            cannot be called so or its prediction is not shaped like x_T.
     """
     _check(table)
 
     def step(state: State, row: Table) -> tuple[State, None]:
-        prediction = model(state.x, row.t, cond)
-        check_output(prediction, jax.tree.map(lambda past: past[0], state.history))
+        like = jax.tree.map(lambda past: past[0], state.history)
+        prediction = predicted(model, state.x, row.t, cond, like)
         return advanced(state, row, prediction, retract), None
 
     if remat:
@@ -98,6 +100,7 @@ def solve(
 
 def begun(table: Table, x_T: PyTree, update_like: PyTree | None = None) -> State:
     """The state before the first row."""
+    check({"x_T": x_T, "table": table}, {"x_T": STATES, "table": STATES})
     remembered = jax.tree.leaves(table.predict_history)[0].shape[1]
     update_like, dtype = x_T if update_like is None else update_like, jax.tree.leaves(table.t)[0]
     x_T, like = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf, dtype)), (x_T, update_like))
@@ -119,19 +122,12 @@ def advanced(state: State, row: Table, prediction: PyTree, retract: Callable[[Py
 def _check(table: Table) -> None:
     columns = [jax.tree.leaves(column) for column in table]
     nfe, k = len(columns[0][0]), columns[-1][0].shape[-1]
-    shapes = [(nfe,), (nfe,), (nfe,), (nfe, {0, k}), (nfe,), (nfe, k)]
-    try:
-        for leaves, shape in zip(columns, shapes, strict=True):
-            chex.assert_shape(leaves, shape)
-    except AssertionError as error:
-        found = ", ".join(
-            f"{name} {' '.join(str(jnp.shape(leaf)) for leaf in leaves)}"
-            for name, leaves in zip(table._fields, columns, strict=True)
-        )
+    allowed = [[(nfe,)]] * 3 + [[(nfe, 0), (nfe, k)], [(nfe,)], [(nfe, k)]]
+    if any(leaf.shape not in shapes for leaves, shapes in zip(columns, allowed, strict=True) for leaf in leaves):
         raise ValueError(
             "a table has a row for each network call, columns (nfe,), predict_history (nfe, k) and correct_history "
-            f"(nfe, k) or (nfe, 0); got {found}"
-        ) from error
+            f"(nfe, k) or (nfe, 0); got {shown(table)}"
+        )
 
 
 def _by_part(function: Callable[[Any, Any], Any], factors: PyTree, state: PyTree) -> PyTree:
