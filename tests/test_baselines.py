@@ -149,3 +149,20 @@ def test_times_of_another_model_lie_elsewhere(probe, tmp_path, monkeypatch, capl
         comparison.baselines(["gits"], student, replace(probe, model=Partial(host)), tmp_path)
     assert len(made) == 4
     assert caplog.text.count("nothing is cached") == len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("factor", "error", "message"),
+    [
+        (0.0, ValueError, "the model predicts no noise"),
+        (jnp.nan, FloatingPointError, "the model's predictions: 8 of 8 are not finite"),
+    ],
+)
+def test_a_model_that_predicts_nothing_is_refused(factor, error, message, probe):
+    network = Partial(_times, factor)
+    with pytest.raises(error, match=message):
+        baseline("gits", VP, 3, replace(probe, model=network))
+
+
+def _times(factor, x, t, cond):
+    return factor * x

@@ -1,5 +1,8 @@
 """From any network's output to noise and data; EDM preconditioning; guidance; weights as arguments of jit."""
 
+import dataclasses
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -198,3 +201,54 @@ def test_an_output_that_would_be_broadcast_is_refused(kind):
     to = "data" if kind == "noise" else "noise"
     with pytest.raises(ValueError, match=r"shape of its input, \(5, 3\), got \(1, 3\)"):
         denoisers.convert(model, VP, to)(X, T)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Module:
+    """As Equinox has them: a function, a choice and a weight are its leaves."""
+
+    weight: jax.Array
+    activation: Callable
+    halve: bool
+    width: int
+
+    def __call__(self, x, t, cond=None):
+        out = self.activation(self.weight * x) + len(range(self.width))
+        return out / 2 if self.halve else out
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: denoisers.to_noise(model, VP, "data")])
+def test_a_module_with_functions_as_leaves_crosses_jit_with_its_weights_as_arguments(wrap):
+    run = jax.jit(lambda model, x: model(x, T, None))
+    for weight in (1.0, 2.0):
+        model = denoisers.as_pytree(wrap(Module(jnp.float32(weight), jnp.tanh, True, 3)))
+        plain = wrap(lambda x, t, cond, weight=weight: (jnp.tanh(weight * x) + 3) / 2)
+        np.testing.assert_allclose(run(model, X), plain(X, T, None), rtol=1e-5, atol=1e-5)
+        assert [leaf.shape for leaf in jax.tree.leaves(model)] == [()]
+    assert run._cache_size() == 1
+
+
+def test_a_module_says_what_the_network_below_it_predicts():
+    model = denoisers.as_pytree(
+        Partial(lambda inner, on, x, t, cond: inner(x, t, cond), denoisers.to_noise(linear, VP, "v"), True)
+    )
+    assert denoisers.prediction_of(model) == "v"
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (lambda x, t: x, r"called as network\(x, t, cond\) .* raises TypeError: .*takes 2 positional arguments"),
+        (lambda x, t, cond: x * t[:, None], r"called as network\(x, t, cond\) with a scalar t; .* raises IndexError"),
+        (lambda x, t, cond: x * cond["label"], "raises TypeError: 'NoneType' object is not subscriptable"),
+        (lambda x, t, cond: (x, None), r"shape of its input, \(5, 3\), got \(\(5, 3\), None\)"),
+        (lambda x, t, cond: x > 0, r"output must be arrays of real floating-point numbers, got 'bool\[5, 3\]'"),
+        (lambda x, t, cond: 1j * x, r"output must be arrays of real floating-point numbers, got 'complex64\[5, 3\]'"),
+    ],
+)
+def test_a_network_that_cannot_be_called_so_is_refused_in_one_line(network, message):
+    model = denoisers.to_noise(network, VP, "v")
+    with pytest.raises(ValueError, match=message) as caught:
+        model(X, T)
+    assert "\n" not in str(caught.value)

@@ -113,7 +113,7 @@ def test_frozen_groups_are_not_learned_and_have_no_rate():
         ({"space": "sigma"}, r"space.*'lambda', 't'.*got 'sigma'"),
         ({"max_shift": -0.1}, r"max_shift.*-0.1"),
         ({"max_shift": float("nan")}, r"max_shift.*nan"),
-        ({"frozen": ("coefficients",)}, r"'logits', 'shifts'.*got \['coefficients'\]"),
+        ({"frozen": ("coefficients",)}, r"'logits', 'shifts'.*got \('coefficients',\)"),
     ],
 )
 def test_a_bad_choice_is_refused_by_name(choice, message):

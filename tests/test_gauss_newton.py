@@ -14,7 +14,7 @@ from ld3_jax.learning.quadratic import Quadratic, quadratic_model, solution
 from ld3_jax.learning.state import batch_indices
 from ld3_jax.networks import gaussian
 from ld3_jax.solvers import Solver
-from ld3_jax.teacher import Teacher, draw_noise, make_pairs
+from ld3_jax.teacher import Pairs, Teacher, draw_noise, make_pairs
 
 SCHEDULE = schedules.VPLinear()
 MODEL = gaussian.noise_model(gaussian.ring(), SCHEDULE)
@@ -143,3 +143,35 @@ def test_numbers_stay_within_their_bounds_and_the_others_are_solved_for_again():
     # The first one wants to go to 2 and stops at 0.5; with it there, the others are at their least.
     others = -np.linalg.solve(matrix[1:, 1:], model.gradient[1:] + matrix[1:, 0] * 0.5)
     np.testing.assert_allclose(step, [0.5, *others], rtol=1e-5)
+
+
+def _traced(network, solver):
+    """The shapes of a step: nothing is compiled."""
+    x = jnp.ones((10, 2), jnp.float32)
+    student = learning.make_student(network, SCHEDULE, Solver(solver, 4), losses.l2)
+    task = learning.make_task(student, Pairs(x, x), KEY, WithCoefficients(), GaussNewton())
+    state = jax.eval_shape(lambda: learning.begin(task, "logsnr"))
+    return jax.eval_shape(averaged_step, task, state)[0].params["logits"].dtype
+
+
+@pytest.mark.parametrize("solver", ["dpmpp", "ipndm", "heun"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_networks_may_answer_in_fewer_digits(solver, dtype):
+    assert _traced(lambda x, t, cond: (x * t).astype(dtype), solver) == jnp.float32
+
+
+@pytest.mark.parametrize("solver", ["dpmpp", "ipndm", "heun"])
+def test_float32_pairs_serve_in_double_precision(solver, float64):
+    assert _traced(lambda x, t, cond: (x * t).astype(jnp.float32), solver) == jnp.float64
+
+
+def test_a_step_needs_no_promotion_of_dtypes():
+    with jax.numpy_dtype_promotion("strict"):
+        assert _traced(lambda x, t, cond: x * t, "unipc") == jnp.float32
+
+
+def test_a_loss_below_zero_is_refused_before_the_first_step(pairs):
+    student = learning.make_student(MODEL, SCHEDULE, Solver("ddim", 2), lambda x, y: -losses.l2(x, y))
+    task = learning.make_task(student, pairs, KEY, Gaps(), GradientDescent())
+    with pytest.raises(ValueError, match=r"a loss must be at least 0, .* got -"):
+        learning.begin(task, "logsnr")

@@ -94,3 +94,10 @@ def test_a_noise_schedule_without_a_finite_lam_at_its_ends_is_refused(ends, mess
     with pytest.raises(ValueError, match=message):
         jax.jit(lambda: grids.grid("logsnr", _Straight(*ends), N))()
     assert np.isfinite(grids.grid("logsnr", _Straight(1e-3, 0.999), N)).all()
+
+
+def test_times_that_are_not_finite_or_stand_still_are_refused():
+    with pytest.raises(ValueError, match=r"the grid 'edm' of VPLinear\(.*\) must descend, got \[1.0, nan"):
+        grids.grid("edm", schedules.VPLinear(beta_1=1e5), 4)
+    with pytest.raises(ValueError, match=r"the times of 'dmn' for .* must descend"):
+        grids.check_descent(jnp.asarray([1.0, 0.5, 0.5]), "the times of 'dmn' for it")

@@ -57,3 +57,22 @@ def test_another_loss_is_no_loss_of_squares(loss):
     allowed = r"\('both', 'inception', 'l2', 'lpips', 'rmse'\)"
     with pytest.raises(ValueError, match=rf"GaussNewton.* {allowed}; GradientDescent .* got"):
         losses.least_squares(loss)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, y: (x - y) ** 2,
+        lambda x, y: ((x - y) ** 2).mean(),
+        lambda x, y: (x > y).sum(1),
+        lambda x, y: -((x - y) ** 2).mean(1) - 1,
+        lambda x, y: {"l2": ((x - y) ** 2).mean(1)},
+    ],
+    ids=["pixels", "one", "integers", "negative", "dict"],
+)
+def test_a_loss_that_is_no_distance_of_each_sample_is_refused(loss):
+    x = jnp.arange(6.0).reshape(3, 2)
+    with pytest.raises(ValueError, match="must give a real number, at least 0, for each of 3 samples, got"):
+        losses.each(loss, x, x)
+    with pytest.raises(ValueError, match="must give a real number, at least 0, for each of 3 samples, got"):
+        losses.both(x, loss)

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ld3_jax.grids import grid
+from ld3_jax.ranges import entrance, instance
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Expansion, Solver, Table, converted, expand, make_table
 from ld3_jax.solvers.expansion import by_call
@@ -60,6 +61,7 @@ class Discretization(NamedTuple):
         return changed(make_table(schedule, self.t, self.t_c, solver=solver), self.coefficients)
 
 
+@entrance(solver=instance(Solver))
 def on_grid(name: str, schedule: NoiseSchedule, solver: Solver) -> Discretization:
     """A hand-made grid for a solver; see `grids.grid`."""
     t = grid(name, schedule, solver.n_steps)

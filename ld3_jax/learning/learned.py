@@ -17,6 +17,7 @@ from ld3_jax.grids import check_times
 from ld3_jax.learning import curve
 from ld3_jax.learning.discretization import Coefficients, Discretization
 from ld3_jax.learning.student import Student, distances
+from ld3_jax.ranges import CALLS, PATH, entrance, instance, settle
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, Table, integrate, plain
 from ld3_jax.teacher import Pairs
@@ -57,6 +58,10 @@ class Learned:
     losses: dict[str, Any] = field(default_factory=dict)
     curve: tuple[Discretization, ...] | None = None
 
+    def __post_init__(self) -> None:
+        parts = {"solver": Solver, "found": Discretization, "model": dict, "losses": dict}
+        settle(self, {name: instance(of) for name, of in parts.items()})
+
     @property
     def t(self) -> Float[Array, "n_points *parts"]:
         """The times, descending from t_max to t_min."""
@@ -81,6 +86,7 @@ class Learned:
         self.check_range(schedule)
         return self.found.table(schedule, self.solver)
 
+    @entrance(schedule=instance(NoiseSchedule))
     def sample(self, model: Model, schedule: NoiseSchedule, x_T: PyTree, cond: PyTree = None) -> PyTree:
         """Integrate from x_T to a sample. Pure: use it under jit, grad, vmap.
 
@@ -95,6 +101,7 @@ class Learned:
         """
         return integrate(model, schedule, self.solver, self.table(schedule), x_T, cond=cond)
 
+    @entrance(student=instance(Student))
     def distances(self, student: Student, pairs: Pairs, *, batch_size: int = 25) -> Float[Array, "n"]:
         """How far it lands from the teacher: the student's loss of each pair.
 
@@ -106,6 +113,7 @@ class Learned:
         self.check_range(student.schedule)
         return distances(student._replace(solver=self.solver), self.found, pairs, batch_size=batch_size)
 
+    @entrance(nfe=CALLS, schedule=instance(NoiseSchedule))
     def for_calls(self, nfe: int, schedule: NoiseSchedule) -> "Learned":
         """The same for another number of network calls, where a curve was learned; see `curve.between`.
 
@@ -134,6 +142,7 @@ class Learned:
                 f"from {lam.min():g} to {lam.max():g}: it was learned for another noise schedule"
             )
 
+    @entrance(path=PATH, schedule=instance(NoiseSchedule).or_none())
     def save(self, path: str | Path, schedule: NoiseSchedule | None = None) -> None:
         """Write it as JSON, atomically; the numbers read back bit for bit.
 
@@ -167,6 +176,7 @@ class Learned:
         write_atomically(Path(path), (json.dumps(record, indent=2) + "\n").encode())
 
 
+@entrance(path=PATH)
 def load(path: str | Path) -> Learned:
     """Read what `Learned.save` wrote.
 
