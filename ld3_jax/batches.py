@@ -68,6 +68,8 @@ def in_batches(function: Callable[[PyTree], PyTree], inputs: PyTree, batch_size:
 def finite(samples: PyTree) -> Bool[np.ndarray, "n"]:
     """Which of n samples hold finite numbers only."""
     count_of(samples)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(samples)):
+        raise ValueError("pairs are made, and times are learned, outside jit: the numbers are looked at")
     return to_host(_finite(samples))
 
 
