@@ -193,7 +193,7 @@ def guided(model: Model, uncond: PyTree, scale: float) -> Partial:
     return Partial(_guided, as_pytree(model), uncond, scale)
 
 
-def predicted(model: Model, x: PyTree, t: Array, cond: PyTree, like: PyTree) -> PyTree:
+def predicted(model: Model, x: PyTree, t: PyTree, cond: PyTree, like: PyTree) -> PyTree:
     """model(x, t, cond), in the dtypes of a state.
 
     Raises:
