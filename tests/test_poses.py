@@ -15,7 +15,8 @@ from scipy.spatial.transform import Rotation
 
 from ld3_jax import losses, poses, solvers
 from ld3_jax.grids import grid
-from ld3_jax.poses import Pose, kernels, rotations
+from ld3_jax.poses import Pose, kernels, rotations, symmetries
+from ld3_jax.poses.ligand import of_turning_bonds
 from ld3_jax.solvers import Solver
 
 KEY = jax.random.key(0)
@@ -235,6 +236,50 @@ def test_the_loss_is_the_squared_rmsd_of_the_nearest_symmetry():
     residuals, phi = losses.least_squares(losses.both(y, loss))
     squares = sum(jnp.sum(part**2, -1) for part in residuals(x, y))
     np.testing.assert_allclose(jax.vmap(phi)(squares), losses.both(y, loss)(x, y), rtol=1e-5)
+
+
+# Two CF3 on one ring that flips, between them a sulfonamide; three phosphates on a ring of three.
+TWO_ARMS = ("CCCCCCCFFFCFFFSOON", "01 12 23 34 45 50 16 67 68 69 5a ab ac ad 0e ef eg eh")
+THREE_ARMS = ("CCCPOOOPOOOPOOO", "01 12 20 03 34 35 36 17 78 79 7a 2b bc bd be")
+
+
+@pytest.mark.parametrize(
+    ("labels", "bonds", "frames", "swaps"),
+    [
+        (*TWO_ARMS, [1, 2], [[2], [6, 6]]),
+        (*THREE_ARMS, [6], [[6, 6, 6]]),
+        ("CCCCCC", "01 12 23 34 45 50", [1], [[12]]),
+        ("CCCCNO", "01 02 03 04 45", [1], [[6]]),
+        ("CNO", "01 12", [], []),
+    ],
+    ids=["flip", "threefold", "ring", "leaves", "none"],
+)
+def test_all_symmetries_are_found_as_products_of_groups(labels, bonds, frames, swaps):
+    bonds = [(int(a, 18), int(b, 18)) for a, b in bonds.split()]
+    count, rng = len(labels), np.random.default_rng(0)
+    groups = sorted(symmetries.groups(list(labels), bonds), key=lambda group: len(group[0]))
+    assert [len(group[0]) for group in groups] == frames
+    assert [[len(swap) for swap in group[1]] for group in groups] == swaps
+    every = [np.arange(count)]
+    for own, moves in groups:
+        for orders in (own, *moves):
+            every = [first[order] for first in every for order in orders]
+    # Each order keeps elements and bonds, and no two are the same; the loss finds the nearest of all of them.
+    graph = {frozenset(bond) for bond in bonds}
+    assert len({tuple(order) for order in every}) == len(every)
+    for order in every:
+        assert [labels[i] for i in order] == list(labels)
+        assert {frozenset(order[list(bond)]) for bond in bonds} == graph
+    x, y = rng.standard_normal((2, 3, count, 3))
+    y[0] = x[0][every[-1]]
+    ligand = of_turning_bonds(rng.standard_normal((count, 3)), [], bonds, groups)
+    expected = np.min([((x - y[:, order]) ** 2).sum(-1).mean(-1) for order in every], 0)
+    np.testing.assert_allclose(jax.jit(poses.mean_square(ligand))(x, y), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_symmetries_that_are_no_products_are_refused_when_they_are_too_many():
+    with pytest.raises(ValueError, match=r"atoms \[1, 2, .*\] have more than 3276 orders .*of_turning_bonds"):
+        symmetries.groups(["U", *9 * "F"], [(0, i) for i in range(1, 10)])
 
 
 def toy(count=6, torsions=3):

@@ -20,6 +20,9 @@ from jaxtyping import Array, Bool, Float, Int
 from ld3_jax.poses import rotations
 from ld3_jax.poses.pose import Pose
 
+Orders = Int[Array | np.ndarray, "_ n"]
+Groups = Sequence[tuple[Orders, Sequence[Orders]]]
+
 
 class Ligand(NamedTuple):
     """A molecule as poses need it; see `make_ligand`.
@@ -28,13 +31,15 @@ class Ligand(NamedTuple):
         positions: (n, 3) atoms of the reference conformer in angstrom, centred on their mean.
         bonds: (m, 2) atoms a, b of each bond that turns.
         turned: (m, n) the atoms on b's side of each, which turn.
-        symmetries: (s, n) orders of the atoms under which the molecule is the same, the identity first.
+        symmetries: groups of orders under which the molecule is the same, which are independent: all are products of
+            one order of each. Those of a group are i -> frame[swap_1[... swap_k[i]]], for one of its frames (r, n) and
+            one of each of its k swaps (s, n), the identity first.
     """
 
     positions: Float[Array, "n 3"]
     bonds: Int[Array, "m 2"]
     turned: Bool[Array, "m n"]
-    symmetries: Int[Array, "s n"]
+    symmetries: Groups
 
 
 def make_ligand(
@@ -53,24 +58,26 @@ def make_ligand(
         ValueError: if there is no atom, a bond or a symmetry names atoms that are not there, or the molecule is in
             pieces.
     """
-    return of_turning_bonds(positions, turning_bonds(len(positions), bonds), bonds, symmetries)
+    count = len(positions)
+    orders = [tuple(range(count)), *(tuple(order) for order in symmetries)]
+    for order in orders:
+        if sorted(order) != list(range(count)):
+            raise ValueError(f"a symmetry is an order of the {count} atoms, got {order}")
+    frames = np.array(orders, int).reshape(len(orders), count)
+    return of_turning_bonds(positions, turning_bonds(count, bonds), bonds, [(frames, [])])
 
 
 def of_turning_bonds(
     positions: Float[np.ndarray, "n 3"],
     turning: Sequence[tuple[int, int]],
     bonds: Sequence[tuple[int, int]],
-    symmetries: Sequence[Sequence[int]] = (),
+    symmetries: Groups = (),
 ) -> Ligand:
-    """A ligand of which only these bonds turn; args and raises as of `make_ligand`."""
+    """A ligand of which only these bonds turn, with groups of symmetries; see `make_ligand` and `Ligand`."""
     count = len(positions)
     if count < 1:
         raise ValueError("a ligand has at least 1 atom, got none")
     _check_atoms("bonds", bonds, count)
-    orders = [tuple(range(count)), *(tuple(order) for order in symmetries)]
-    for order in orders:
-        if sorted(order) != list(range(count)):
-            raise ValueError(f"a symmetry is an order of the {count} atoms, got {order}")
     if len(_piece(0, bonds, count)) != count:
         raise ValueError("the ligand must be one molecule: some atoms are not bonded to the others")
     ends, turned = [], np.zeros((len(turning), count), bool)
@@ -85,7 +92,7 @@ def of_turning_bonds(
         jnp.asarray(centred, jnp.result_type(float)),
         jnp.asarray(np.array(ends, np.int32).reshape(-1, 2)),
         jnp.asarray(turned),
-        jnp.asarray(np.array(list(dict.fromkeys(orders)), np.int32)),
+        jax.tree.map(partial(jnp.asarray, dtype=jnp.int32), symmetries),
     )
 
 
@@ -150,6 +157,7 @@ def mean_square(ligand: Ligand) -> Partial:
     """The mean squared distance of the atoms of two poses, whichever of the symmetries is nearest, as a loss.
 
     loss(x, y) = min_s mean_i |x_i - y_s(i)|^2 for atoms x, y (batch, n, 3), in square angstrom: the squared RMSD.
+    Groups move different atoms, so each has its own minimum, and so have the swaps of a group for each frame.
     """
     return Partial(_SQUARES.apply, ligand.symmetries)
 
@@ -159,7 +167,7 @@ class _SymmetricSquares:
 
     def apply(
         self,
-        symmetries: Int[Array, "s n"],
+        symmetries: Groups,
         x: Float[Array, "batch n 3"],
         y: Float[Array, "batch n 3"],
         *,
@@ -169,12 +177,22 @@ class _SymmetricSquares:
         residuals = self.residuals(symmetries, x, y)
         return residuals if method == "residuals" else sum(jnp.sum(part**2, -1) for part in residuals)
 
-    def residuals(self, symmetries: Array, x: Array, y: Array) -> list[Array]:
+    def residuals(self, symmetries: Groups, x: Array, y: Array) -> list[Array]:
         """(x - y) / sqrt(n), with y in the order that is nearest to x."""
 
         def nearest(x: Array, y: Array) -> Array:
-            ordered = y[symmetries]
-            return ordered[jnp.argmin(jnp.sum((ordered - x[None]) ** 2, (1, 2)))]
+            apart, atoms = jnp.sum((x[:, None] - y[None]) ** 2, -1), jnp.arange(len(x))
+
+            def best(orders: Array) -> Array:
+                return orders[jnp.argmin(jnp.sum(apart[atoms[None], orders], -1))]
+
+            order = atoms
+            for frames, swaps in symmetries:
+                tried = order[frames]
+                for swap in swaps:
+                    tried = jax.vmap(lambda one, swap=swap: best(one[swap]))(tried)
+                order = best(tried)
+            return y[order]
 
         r = x - jax.vmap(nearest)(x, y)
         return [r.reshape(len(x), -1) / math.sqrt(x.shape[1])]

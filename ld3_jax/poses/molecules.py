@@ -32,7 +32,6 @@ from ld3_jax.poses.pose import Pose
 TRAJECTORY = "ergotamine"  # of ProLIF: 250 poses in the serotonin receptor 5-HT1B
 CRYSTALS = ("1ia1", "1of6", "1s3v", "1uou")  # of PoseBusters, by their code in the Protein Data Bank
 _POCKET_WITHIN = 8.0  # angstrom from the ligand
-_MOST_SYMMETRIES = 256
 _FIT_STEPS, _DAMPING = 10, 1.0  # of the fit of torsions; the damping in square angstrom
 
 
@@ -149,7 +148,15 @@ def elements(found: Complex) -> list[str]:
 
 
 def to_ligand(molecule: Any, positions: Float[np.ndarray, "n 3"]) -> Ligand:
-    """A ligand of RDKit's molecule: single bonds outside rings turn; symmetries are those of the bond graph."""
+    """A ligand of RDKit's molecule: single bonds outside rings turn; symmetries are those of elements and bonds alone.
+
+    A carboxylate's oxygens are alike, whatever is drawn.
+
+    Raises:
+        ValueError: if the molecule is in pieces, has no coordinates, or too many symmetries that are not independent.
+    """
+    from ld3_jax.poses import symmetries  # with SciPy's graphs, which nothing else needs
+
     every = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in molecule.GetBonds()]
     single = {
         frozenset((bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()))
@@ -157,10 +164,8 @@ def to_ligand(molecule: Any, positions: Float[np.ndarray, "n 3"]) -> Ligand:
         if bond.GetBondType() == needed("rdkit.Chem").BondType.SINGLE
     }
     turning = [bond for bond in turning_bonds(len(positions), every) if frozenset(bond) in single]
-    symmetries = _without_orders(molecule).GetSubstructMatches(
-        _without_orders(molecule), uniquify=False, maxMatches=_MOST_SYMMETRIES
-    )
-    return of_turning_bonds(positions, turning, every, symmetries)
+    labels = [f"{atom.GetIsotope()}{atom.GetSymbol()}" for atom in molecule.GetAtoms()]
+    return of_turning_bonds(positions, turning, every, symmetries.groups(labels, every))
 
 
 def to_poses(ligand: Ligand, positions: Float[np.ndarray, "k n 3"]) -> tuple[Pose, Float[np.ndarray, "k"]]:
@@ -276,20 +281,6 @@ def _package(name: str) -> Path:
         needed(name)
         raise ImportError(f"the package {name} has no folder")
     return Path(found.origin).parent
-
-
-def _without_orders(molecule: Any) -> Any:
-    """The molecule with bonds of one kind and no charges: a carboxylate's oxygens are alike, whatever is drawn."""
-    chem = needed("rdkit.Chem")
-    plain = chem.RWMol(molecule)
-    for bond in plain.GetBonds():
-        bond.SetBondType(chem.BondType.SINGLE)
-        bond.SetIsAromatic(False)
-    for atom in plain.GetAtoms():
-        atom.SetIsAromatic(False)
-        atom.SetFormalCharge(0)
-        atom.SetNoImplicit(True)
-    return plain.GetMol()
 
 
 def _dihedrals(ligand: Ligand, x: Float[Array, "n 3"]) -> Float[Array, "m"]:
