@@ -282,6 +282,46 @@ def test_a_broken_sdf_is_named(tmp_path):
 
 
 @with_extra
+@pytest.mark.parametrize(
+    ("smiles", "change", "message"),
+    [
+        (("CC(C)C", "CCCC"), None, r"record 2 is another molecule than the first, .*: CCCC and CC\(C\)C"),
+        (("CCCO", "CCC=O"), None, "record 2 is another molecule"),
+        (("C[C@H](F)Cl", "C[C@@H](F)Cl"), None, "record 2 is another molecule"),
+        (("CCO", "OCC"), None, "record 2 is another molecule than the first, or its atoms are reordered: CCO and CCO"),
+        (("CCCC", "CCCC"), "flat", "record 2 is flat, a drawing"),
+        (("CCO",), "flat", "record 1 is flat, a drawing"),
+        (("CCO",), "nowhere", "a ligand's atoms lie apart: got .* of atom 0 and .* of atom 1"),
+        (("CC([O-])=O", "CC(=O)[O-]"), None, None),  # one molecule, drawn in two ways
+    ],
+)
+def test_records_that_are_no_poses_of_one_molecule_are_refused(smiles, change, message, tmp_path):
+    from rdkit import Chem
+    from rdkit.Chem import AllChem
+
+    with Chem.SDWriter(str(tmp_path / "ligand.sdf")) as writer:
+        for i, one in enumerate(smiles):
+            molecule = Chem.AddHs(Chem.MolFromSmiles(one))
+            AllChem.EmbedMolecule(molecule, randomSeed=1)
+            molecule = Chem.RemoveHs(molecule)
+            if change == "flat" and i == len(smiles) - 1:
+                AllChem.Compute2DCoords(molecule)
+            if change == "nowhere":
+                molecule.GetConformer().SetPositions(np.zeros((molecule.GetNumAtoms(), 3)))
+            writer.write(molecule)
+
+    def read():
+        molecule, positions = molecules.read_sdf(tmp_path / "ligand.sdf")
+        return molecules.to_ligand(molecule, positions[0])
+
+    if message is None:
+        assert read().positions.shape == (4, 3)
+    else:
+        with pytest.raises(ValueError, match=message):
+            read()
+
+
+@with_extra
 def test_a_single_atom_and_a_rigid_ligand_are_ligands():
     from rdkit import Chem
     from rdkit.Chem import AllChem

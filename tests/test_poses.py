@@ -213,6 +213,8 @@ def test_alignment_has_a_gradient_where_the_molecule_is_a_line():
         (np.zeros((0, 3)), [], [], "a ligand has at least 1 atom"),
         (np.zeros((3, 3)), [(0, 1), (1, 3)], [], r"bonds join two of the 3 atoms, numbered from 0, got \(1, 3\)"),
         (np.zeros((3, 3)), [(0, 1)], [], "must be one molecule"),
+        (np.zeros((2, 3)), [(0, 1)], [], r"a ligand's atoms lie apart: got \[0. 0. 0.\] of atom 0 and .* of atom 1"),
+        (np.full((2, 3), np.nan), [(0, 1)], [], "a ligand's atoms lie apart: got .*nan"),
         (np.zeros((2, 3)), [(0, 1)], [(0, 0)], r"a symmetry is an order of the 2 atoms, got \(0, 0\)"),
     ],
 )

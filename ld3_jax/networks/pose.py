@@ -79,7 +79,7 @@ def make_context(
 
 def context_of(found: Complex) -> Context:
     """The context of a complex."""
-    return make_context(found.ligand, molecules.elements(found), found.pocket, found.pocket_elements)
+    return make_context(found.ligand, molecules.elements(found.molecule), found.pocket, found.pocket_elements)
 
 
 class _Shape(nn.Module):

@@ -139,18 +139,3 @@ def _image(square: Array, s: Array) -> Array:
 def uniform_angles(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
     """Angles from [-pi, pi]."""
     return jax.random.uniform(key, shape, minval=-math.pi, maxval=math.pi)
-
-
-__all__ = [
-    "draw_igso3",
-    "gaussian",
-    "gaussian_score",
-    "igso3",
-    "igso3_score",
-    "igso3_with_score",
-    "uniform_angles",
-    "wrap",
-    "wrapped_normal",
-    "wrapped_normal_score",
-    "wrapped_normal_with_score",
-]

@@ -55,8 +55,8 @@ def make_ligand(
         symmetries: orders of the atoms under which the molecule is the same.
 
     Raises:
-        ValueError: if there is no atom, a bond or a symmetry names atoms that are not there, or the molecule is in
-            pieces.
+        ValueError: if there is no atom, a bond or a symmetry names atoms that are not there, the molecule is in pieces,
+            or two atoms are at one place.
     """
     count = len(positions)
     orders = [tuple(range(count)), *(tuple(order) for order in symmetries)]
@@ -80,6 +80,7 @@ def of_turning_bonds(
     _check_atoms("bonds", bonds, count)
     if len(_piece(0, bonds, count)) != count:
         raise ValueError("the ligand must be one molecule: some atoms are not bonded to the others")
+    check_apart(positions)
     ends, turned = [], np.zeros((len(turning), count), bool)
     for i, (a, b) in enumerate(turning):
         piece = _piece(b, [bond for bond in bonds if set(bond) != {a, b}], count)
@@ -221,6 +222,13 @@ def _top_eigenvector_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple
     inverse = jnp.where(apart, 1 / jnp.where(apart, gaps, 1.0), 0.0)
     top = vectors[:, -1]
     return top, vectors @ (inverse * (vectors.T @ (tangents[0] @ top)))
+
+
+def check_apart(positions: Float[np.ndarray, "n 3"]) -> None:
+    """Raise ValueError if two atoms are at one place, as in a file without coordinates, or at no finite one."""
+    far = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
+    for i, j in np.argwhere(~(far > 0.01) & ~np.eye(len(far), dtype=bool)):
+        raise ValueError(f"a ligand's atoms lie apart: got {positions[i]} of atom {i} and {positions[j]} of atom {j}")
 
 
 def _piece(start: int, bonds: Sequence[tuple[int, int]], count: int) -> set[int]:

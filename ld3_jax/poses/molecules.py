@@ -22,6 +22,7 @@ from ld3_jax.poses.ligand import (
     Ligand,
     alignment,
     atoms,
+    check_apart,
     mean_square,
     of_turning_bonds,
     turned_conformer,
@@ -80,7 +81,7 @@ def read_sdf(path: str | Path) -> tuple[Any, Float[np.ndarray, "k n 3"]]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a record is damaged or of another molecule than the first.
+        ValueError: if a record is damaged, flat, or of another molecule than the first.
         ImportError: if the extra `docking` is not installed.
     """
     chem = needed("rdkit.Chem")
@@ -93,10 +94,16 @@ def read_sdf(path: str | Path) -> tuple[Any, Float[np.ndarray, "k n 3"]]:
         which = records.index(None) + 1 if records else 1
         raise ValueError(f"{path}: record {which} is no molecule that RDKit can read")
     molecules = [chem.RemoveHs(record) for record in records]
-    elements = [[atom.GetSymbol() for atom in molecule.GetAtoms()] for molecule in molecules]
-    for i, found in enumerate(elements):
-        if found != elements[0]:
-            raise ValueError(f"{path}: record {i + 1} is another molecule than the first, atoms {found}")
+    graphs = [(chem.MolToSmiles(one), elements(one), sorted(map(sorted, bonds(one)))) for one in molecules]
+    for i, (molecule, graph) in enumerate(zip(molecules, graphs, strict=True), 1):
+        if graph != graphs[0]:
+            two = f"{graph[0]} and {graphs[0][0]}"
+            raise ValueError(
+                f"{path}: record {i} is another molecule than the first, or its atoms are reordered: {two}"
+            )
+        conformer = molecule.GetConformer()
+        if not conformer.Is3D() or (len(graph[1]) > 3 and not np.ptp(conformer.GetPositions()[:, 2])):
+            raise ValueError(f"{path}: record {i} is flat, a drawing; poses need coordinates in three dimensions")
     return molecules[0], np.stack([molecule.GetConformer().GetPositions() for molecule in molecules])
 
 
@@ -115,19 +122,21 @@ def sdf(found: Complex, positions: Float[np.ndarray, "k n 3"]) -> bytes:
 def page(found: Complex, positions: Float[np.ndarray, "k n 3"]) -> bytes:
     """A page that shows the positions in the pocket, see `view.page`."""
     shown = {"samples": np.asarray(positions)}
-    return view.page(f"{found.name} in its pocket", shown, elements(found), bonds(found), found.pocket).encode()
+    who, title = found.molecule, f"{found.name} in its pocket"
+    return view.page(title, shown, elements(who), bonds(who), found.pocket).encode()
 
 
 def images(
     found: Complex, positions: Float[np.ndarray, "k n 3"], like: Float[np.ndarray, "k n 3"]
 ) -> Float[np.ndarray, "k side side 3"]:
     """An image of each of the positions beside those that they should be, see `view.images`."""
-    return view.images(np.asarray(positions), np.asarray(like), elements(found), bonds(found), found.pocket)
+    who = found.molecule
+    return view.images(np.asarray(positions), np.asarray(like), elements(who), bonds(who), found.pocket)
 
 
-def bonds(found: Complex) -> list[tuple[int, int]]:
-    """The pairs of atoms that bonds join."""
-    return [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in found.molecule.GetBonds()]
+def bonds(molecule: Any) -> list[tuple[int, int]]:
+    """The pairs of atoms that the bonds of RDKit's molecule join."""
+    return [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in molecule.GetBonds()]
 
 
 def placed(found: Complex, positions: Float[np.ndarray, "k n 3"]) -> list[Any]:
@@ -142,9 +151,9 @@ def placed(found: Complex, positions: Float[np.ndarray, "k n 3"]) -> list[Any]:
     return copies
 
 
-def elements(found: Complex) -> list[str]:
-    """Symbols of the ligand's atoms."""
-    return [atom.GetSymbol() for atom in found.molecule.GetAtoms()]
+def elements(molecule: Any) -> list[str]:
+    """Symbols of the atoms of RDKit's molecule."""
+    return [atom.GetSymbol() for atom in molecule.GetAtoms()]
 
 
 def to_ligand(molecule: Any, positions: Float[np.ndarray, "n 3"]) -> Ligand:
@@ -157,7 +166,7 @@ def to_ligand(molecule: Any, positions: Float[np.ndarray, "n 3"]) -> Ligand:
     """
     from ld3_jax.poses import symmetries  # with SciPy's graphs, which nothing else needs
 
-    every = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in molecule.GetBonds()]
+    every = bonds(molecule)
     single = {
         frozenset((bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()))
         for bond in molecule.GetBonds()
@@ -173,7 +182,12 @@ def to_poses(ligand: Ligand, positions: Float[np.ndarray, "k n 3"]) -> tuple[Pos
 
     The torsions start from the differences of dihedral angles to the reference conformer, and a few damped steps of
     Gauss-Newton follow. What remains is the change of bond lengths, bond angles and rings.
+
+    Raises:
+        ValueError: if two atoms are at one place, or a coordinate is not finite.
     """
+    for one in positions:
+        check_apart(one)
 
     def placed(torsions: Array, x: Array) -> tuple[Array, Array]:
         turned = turned_conformer(ligand, torsions)
