@@ -3,10 +3,13 @@
 python -m experiments.sample --schedule=runs/cifar10/schedule.json --num=50000 --out=runs/cifar10/many/
 python -m experiments.fid --samples=runs/cifar10/many/ --reference=cifar10-32x32.npz
 
-A folder is one that experiments.sample filled, or any folder of images; it is read batch by batch.
+A folder is one that experiments.sample filled, or any folder of images, those in its folders included; it is read batch
+by batch. A .npz holds images (n, h, w, channels): `samples` in [-1, 1], or 8 bits as guided-diffusion's `arr_0`.
 """
 
+import glob
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,7 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 from jax.tree_util import Partial
-from PIL import Image
+from PIL import Image, ImageOps
 
 from experiments import common
 from ld3_jax import metrics
@@ -31,7 +34,10 @@ _WEIGHTS = common.path_flag("weights", None, "A file of Inception's weights; def
 _BATCH = flags.DEFINE_integer("batch_size", 50, "Images that go through the network at a time.", **common.COUNT)
 flags.mark_flags_as_required(["samples"])
 
-_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_ENDINGS = (".npz", ".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_OTHERS = {".npy", *Image.registered_extensions()}
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # others run programs: Pillow gives an EPS to Ghostscript, whatever its name
+_MOST = 2.0  # values of images in [-1, 1] go a little beyond
 
 
 def main() -> None:
@@ -63,16 +69,22 @@ def statistics(network: Callable, folder: Path) -> metrics.Statistics:
         FileNotFoundError: if it holds none.
         ValueError: if a file is damaged, or its arrays are no images.
     """
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".npz", *_ENDINGS))
-    if not files:
-        raise FileNotFoundError(f"{folder}: not a folder of .npz or images ({', '.join(_ENDINGS)})")
+    every = (folder / name for name in glob.glob("**", root_dir=folder, recursive=True))  # none that is hidden
+    kinds = {path: path.suffix.lower() for path in sorted(every) if path.is_file()}
+    files = [path for path, kind in kinds.items() if kind in _ENDINGS]
+    others = [path for path, kind in kinds.items() if kind in _OTHERS.difference(_ENDINGS)]
+    if others or not files:
+        of = f"{others[0]}: not one" if others else f"{folder}: not a folder"
+        raise FileNotFoundError(f"{of} of .npz or images ({', '.join(_ENDINGS[1:])})")
+    shapes = set()
 
     def features() -> Iterator[np.ndarray]:
         with common.progress(f"features of {folder.name}", len(files)) as update:
             images = _images(files, update)
             while batch := list(itertools.islice(images, _BATCH.value)):
-                if len({image.shape for image in batch}) > 1:
-                    raise ValueError(f"{folder}: its images must have one shape")
+                shapes.update(image.shape for image in batch)
+                if len(shapes) > 1:
+                    raise ValueError(f"{folder}: its images must have one shape, got {sorted(shapes)}")
                 filled = np.resize(batch, (_BATCH.value, *batch[0].shape))  # so that one program serves all batches
                 yield to_host(network(filled))[: len(batch)]
 
@@ -82,18 +94,40 @@ def statistics(network: Callable, folder: Path) -> metrics.Statistics:
 def _images(files: Iterable[Path], update: Callable[[int], None]) -> Iterator[np.ndarray]:
     """One after the other the images (h, w, 1 or 3) in [-1, 1]."""
     for i, path in enumerate(files, 1):
-        if path.suffix == ".npz":
-            yield from read_arrays(path, ["samples"])[0]
-        else:
-            yield _decoded(path)
+        yield from _samples(path) if path.suffix.lower() == ".npz" else [_decoded(path)]
         update(i)
 
 
-def _decoded(path: Path) -> np.ndarray:
+def _samples(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"), np.float32) / 127.5 - 1
-    except OSError as error:
+        (images,) = read_arrays(path, ["samples"])
+    except ValueError as error:
+        if not isinstance(error.__cause__, KeyError):
+            raise
+        (images,) = read_arrays(path, ["arr_0"])
+    whole, numbers = images.dtype == np.uint8, images.dtype.kind == "f" and images.size
+    low, high = (images.min(), images.max()) if numbers else (np.nan, np.nan)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not (whole or (-_MOST < low < 0 and high < _MOST)):
+        raise ValueError(
+            f"{path}: images are (n, h, w, 1 or 3), of 8 bits or floats in [-1, 1]; got {images.dtype} {images.shape}"
+            + f" from {low:.3g} to {high:.3g}" * bool(numbers)
+        )
+    return images / np.float32(127.5) - 1 if whole else images.astype(np.float32)
+
+
+def _decoded(path: Path) -> np.ndarray:
+    """An image as a viewer shows it, (h, w, 3)."""
+    try:
+        bombs = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)
+        with bombs, Image.open(path, formats=_FORMATS) as image:
+            shown, wide = ImageOps.exif_transpose(image), image.mode.startswith("I")
+            clear = image.has_transparency_data and (wide or shown.convert("RGBA").getextrema()[3][0] < 255)
+            if clear or getattr(image, "n_frames", 1) > 1:
+                raise ValueError("an animation, or with transparent pixels, which viewers show in different ways")
+            if wide:  # 16 bits, which convert() would clip
+                return np.repeat(np.asarray(shown, np.float32)[..., None] / 32767.5 - 1, 3, -1)
+            return np.asarray(shown.convert("RGB"), np.float32) / 127.5 - 1
+    except Exception as error:  # Pillow's are of many kinds
         raise ValueError(f"{path}: no image, or damaged ({error})") from error
 
 

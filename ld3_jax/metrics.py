@@ -112,7 +112,14 @@ def read_statistics(path: Path) -> Statistics:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged or holds no mean and covariance.
     """
-    mean, covariance = (np.asarray(array) for array in read_arrays(path, ("mu", "sigma")))
+    try:
+        mean, covariance = read_arrays(path, ("mu", "sigma"))
+    except ValueError as error:
+        if not isinstance(error.__cause__, KeyError):
+            raise
+        raise ValueError(
+            f"{path}: holds no mu and sigma; of a data set's own images give the unpacked folder"
+        ) from error
     if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
         raise ValueError(f"{path}: mu (d,) and sigma (d, d) are expected, got {mean.shape} and {covariance.shape}")
     if not all(array.dtype.kind == "f" and np.isfinite(array).all() for array in (mean, covariance)):
