@@ -27,7 +27,6 @@ from ld3_jax.teacher import Pairs
 Errors = dict[str, np.ndarray]  # name -> (n,) one number a noise
 Measures = dict[str, Partial]  # name -> a function of samples and targets, one number a noise
 SQUARED_ERROR = "squared error"
-_STATISTICS = {"mean": metrics.mean, "median": metrics.median}
 # Losses of images, which need weights: the measure's name, and what loads it.
 _OF_IMAGES: dict[str, tuple[str, Callable[[], Partial]]] = {
     "inception": ("Inception", losses.inception),
@@ -36,9 +35,11 @@ _OF_IMAGES: dict[str, tuple[str, Callable[[], Partial]]] = {
 
 
 class Comparison(NamedTuple):
-    """Errors by measure and name, the share of samples in another basin by name, and each name's first samples."""
+    """Errors by measure and name, each measure's median between targets of different noise, the share of samples in
+    another basin by name, and each name's first samples."""
 
     errors: dict[str, Errors]
+    apart: dict[str, float]
     astray: dict[str, float]
     samples: dict[str, np.ndarray]
 
@@ -99,7 +100,12 @@ def compare(
         batch_size: the most samples to integrate at a time.
         shown: how many samples of each to return.
     """
-    compared = Comparison({measure: {} for measure in measures}, {}, {})
+    others = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, 0), test.x_0)
+    apart = {
+        measure: float(np.median(to_host(losses_in_batches(function, test.x_0, others, batch_size=batch_size))))
+        for measure, function in measures.items()
+    }
+    compared = Comparison({measure: {} for measure in measures}, apart, {}, {})
     grids = {name: on_grid(name, student.schedule, student.solver) for name in GRIDS}
     for name, times in {**found, **grids}.items():
         samples = run_in_batches(student, times, test.x_T, test.cond, batch_size=batch_size)
@@ -174,11 +180,15 @@ def figures(compared: Comparison) -> dict[str, dict[str, dict[str, Any]]]:
     for measure, errors in compared.errors.items():
         found[measure] = dict(summary(errors, compared.astray))
         for name, values in errors.items():
-            intervals = {
-                f"{of} interval": metrics.bootstrap(statistic, values)[1:] for of, statistic in _STATISTICS.items()
-            }
-            found[measure][name] |= intervals | {"errors": values.tolist()}
+            ends = {f"{of} interval": interval[1:] for of, interval in _intervals(compared, measure, name).items()}
+            found[measure][name] |= ends | {"errors": values.tolist()}
     return found
+
+
+def _intervals(compared: Comparison, measure: str, name: str) -> dict[str, metrics.Interval]:
+    values, far = compared.errors[measure][name], compared.errors[SQUARED_ERROR][name]
+    mean = metrics.mean_of_two_kinds(values, far > compared.apart[SQUARED_ERROR] / 4, compared.apart[measure])
+    return {"mean": mean, "median": metrics.bootstrap(metrics.median, values)}
 
 
 def in_another_basin(errors: np.ndarray, targets: np.ndarray, squared_error: Partial) -> float:
@@ -186,13 +196,12 @@ def in_another_basin(errors: np.ndarray, targets: np.ndarray, squared_error: Par
     return float((errors > np.asarray(losses.other_basin(targets, squared_error))).mean())
 
 
-def print_intervals(errors: Errors) -> None:
-    """Print how sure the means and medians are, and their ratios on the same noises."""
-    best = best_hand_made(errors)
-    for name, statistic in _STATISTICS.items():
-        learned = metrics.bootstrap(statistic, errors["learned"])
-        ratio = metrics.bootstrap(lambda a, b, of=statistic: of(a) / of(b), errors[best], errors["learned"])
-        print(f"{name}, with 95 % interval: learned {learned}; {best} is {ratio} times that")
+def print_intervals(compared: Comparison) -> None:
+    """Print how sure the means and medians of the squared errors are."""
+    best = best_hand_made(compared.errors[SQUARED_ERROR])
+    of_best, of_learned = (_intervals(compared, SQUARED_ERROR, name) for name in (best, "learned"))
+    for statistic, learned in of_learned.items():
+        print(f"{statistic}, with 95 % interval: learned {learned}; {best} {of_best[statistic]}")
 
 
 def _print_table(errors: Errors, astray: Mapping[str, float], what: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from configs import docking
 from experiments import measurements
 from experiments.measurements import Case, Measure, Row
-from ld3_jax import learning
+from ld3_jax import learning, metrics
 from ld3_jax.batches import to_host
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning import Discretization, on_grid
@@ -62,9 +62,9 @@ def measured(case: Case, found: Discretization, molecule: str) -> Row:
     some = jax.tree.map(lambda leaf: leaf[:_CHECKED], held_out.x_T)
     samples = learning.student.run_in_batches(case.student, found, some, batch_size=_CHECKED)
     shares = {
-        "under 0.5": checks.share(rmsd < 0.5),
-        "under 2": checks.share(rmsd < 2.0),
-        "passes checks": checks.share(checks.passes(molecules.load(molecule), to_host(samples))),
+        "under 0.5": metrics.share(rmsd < 0.5),
+        "under 2": metrics.share(rmsd < 2.0),
+        "passes checks": metrics.share(checks.passes(molecules.load(molecule), to_host(samples))),
     }
     shown = {"median RMSD": "{:.4f} ({:.4f}-{:.4f})".format(*checks.median(rmsd))}
     shown |= {name: "{:.3f} ({:.3f}-{:.3f})".format(*share) for name, share in shares.items()}

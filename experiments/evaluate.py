@@ -62,7 +62,7 @@ def main() -> None:
         batch_size=_BATCH.value,
         shown=_NUM.value if _DISTANCES.value else 0,
     )
-    comparison.print_intervals(compared.errors[comparison.SQUARED_ERROR])
+    comparison.print_intervals(compared)
     found: dict[str, Any] = {"errors": comparison.figures(compared)}
     if _DISTANCES.value:
         found["distances"] = distributions.print_distances(compared.samples, np.asarray(test.x_0))

@@ -3,16 +3,18 @@
 Features are rows of numbers, one for each sample, from any extractor. Arithmetic is NumPy's, in double precision.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 
 from ld3_jax.disk import read_arrays, write_arrays
 
 _ROWS = 1000  # of a matrix of distances that is held at a time
+_DRAWN = 2**20  # numbers that the bootstrap holds at a time
 
 
 class Statistics(NamedTuple):
@@ -55,8 +57,7 @@ def statistics(batches: Iterable[Num[np.ndarray, "_ d"]]) -> Statistics:
     count, mean, scatter = 0, np.zeros(()), np.zeros(())
     for batch in batches:
         batch = np.asarray(batch, np.float64)
-        if not np.isfinite(batch).all():
-            raise ValueError("features must be finite")
+        _check_features(batch)
         if not len(batch):
             continue
         own = batch.mean(0)
@@ -75,7 +76,7 @@ def frechet(a: Statistics, b: Statistics) -> float:
     It grows as the number of samples falls, so only distances from equal numbers are comparable.
 
     Raises:
-        ValueError: if they have another number of features, or no more samples than features.
+        ValueError: if they have another number of features, no more samples than features, or no covariance.
 
     Reference: Heusel et al., arXiv:1706.08500; Dowson and Landau, "The Frechet distance between multivariate normal
     distributions", 1982.
@@ -88,7 +89,8 @@ def frechet(a: Statistics, b: Statistics) -> float:
                 f"{count} samples of {len(a.mean)} features: their covariance is singular, and the distance says more "
                 f"of their number than of them; at least {len(a.mean) + 1} samples are needed, or fewer features"
             )
-    values, vectors = np.linalg.eigh(a.covariance)
+    _check_covariance(b.covariance)
+    values, vectors = _check_covariance(a.covariance)
     root = vectors * np.sqrt(np.maximum(values, 0))
     # The eigenvalues of A B are those of the symmetric root^T B root.
     product = np.linalg.eigvalsh(root.T @ b.covariance @ root)
@@ -124,6 +126,10 @@ def read_statistics(path: Path) -> Statistics:
         raise ValueError(f"{path}: mu (d,) and sigma (d, d) are expected, got {mean.shape} and {covariance.shape}")
     if not all(array.dtype.kind == "f" and np.isfinite(array).all() for array in (mean, covariance)):
         raise ValueError(f"{path}: mu and sigma must be finite numbers")
+    try:
+        _check_covariance(covariance)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return Statistics(mean.astype(np.float64), covariance.astype(np.float64))
 
 
@@ -141,12 +147,14 @@ def kid(x: Num[np.ndarray, "n d"], y: Num[np.ndarray, "m d"], *, blocks: int = 1
         seed: of the division into blocks.
 
     Raises:
-        ValueError: if there are fewer than 2 blocks, or a block of x or y would hold fewer than 2 samples.
+        ValueError: if there are fewer than 2 blocks, a block of x or y would hold fewer than 2 samples, or features are
+            not finite.
 
     Reference: Binkowski et al., arXiv:1801.01401; Zaremba et al., arXiv:1307.1954, for blocks.
     """
     from scipy import stats
 
+    _check_features(x, y)
     count = min(len(x), len(y))
     size = count // (2 * blocks)
     if blocks < 2 or size < 2:
@@ -168,13 +176,15 @@ def precision_recall(real: Num[np.ndarray, "n d"], samples: Num[np.ndarray, "m d
     """Improved precision and recall.
 
     A set covers a point that is at most as far from one of its members as that member's k-th neighbour in the set.
-    Precision is the share of samples that `real` covers, recall the share of `real` that the samples cover.
+    Precision is the share of samples that `real` covers, recall the share of `real` that the samples cover. Distances
+    that are equal up to rounding are equal.
 
     Raises:
-        ValueError: if a set has no k-th neighbours.
+        ValueError: if a set has no k-th neighbours, or features are not finite.
 
     Reference: Kynkaanniemi et al., arXiv:1904.06991.
     """
+    _check_features(real, samples)
     if not 1 <= k < min(len(real), len(samples)):
         raise ValueError(f"k must be from 1 to less than the {len(real)} and {len(samples)} samples, got {k}")
     return PrecisionRecall(_covered(real, samples, k), _covered(samples, real, k))
@@ -191,9 +201,47 @@ def bootstrap(statistic: Callable, *values: Num[np.ndarray, "n"], resamples: int
         seed: of the draws.
     """
     values = tuple(np.asarray(value, np.float64) for value in values)
-    drawn = np.random.default_rng(seed).integers(0, len(values[0]), (resamples, len(values[0])))
-    low, high = np.quantile(statistic(*(value[drawn] for value in values)), (0.025, 0.975))
+    rng, count = np.random.default_rng(seed), len(values[0])
+    rows, found = max(1, _DRAWN // count), []
+    for done in range(0, resamples, rows):
+        drawn = rng.integers(0, count, (min(rows, resamples - done), count))
+        found.append(statistic(*(value[drawn] for value in values)))
+    low, high = np.quantile(np.concatenate(found), (0.025, 0.975))
     return Interval(float(statistic(*values)), float(low), float(high))
+
+
+def share(hits: Bool[np.ndarray, "n"]) -> Interval:
+    """How many of the samples, with Wilson's interval.
+
+    Reference: Wilson, J. Am. Stat. Assoc. 22 (1927).
+    """
+    count, value, z = len(hits), float(np.mean(hits)), 1.96
+    centre = (value + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(value * (1 - value) / count + z**2 / (4 * count**2))
+    return Interval(value, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def mean_of_two_kinds(values: Num[np.ndarray, "n"], rare: Bool[np.ndarray, "n"], typical: float) -> Interval:
+    """The mean of errors of which a rare kind is many times as large, with a 95 % interval.
+
+    Resampling cannot know of rare errors that were not drawn. Here the share p of the rare kind has Wilson's interval,
+    and both its ends are told with the mean error of that kind, to which `typical` counts as one more. The variance
+    within each kind is added: with m_1 and m_2 the means of the kinds and s the standard error within them,
+        high = mean + sqrt((p_high - p)^2 (m_2 - m_1)^2 + (1.96 s)^2), and low likewise.
+
+    Args:
+        values: errors, not negative.
+        rare: which of them are of the rare kind.
+        typical: an error of the rare kind, known from elsewhere.
+
+    Reference: Zou and Donner, Stat. Med. 27 (2008), for the sum of the squares of distances.
+    """
+    values, p = np.asarray(values, np.float64), share(rare)
+    common = values[~rare].sum() / max(1, (~rare).sum())
+    large = (values[rare].sum() + typical) / (rare.sum() + 1)
+    within = 1.96 * np.linalg.norm(values - np.where(rare, large, common)) / len(values)
+    down, up = (math.hypot((end - p.value) * (large - common), within) for end in p[1:])
+    return Interval(float(values.mean()), max(0.0, float(values.mean()) - down), float(values.mean()) + up)
 
 
 def mean(values: Num[np.ndarray, "*s n"]) -> Float[np.ndarray, "*s"]:
@@ -229,6 +277,21 @@ def radial_profile(images: Num[np.ndarray, "n h w channels"]) -> Float[np.ndarra
 EXTRACTORS = {"pixels": pixels, "radial profiles": radial_profile}
 
 
+def _check_features(*arrays: np.ndarray) -> None:
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError("features must be finite")
+
+
+def _check_covariance(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Its eigenvalues and eigenvectors."""
+    scale = 1e-4 * np.abs(covariance).max()  # more than rounding to float32
+    if np.abs(covariance - covariance.T).max() <= scale:
+        values, vectors = np.linalg.eigh(covariance)
+        if values[0] >= -1e-4 * values[-1]:
+            return values, vectors
+    raise ValueError("a covariance must be finite and symmetric, without negative eigenvalues")
+
+
 def _discrepancy(x: np.ndarray, y: np.ndarray) -> float:
     """The unbiased squared maximum mean discrepancy of two sets of equal size."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
@@ -240,7 +303,7 @@ def _discrepancy(x: np.ndarray, y: np.ndarray) -> float:
 def _covered(by: np.ndarray, points: np.ndarray, k: int) -> float:
     """The share of points that a set covers."""
     radii = [np.partition(far, k, axis=1)[:, k] for far in _square_distances(by, by)]  # the nearest is itself
-    radii = np.concatenate(radii)
+    radii = np.concatenate(radii) + 1e-10 * np.square(by - by.mean(0)).sum(1).max()  # more than rounding
     return float(np.concatenate([(far <= radii).any(1) for far in _square_distances(points, by)]).mean())
 
 

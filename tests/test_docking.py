@@ -339,9 +339,10 @@ def test_a_single_atom_and_a_rigid_ligand_are_ligands():
 
 
 def test_a_share_has_wilsons_interval_and_a_median_that_of_order_statistics():
+    from ld3_jax import metrics
     from ld3_jax.poses import checks
 
-    np.testing.assert_allclose(checks.share(np.arange(20) < 10), (0.5, 0.2993, 0.7007), atol=1e-4)
+    np.testing.assert_allclose(metrics.share(np.arange(20) < 10), (0.5, 0.2993, 0.7007), atol=1e-4)
     assert checks.median(np.arange(101.0)) == (50.0, 40.0, 61.0)
 
 

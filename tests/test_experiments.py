@@ -25,7 +25,7 @@ from configs import gaussian as gaussian_config
 from experiments import common, distributions, models, workdir
 from experiments import train as train_main
 from experiments.plan import Plan
-from ld3_jax import checkpoint, learning, pretrained
+from ld3_jax import checkpoint, learning, metrics, pretrained
 from ld3_jax.grids import GRIDS, grid
 
 STEPS = 40
@@ -153,6 +153,8 @@ def test_evaluate_prints_the_comparison_on_other_noise_and_writes_it(finished, t
     assert learned["mean"] == pytest.approx(np.mean(learned["errors"]))
     low, high = learned["mean interval"]
     assert f"mean, with 95 % interval: learned {learned['mean']:.4g} ({low:.4g} to {high:.4g})" in result.stdout
+    errors, large = np.array(learned["errors"]), learned["another basin"] > 0
+    assert large or high - low > np.ptp(metrics.bootstrap(metrics.mean, errors)[1:])  # more than resampling tells
 
 
 @pytest.mark.parametrize(

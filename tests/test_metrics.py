@@ -74,7 +74,9 @@ def test_reference_statistics_are_edms(rng, tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"mu": np.zeros(3)}, "damaged"),
+        ({"mu": np.zeros(3)}, "holds no mu and sigma; of a data set's own images give the unpacked folder"),
+        ({"mu": np.zeros(3), "sigma": -np.eye(3)}, "a covariance must be finite and symmetric, without negative"),
+        ({"mu": np.zeros(3), "sigma": np.triu(np.ones((3, 3)))}, "a covariance must be"),
         ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"got \(3,\) and \(4, 4\)"),
         ({"mu": np.zeros(3), "sigma": np.full((3, 3), np.nan)}, "finite"),
     ],
@@ -83,6 +85,26 @@ def test_damaged_statistics_are_named(arrays, message, tmp_path):
     np.savez(tmp_path / "reference.npz", **arrays)
     with pytest.raises(ValueError, match=rf"reference\.npz.*{message}"):
         metrics.read_statistics(tmp_path / "reference.npz")
+
+
+@pytest.mark.parametrize("bad", [np.diag([1.0, -1e-3, 1]), np.eye(3)[::-1] + 1, np.eye(3) * np.nan, np.eye(3, k=1)])
+def test_what_is_no_covariance_has_no_distance(bad):
+    good, odd = Statistics(np.zeros(3), np.eye(3)), Statistics(np.zeros(3), bad)
+    for pair in ((good, odd), (odd, good)):
+        with pytest.raises(ValueError, match="a covariance must be finite and symmetric, without negative eigenvalues"):
+            metrics.frechet(*pair)
+    # Those of features that depend on each other, rounded to float32, are covariances.
+    flat = np.cov(np.random.default_rng(0).standard_normal((50, 8)) @ np.ones((8, 30)), rowvar=False).astype(np.float32)
+    assert metrics.frechet(Statistics(np.zeros(30), flat), Statistics(np.zeros(30), flat)) == pytest.approx(0, abs=1e-2)
+
+
+@pytest.mark.parametrize("of", [metrics.kid, metrics.precision_recall])
+def test_features_that_are_not_finite_are_refused(of, rng):
+    x = rng.standard_normal((50, 3))
+    y = np.where(np.eye(50, 3, dtype=bool), np.nan, x)
+    for pair in ((x, y), (y, x)):
+        with pytest.raises(ValueError, match="features must be finite"):
+            of(*pair)
 
 
 def test_kid_of_equal_sets_is_zero_and_of_others_is_not(rng):
@@ -127,6 +149,39 @@ def test_precision_and_recall_count_what_is_covered(rng):
         metrics.precision_recall(two, two[:3])
     line = np.array([[0.0], [1.0], [2.0], [10.0]])  # with k = 1 the radii are 1, 1, 1 and 8
     assert metrics.precision_recall(line, np.array([[1.5], [3.5], [-5.0], [-6.0]]), k=1).precision == 0.5
+
+
+def test_equal_distances_are_covered(rng):
+    for scale in (1, 0.1, 1e3):
+        x, y = rng.integers(0, 4, (2, 60, 12))
+        apart = [((a[:, None] - b[None]) ** 2).sum(-1) for a, b in ((x, x), (y, y), (y, x))]
+        radii = [np.sort(own, 1)[:, 3] for own in apart[:2]]
+        exact = (apart[2] <= radii[0]).any(1).mean(), (radii[1] >= apart[2].T).any(1).mean()
+        assert metrics.precision_recall(scale * x + 7, scale * y + 7) == exact
+
+
+def test_the_bootstrap_holds_few_draws_at_a_time_and_draws_the_same(rng, monkeypatch):
+    values, sizes = rng.lognormal(size=(2, 300)), []
+
+    def ratio(a, b):
+        sizes.append(a.size)
+        return a.mean(-1) / b.mean(-1)
+
+    whole = metrics.bootstrap(ratio, *values)
+    monkeypatch.setattr(metrics, "_DRAWN", 7000)
+    assert metrics.bootstrap(ratio, *values) == whole
+    assert max(sizes[2:]) <= 7000
+
+
+@pytest.mark.parametrize(("count", "typical"), [(100, 100.0), (100, 50.0), (200, 100.0), (1000, 100.0)])
+def test_the_interval_of_a_mean_covers_it_where_one_error_in_a_hundred_is_large(count, typical, rng):
+    rare = rng.random((2000, count)) < 0.01
+    errors = np.where(rare, 100 * rng.lognormal(0, 0.5, rare.shape), rng.lognormal(0, 1, rare.shape))
+    truth = 0.99 * np.exp(0.5) + np.exp(0.125)
+    found = np.array([metrics.mean_of_two_kinds(*one, typical) for one in zip(errors, rare, strict=True)])
+    np.testing.assert_allclose(found[:, 0], errors.mean(1))
+    assert 0.93 < ((found[:, 1] <= truth) & (truth <= found[:, 2])).mean() < 0.995
+    assert np.median(found[:, 2] - found[:, 1]) < 3 * 2 * 1.96 * errors.std() / np.sqrt(count)
 
 
 def test_the_bootstrap_is_paired_and_as_wide_as_theory_says(rng):

@@ -99,6 +99,8 @@ def test_a_folder_without_an_encoder_is_refused(tmp_path):
     ("name", "content"),
     [
         ("prompts.txt", "a cat\n\n  a dog \n"),
+        ("prompts", "\ufeffa cat\r\na dog"),
+        ("captions.JSON", '\ufeff{"annotations": [{"caption": "a cat"}, {"caption": "a dog"}]}'),
         (
             "captions.json",
             '{"info": {}, "annotations": [{"id": 1, "caption": "a cat"}, {"id": 2, "caption": "a dog\\n"}]}',
@@ -114,6 +116,13 @@ def test_prompts_come_from_lines_or_captions(name, content, tmp_path):
     ("name", "content", "message"),
     [
         ("prompts.txt", " \n", "holds no prompts"),
+        ("prompts.txt", "a\0 \0c\0", "perhaps of UTF-16"),
+        (
+            "prompts.jsonl",
+            '{"prompt": "a cat"}',
+            r"prompts\.jsonl: prompts are the lines of a \.txt file, or .* got \.jsonl",
+        ),
+        ("prompts.CSV", "prompt\na cat", r"got \.csv"),
         ("captions.json", '{"annotations": []}', "holds no prompts"),
         ("captions.json", '[{"caption": "a cat"}]', "no captions of MS-COCO"),
         ("captions.json", "{", r"captions.json: not valid JSON"),

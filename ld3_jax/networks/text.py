@@ -34,7 +34,7 @@ def read_prompts(path: Path) -> list[str]:
     """Prompts from a file.
 
     Args:
-        path: a text file with one prompt a line, blank lines aside, or the captions of MS-COCO, a .json file with the
+        path: a .txt file with one prompt a line, blank lines aside, or the captions of MS-COCO, a .json file with the
             prompts under annotations[].caption.
 
     Returns:
@@ -42,13 +42,19 @@ def read_prompts(path: Path) -> list[str]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds no prompts.
+        ValueError: if it holds no prompts, or is of another kind.
     """
+    if (kind := path.suffix.lower()) not in (".json", ".txt", ""):
+        raise ValueError(
+            f"{path}: prompts are the lines of a .txt file, or MS-COCO's captions in a .json file, got {kind}"
+        )
     try:
-        if path.suffix == ".json":
+        if kind == ".json":
             lines = [annotation["caption"] for annotation in read_json(path)["annotations"]]
         else:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").split("\n")  # without the byte-order mark of some editors
+            if any("\0" in line for line in lines):
+                raise ValueError(f"{path}: not a text of UTF-8, but perhaps of UTF-16")
         prompts = [line.strip() for line in lines if line.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text of UTF-8 ({error})") from error

@@ -2,39 +2,21 @@
 
 import logging
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from ld3_jax.metrics import Interval
 from ld3_jax.poses.molecules import Complex, needed, placed
 
 
-class Share(NamedTuple):
-    """A share of samples with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def share(hits: Bool[np.ndarray, "n"]) -> Share:
-    """How many of the samples, with Wilson's interval.
-
-    Reference: Wilson, J. Am. Stat. Assoc. 22 (1927).
-    """
-    count, value, z = len(hits), float(np.mean(hits)), 1.96
-    centre = (value + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(value * (1 - value) / count + z**2 / (4 * count**2))
-    return Share(value, max(0.0, centre - half), min(1.0, centre + half))
-
-
-def median(values: Float[np.ndarray, "n"]) -> Share:
+def median(values: Float[np.ndarray, "n"]) -> Interval:
     """The median with its 95 % interval by order statistics, which assumes nothing of the distribution."""
     ordered, count = np.sort(values), len(values)
     half = 1.96 * math.sqrt(count) / 2
     low, high = max(0, math.floor(count / 2 - half)), min(count - 1, math.ceil(count / 2 + half))
-    return Share(float(np.median(values)), float(ordered[low]), float(ordered[high]))
+    return Interval(float(np.median(values)), float(ordered[low]), float(ordered[high]))
 
 
 def passes(
