@@ -100,7 +100,7 @@ def dmn(schedule: NoiseSchedule, n: int, probe: Probe | None = None) -> Float[Ar
     """The times that minimise a bound on the error of DPM-Solver++ 3M; no network call.
 
     The bound takes the error of a data prediction to be sigma^2 / alpha, with alpha^2 = 1 / (1 + exp(-2 lam)) whatever
-    the noise schedule; see `dmn_bound`. It has several local minima, so each hand-made grid is a start.
+    the noise schedule; see `dmn_bound`. Each hand-made grid is a start, and the least bound that is found is taken.
 
     Reference: Xue et al., arXiv:2402.17376. Differs from the published code: that starts from the logsnr grid alone.
     """
