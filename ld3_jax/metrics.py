@@ -126,10 +126,7 @@ def read_statistics(path: Path) -> Statistics:
         raise ValueError(f"{path}: mu (d,) and sigma (d, d) are expected, got {mean.shape} and {covariance.shape}")
     if not all(array.dtype.kind == "f" and np.isfinite(array).all() for array in (mean, covariance)):
         raise ValueError(f"{path}: mu and sigma must be finite numbers")
-    try:
-        _check_covariance(covariance)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    _check_covariance(covariance, f"{path}: sigma")
     return Statistics(mean.astype(np.float64), covariance.astype(np.float64))
 
 
@@ -224,17 +221,16 @@ def share(hits: Bool[np.ndarray, "n"]) -> Interval:
 def mean_of_two_kinds(values: Num[np.ndarray, "n"], rare: Bool[np.ndarray, "n"], typical: float) -> Interval:
     """The mean of errors of which a rare kind is many times as large, with a 95 % interval.
 
-    Resampling cannot know of rare errors that were not drawn. Here the share p of the rare kind has Wilson's interval,
-    and both its ends are told with the mean error of that kind, to which `typical` counts as one more. The variance
-    within each kind is added: with m_1 and m_2 the means of the kinds and s the standard error within them,
+    Resampling cannot tell of rare errors that were not drawn. With p the share of the rare kind, in Wilson's interval,
+    m_1 and m_2 the mean errors of both kinds, s the standard error within them,
         high = mean + sqrt((p_high - p)^2 (m_2 - m_1)^2 + (1.96 s)^2), and low likewise.
 
     Args:
         values: errors, not negative.
         rare: which of them are of the rare kind.
-        typical: an error of the rare kind, known from elsewhere.
+        typical: a known error of the rare kind, one more in m_2.
 
-    Reference: Zou and Donner, Stat. Med. 27 (2008), for the sum of the squares of distances.
+    Reference: Zou and Donner, Stat. Med. 27 (2008), for the sum of squares.
     """
     values, p = np.asarray(values, np.float64), share(rare)
     common = values[~rare].sum() / max(1, (~rare).sum())
@@ -282,14 +278,14 @@ def _check_features(*arrays: np.ndarray) -> None:
         raise ValueError("features must be finite")
 
 
-def _check_covariance(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _check_covariance(covariance: np.ndarray, what: str = "a covariance") -> tuple[np.ndarray, np.ndarray]:
     """Its eigenvalues and eigenvectors."""
     scale = 1e-4 * np.abs(covariance).max()  # more than rounding to float32
     if np.abs(covariance - covariance.T).max() <= scale:
         values, vectors = np.linalg.eigh(covariance)
         if values[0] >= -1e-4 * values[-1]:
             return values, vectors
-    raise ValueError("a covariance must be finite and symmetric, without negative eigenvalues")
+    raise ValueError(f"{what} must be finite and symmetric, without negative eigenvalues")
 
 
 def _discrepancy(x: np.ndarray, y: np.ndarray) -> float:

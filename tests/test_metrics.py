@@ -75,8 +75,8 @@ def test_reference_statistics_are_edms(rng, tmp_path):
     ("arrays", "message"),
     [
         ({"mu": np.zeros(3)}, "holds no mu and sigma; of a data set's own images give the unpacked folder"),
-        ({"mu": np.zeros(3), "sigma": -np.eye(3)}, "a covariance must be finite and symmetric, without negative"),
-        ({"mu": np.zeros(3), "sigma": np.triu(np.ones((3, 3)))}, "a covariance must be"),
+        ({"mu": np.zeros(3), "sigma": -np.eye(3)}, "sigma must be finite and symmetric, without negative"),
+        ({"mu": np.zeros(3), "sigma": np.triu(np.ones((3, 3)))}, "sigma must be"),
         ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"got \(3,\) and \(4, 4\)"),
         ({"mu": np.zeros(3), "sigma": np.full((3, 3), np.nan)}, "finite"),
     ],
