@@ -237,9 +237,9 @@ the network. Each is counted as a derivative.
 - **Other devices** are taken to reach the same shares of their peaks in bfloat16,
   {_listed("peak", 1e12, "TFLOP/s")}. Compiling, loading and writing are left
   out, and in learning the decoding and the loss.
-- **Learning** takes {BATCH} samples a step, or the next multiple of the devices: {DEVICES[-1]} devices take
-  {DEVICES[-1]}, which needs as many pairs (`data.train`), in the time that each needs for one. Beyond {BATCH} devices
-  learning gets no faster.
+- **Learning** takes {BATCH} samples a step on any number of devices. Where they do not divide among these, Gauss-Newton
+  computes some of them twice, and gradient descent all of them on each device. Beyond {BATCH} devices learning gets no
+  faster. The order of sums differs, and so does rounding, which many steps of Gauss-Newton amplify.
 - **Communication**: a step of Gauss-Newton all-reduces a matrix, a gradient and a loss, and nothing else, as its
   compiled program for eight devices shows: {NUMBERS}² + {NUMBERS} + 1 numbers, {STEP_BYTES:,} bytes. Over links of
   {_listed("link", 1e9, "GB/s")} that is the links' latency. Teacher and samples communicate their results alone.

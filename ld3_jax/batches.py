@@ -5,6 +5,7 @@ and all else is copied to each of them. Without a mesh nothing is moved. The dev
 which then all run the same program.
 """
 
+import logging
 from collections.abc import Callable
 
 import jax
@@ -99,9 +100,14 @@ def _finite(samples: PyTree) -> Bool[Array, "n"]:
 
 
 def spread(batch: PyTree) -> PyTree:
-    """Ask the compiler to divide a batch among the devices, under jit."""
-    mesh = _mesh()
-    return jax.lax.with_sharding_constraint(batch, PartitionSpec(mesh.axis_names)) if mesh.axis_names else batch
+    """Ask the compiler to divide a batch among the devices, under jit; one that does not divide is whole on each."""
+    count, devices = len(jax.tree.leaves(batch)[0]), device_count()
+    if count % devices:
+        logging.getLogger(__name__).warning(
+            "a batch of %d does not divide among the %d devices: each computes all of it", count, devices
+        )
+        return whole(batch)
+    return jax.lax.with_sharding_constraint(batch, PartitionSpec(_mesh().axis_names)) if devices > 1 else batch
 
 
 def whole(tree: PyTree) -> PyTree:

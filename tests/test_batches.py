@@ -14,7 +14,17 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from ld3_jax import batches, grids, schedules, teacher
-from ld3_jax.learning import Discretization, Gaps, GradientDescent, begin, distances, make_student, make_task, steps
+from ld3_jax.learning import (
+    Discretization,
+    Gaps,
+    GaussNewton,
+    GradientDescent,
+    begin,
+    distances,
+    make_student,
+    make_task,
+    steps,
+)
 from ld3_jax.learning.gradient_descent import gradient_step
 from ld3_jax.networks import gaussian
 from ld3_jax.solvers import Solver
@@ -95,32 +105,33 @@ def on_eight_devices():
         return integrate(*args)
 
     teacher._integrate = watched
-    alone = _learn()
+    learner = GradientDescent(steps=20, batch_size=8, held_out=10)
+    alone = _learn(learner)
     with jax.set_mesh(batches.all_devices()):
-        together = _learn()
+        together = _learn(learner)
         task, state = together
         text = gradient_step.lower(task, state).compile().as_text()
-        try:
-            make_task(STUDENT, task.train, KEY, Gaps(), GradientDescent(batch_size=6))
-            refusal = ""
-        except ValueError as error:
-            refusal = str(error)
+    uneven = []
+    for learner in (GradientDescent(steps=3, batch_size=6), GaussNewton(steps=3, batch_size=6)):
+        with jax.set_mesh(batches.all_devices()):
+            there = _learn(learner)
+        uneven.append(_difference(_learn(learner)[1].params, there[1].params))
     report = {
         "devices": jax.device_count(),
         "pairs": _difference(alone[0].train, together[0].train),
         "schedule": _difference(alone[1].best, together[1].best),
         "moved": _difference(alone[1].best, begin(alone[0], "logsnr").best),
-        "teacher": spread_over,
+        "teacher": spread_over[:4],
         "all-reduce": text.count("all-reduce("),
-        "refusal": refusal,
+        "uneven": uneven,
     }
     print(json.dumps(report))
 
 
-def _learn():
+def _learn(learner):
     x_T = teacher.draw_noise(KEY, 20, (2,))
     pairs = make_pairs(MODEL, SCHEDULE, x_T, teacher=Teacher(Solver("ddim", 20), batch_size=16))
-    task = make_task(STUDENT, pairs, KEY, Gaps(), GradientDescent(steps=20, batch_size=8, held_out=10))
+    task = make_task(STUDENT, pairs, KEY, Gaps(), learner)
     *_, (state, _) = steps(task, begin(task, "logsnr"))
     return task, state
 
@@ -142,8 +153,10 @@ def test_batches_are_spread_over_the_devices(devices):
     assert devices["all-reduce"] > 0
 
 
-def test_a_batch_that_does_not_divide_among_the_devices_is_refused(devices):
-    assert "divide by the 8 devices, got 6" in devices["refusal"]
+def test_a_batch_that_does_not_divide_among_the_devices_learns_the_same(devices):
+    gradient_descent, gauss_newton = devices["uneven"]
+    assert gradient_descent < 1e-6
+    assert gauss_newton < 1e-3  # rounding, which a matrix of few samples amplifies
 
 
 def test_samples_that_are_not_finite_are_counted_and_named():

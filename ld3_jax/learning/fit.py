@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from ld3_jax import losses
-from ld3_jax.batches import check_finite, count_of, device_count, replicate
+from ld3_jax.batches import check_finite, count_of, replicate
 from ld3_jax.denoisers import as_pytree, prediction_of
 from ld3_jax.grids import check_times
 from ld3_jax.learning.coefficients import WithCoefficients
@@ -57,8 +57,8 @@ def fit(
         What was learned: the best by the validation loss, which is the start if nothing beats it.
 
     Raises:
-        ValueError: if there are fewer pairs than a batch, a batch does not divide among the devices, or learner,
-            parametrisation, loss and start do not fit together.
+        ValueError: if there are fewer pairs than a batch, or learner, parametrisation, loss and start do not fit
+            together.
         FloatingPointError: if pairs are not finite, a loss is not (it names the step), or that of no validation is.
 
     For progress, checkpoints and resuming, give `learn` an `advance` of your own; this function is two lines around it.
@@ -82,11 +82,8 @@ def make_task(
     if learner.held_out >= count:
         raise ValueError(f"held_out must be less than the {count} pairs, got {learner.held_out}")
     known = count - learner.held_out
-    if learner.batch_size > known or learner.batch_size % device_count():
-        raise ValueError(
-            f"batch_size must be at most the {known} training pairs and divide by the {device_count()} devices, "
-            f"got {learner.batch_size}"
-        )
+    if learner.batch_size > known:
+        raise ValueError(f"batch_size must be at most the {known} training pairs, got {learner.batch_size}")
     train, valid = jax.tree.map(lambda leaf: leaf[:known], pairs), jax.tree.map(lambda leaf: leaf[known:], pairs)
     if not parametrisation.rates(student.solver):
         raise ValueError(
