@@ -34,6 +34,8 @@ def main() -> None:
     if unknown := set(_TABLES.value) - set(TABLES):
         raise ValueError(f"--tables takes some of {sorted(TABLES)}, got {sorted(unknown)}")
     out = Path(_OUT.value)
+    if out.suffix == ".md" or (out.with_suffix(".md").exists() and not out.exists()):
+        raise ValueError(f"the tables are written to {out.with_suffix('.md')}, which is another's; take another --out")
     check_writable(out)
     device, python = jax.devices()[0].device_kind, platform.python_version()
     packages = {name: version(name) for name in _PACKAGES}

@@ -12,6 +12,7 @@ import numpy as np
 
 from ld3_jax.disk import numbers, read_json, write_atomically
 from ld3_jax.grids import GRIDS
+from ld3_jax.solvers import Solver
 
 LEARNED = ("times", "everything")
 
@@ -89,7 +90,8 @@ def read(path: Path) -> Measured:
         methods = {name: Judged(**judged) for name, judged in record.pop("methods").items()}
         measured = Measured(cell=Cell(**record.pop("cell")), methods=methods, **record)
         sound = _is_sound(measured) and measured.cell.path(Path()).name == path.name
-    except (TypeError, AttributeError, KeyError):
+        Solver(measured.cell.solver, order=measured.config.get("solver", {}).get("order"))  # as the page names it
+    except (TypeError, AttributeError, KeyError, ValueError):
         sound = False
     if not sound:
         raise ValueError(f"{path}: not a cell of a sweep; remove it, and it is measured again")
@@ -109,6 +111,7 @@ def _is_sound(measured: Measured) -> bool:
         all(isinstance(word, str) for word in words)
         and all(type(count) is int for count in counts)
         and numbers(figures).ndim == 1
+        and len({judged.frechet is None for judged in measured.methods.values()}) == 1
         and isinstance(measured.config, dict)
         and {*GRIDS, *LEARNED} <= {*measured.methods}
     )
@@ -118,7 +121,7 @@ def read_all(workdir: Path) -> list[Measured]:
     """The cells of a workdir that are not damaged, in the order of networks, solvers and numbers of calls."""
     found = []
     for path in (workdir / "cells").glob("*.json"):
-        with contextlib.suppress(ValueError):  # named where it would be measured
+        with contextlib.suppress(ValueError, OSError):  # named where it would be measured
             found.append(read(path))
     return sorted(found, key=lambda measured: measured.cell)
 

@@ -33,6 +33,8 @@ def main() -> None:
     checkpoint = checkpoint._replace(state=dict(checkpoint.state))  # it is written and counted
     if _FROM.value not in ("auto", checkpoint.kind):
         raise ValueError(f"{source} is of kind {checkpoint.kind!r}, not {_FROM.value!r}")
+    if out.exists() and not _OUT.value:
+        raise ValueError(f"{out} is there already; name it with --out to have it written anew")
     files.write(out, checkpoint, {"source": source.name, "sha256": digest})
     numbers = sum(array.size for array in checkpoint.state.values())
     print(f"{out}: {len(checkpoint.state)} arrays, {numbers:,} numbers, {out.stat().st_size / 1e6:.1f} MB")

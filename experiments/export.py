@@ -61,7 +61,8 @@ class Source:
     @functools.cached_property
     def table(self) -> dict[str, Any]:
         """The table as JSON holds it: the file's own, or that of its model."""
-        if self._nfe is None and isinstance(self.record, dict) and "table" in self.record:
+        if self._nfe is None and isinstance(self.record, dict) and self.record.get("table") is not None:
+            plain_tables.from_record(self.record["table"])  # refuses what is none
             return self.record["table"]
         learned, schedule = self.learned, self.model.schedule
         return plain(learned.table(schedule), schedule, learned.t, learned.solver, learned.model.get("predicts"))

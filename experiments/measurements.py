@@ -155,6 +155,7 @@ def configured(survey: str, solver: str, nfe: int, seed: int) -> config_dict.Con
 def prepared(config: config_dict.ConfigDict, model: Pretrained | None = None) -> Case:
     """What a configuration stands for, of its own model or another one."""
     plan, model = Plan.of(config), model or models.of_config(config)
+    plan.start(model.schedule)  # refuses what does not fit before the teacher runs
     measures = comparison.load_measures(plan.loss, model)
     known, held_out = models.known_and_held_out(config, plan.teacher, model)
     loss = comparison.loss_function(plan.loss, known.x_0, measures)

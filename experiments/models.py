@@ -42,7 +42,7 @@ def of_schedule(path: Path, nfe: int | None = None, moved: dict[str, Any] | None
     """
     learned = learning.load(path)
     record = learned.model
-    if missing := [key for key in ("name", "digest") if key not in record]:
+    if missing := [key for key in ("name", "digest") if not isinstance(record.get(key), str)]:
         raise ValueError(f"{path}: its model lacks {missing}")
     names = [field.name for field in dataclasses.fields(pretrained.Settings)]
     here = {name: flag.value for name, flag in (moved or {}).items() if flag.value}

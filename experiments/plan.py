@@ -10,7 +10,7 @@ from ml_collections import config_dict
 from configs import default
 from experiments import common
 from ld3_jax import grids, learning, losses
-from ld3_jax.learning import Discretization, Learned, quadratic
+from ld3_jax.learning import Discretization, Learned, Task, quadratic
 from ld3_jax.learning.optimizers import RULES
 from ld3_jax.learning.parametrisation import Parametrisation
 from ld3_jax.learning.state import Learner
@@ -127,17 +127,24 @@ class Plan:
         """Where to start, as `learning.learn` takes it, once the model's noise schedule is known.
 
         Raises:
-            ValueError: if solver or start do not fit the noise schedule.
+            ValueError: if solver, teacher, learner or start do not fit the noise schedule.
         """
         with _of("solver"):
             self.solver.takes(schedule)
-        if not isinstance(self.init, Learned):
-            return self.init
-        try:
-            self.init.check_range(schedule)
-        except ValueError as error:
-            raise ValueError(f"learn.init: {error}") from error
-        return self.init.found
+        with _of("teacher"):
+            self.teacher.solver.takes(schedule)
+            grids.grid(self.teacher.grid, schedule, self.teacher.solver.n_steps)
+        start = self.init.found if isinstance(self.init, Learned) else self.init
+        with _of("learn.init"):
+            if isinstance(self.init, Learned):
+                self.init.check_range(schedule)
+            first = "uniform" if start == "race" else start
+            found = learning.on_grid(first, schedule, self.solver) if isinstance(first, str) else first
+            self.parametrisation.init(found, schedule, self.solver)
+        with _of("learn"):
+            student = learning.make_student(lambda x, t, cond: x, schedule, self.solver, losses.l2)
+            self.learner.check(Task(student, None, None, None, self.parametrisation, self.learner))
+        return start
 
 
 def _check(config: config_dict.ConfigDict) -> None:

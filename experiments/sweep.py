@@ -56,7 +56,7 @@ def main() -> None:
     check(config)
     for name in ("sweep.csv", "sweep.html", "sweep.png"):
         check_writable(workdir / name)
-    todo, failed = all_cells(config), []
+    todo, failed, done = all_cells(config), [], []
     for i, cell in enumerate(todo, 1):
         print(f"cell {i} of {len(todo)}: {cell}", flush=True)
         known = cell.path(workdir).exists()
@@ -69,6 +69,7 @@ def main() -> None:
         if measured is None:
             print("  another process is measuring it", flush=True)
             continue
+        done.append(cell)
         for name, judged in measured.methods.items():
             frechet = "" if judged.frechet is None else f"  Frechet {judged.frechet:.4g}"
             print(
@@ -79,6 +80,8 @@ def main() -> None:
     write_report(workdir)
     for line in cells.summary(cells.read_all(workdir)):
         print(f"\n{line}", flush=True)
+    if gone := [str(cell) for cell in done if not cell.path(workdir).exists()]:
+        raise OSError(f"{workdir} was deleted meanwhile, with {', '.join(gone)}; the same command measures them again")
     if failed:
         raise ValueError(f"{len(failed)} of {len(todo)} cells failed; the others are measured: {'; '.join(failed)}")
 

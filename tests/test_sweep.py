@@ -183,6 +183,15 @@ def test_values_of_another_kind_are_no_cell(tmp_path):
             cells.read(path)
 
 
+def test_what_is_no_cell_stops_no_report(tmp_path):
+    cells.write(tmp_path, measured(Cell("a", "ddim", 3, 0)), None)
+    (tmp_path / "cells" / "folder.json").mkdir()
+    cells.write(tmp_path, measured(Cell("a", "their solver", 3, 0)), None)
+    cells.write(tmp_path, measured(Cell("a", "ddim", 4, 0), times=judged(0.2, frechet=1.0)), None)
+    cells.write(tmp_path, measured(Cell("a", "ddim", 5, 0), {"solver": {"order": 9}}), None)
+    assert [one.cell for one in cells.read_all(tmp_path)] == [Cell("a", "ddim", 3, 0)]
+
+
 def test_the_summary_counts_cells_and_takes_geometric_means():
     found = [
         measured(Cell("a", "ddim", 4, 0), times=judged(0.2, 0.6), everything=judged(0.1, 0.05)),

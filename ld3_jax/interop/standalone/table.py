@@ -103,12 +103,14 @@ def read(path: str | Path) -> Table:
         raise ValueError(f"{path}: {error}") from error
 
 
-def from_record(record: dict[str, Any]) -> Table:
+def from_record(record: Any) -> Table:
     """A table from what JSON holds of it.
 
     Raises:
         ValueError: if a column is missing, no list, not finite or of another length.
     """
+    if not isinstance(record, dict):
+        raise ValueError(f"the table must be an object with its columns, got {record!r:.80}")
     record = {"output": None, "betas": None} | record
     if missing := [name for name in Table._fields if name not in record]:
         raise ValueError(f"the table lacks {missing}")
@@ -116,8 +118,9 @@ def from_record(record: dict[str, Any]) -> Table:
     if table.prediction not in ("noise", "data"):
         raise ValueError(f"the table's prediction must be 'noise' or 'data', got {table.prediction!r}")
     for name, kind in {"process": str, "train_steps": int, "output": str, "betas": dict}.items():
-        if not isinstance(getattr(table, name), kind | None):
-            raise ValueError(f"the table's {name} must be {kind.__name__} or null, got {getattr(table, name)!r}")
+        given = getattr(table, name)
+        if type(given) not in (kind, type(None)) or (kind is int and given is not None and given < 1):
+            raise ValueError(f"the table's {name} must be {kind.__name__} or null, got {given!r:.80}")
     columns = [name for name in Table._fields if name not in (*_STATED, "prior_scale")]
     for name in columns:
         column = getattr(table, name)
