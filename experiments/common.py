@@ -1,24 +1,30 @@
 """What the mains share: flags and errors, progress."""
 
 import difflib
+import glob
 import os
+import re
 import runpy
+import signal
 import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_dict
+from ml_collections import config_dict, config_flags
 from tqdm import tqdm
 
+from experiments import ending
 from ld3_jax import batches
+from ld3_jax.disk import check_writable, read_json
 from ld3_jax.processes import is_first
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
@@ -30,6 +36,10 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 flags.disclaim_key_flags()  # of those that are defined below, for a main: --help shows them as its own
 _LINE_EVERY_S = 5.0
+_PROCESSES_OF_A_NODE = ("SLURM_STEP_TASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE")  # in SLURM "8(x4)", on four nodes
+_NO_MEMORY = re.compile("RESOURCE_EXHAUSTED|bad_alloc|out.of.memory|allocate", re.IGNORECASE)
+_HOME = os.path.expanduser("~")
+CACHE = None if _HOME == "~" else Path(_HOME, ".cache", "ld3_jax")  # None: nobody knows the user's home
 _COMPILING = [
     f"/jax/core/compile/{part}_duration" for part in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
 ]
@@ -43,22 +53,43 @@ def run(main: Callable[[], None]) -> None:
             absl_logging.set_verbosity(absl_logging.WARNING)  # JAX tells of each backend that is not there
         if len(argv) > 1:
             sys.exit(f"error: arguments that no flag takes: {argv[1:]}")
-        if not jax.config.jax_compilation_cache_dir:
-            jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/ld3_jax/compiled").expanduser()))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        if CACHE and not jax.config.jax_compilation_cache_dir:
+            _keep_compiled(CACHE / "compiled")
+        warnings.showwarning = _show_warning
         try:
+            _check_out()
             if _DISTRIBUTED.value:
                 _join()
             with jax.set_mesh(batches.all_devices()) if jax.device_count() > 1 else nullcontext():
                 main()
-        except KeyboardInterrupt:
-            _end("\ninterrupted; the same command goes on from here")
+        except KeyboardInterrupt:  # the signal has said so, if this is a process of its own
+            _end("" if ending.number else "interrupted\n", 128 + (ending.number or signal.SIGINT))
         except Exception as error:
             if _DEBUG.value:
                 raise
-            _end(f"error: {_message(error)}")
+            _end(f"error: {_message(error)}\n", 1)
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def _keep_compiled(folder: Path) -> None:
+    """Keep compiled programs in a folder of bounded size, if it can be written to."""
+    with suppress(OSError):
+        check_writable(folder / "any")
+        for program in folder.glob("*-cache"):  # a kill may have lost the time of its use, which JAX needs
+            used = folder / f"{program.name.removesuffix('-cache')}-atime"
+            used.exists() or used.write_bytes(bytes(8))
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", 4 << 30)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    """A warning in one line. A damaged program in JAX's cache is removed, so that a new one can take its place."""
+    if damaged := re.match("Error reading persistent compilation cache entry for '(.+?)'", str(message)):
+        for program in Path(jax.config.jax_compilation_cache_dir).glob(f"{glob.escape(damaged[1])}-*-cache"):
+            program.unlink(missing_ok=True)
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _join() -> None:
@@ -69,15 +100,19 @@ def _join() -> None:
         jax.distributed.initialize(**given)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"--distributed: {error} (python -m ... --help says who tells the processes)") from error
+    alone = "1" in (os.environ.get(name, "").split("(")[0] for name in _PROCESSES_OF_A_NODE)
+    if alone and "JAX_LOCAL_DEVICE_IDS" not in os.environ:  # JAX gives each process one GPU
+        jax.config.update("jax_cuda_visible_devices", "all")
+        jax.config.update("jax_rocm_visible_devices", "all")
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for as long as the process lives
 
 
-def _end(message: str) -> None:
-    if not jax.distributed.is_initialized():
-        sys.exit(message)
-    print(message, file=sys.stderr, flush=True)
-    os._exit(1)  # the others may wait for this process for ever: so the runtime ends them, too
+def _end(message: str, code: int) -> None:
+    print(message, end="", file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        os._exit(code)  # the others may wait for this process for ever: so the runtime ends them, too
+    sys.exit(code)
 
 
 def _message(error: Exception) -> str:
@@ -87,7 +122,7 @@ def _message(error: Exception) -> str:
         text = f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError | OSError | FloatingPointError | ImportError):
         return text
-    if isinstance(error, MemoryError | OverflowError) or "RESOURCE_EXHAUSTED" in text:
+    if isinstance(error, MemoryError | OverflowError) or _NO_MEMORY.search(text):
         return f"not enough memory; fewer samples or smaller batches need less ({text:.200})"
     with tempfile.NamedTemporaryFile("w", prefix="ld3_jax-", suffix=".txt", delete=False) as file:
         file.write(f"{' '.join(sys.argv)}\n\n{traceback.format_exc()}")
@@ -122,18 +157,47 @@ def schedule_flags() -> tuple[flags.FlagHolder, flags.FlagHolder, dict[str, flag
     )
 
 
+def _check_out() -> None:
+    """No command writes its --out over a file that it reads, or over what is neither a file nor a folder."""
+    read = flat(flags.FLAGS.flag_values_dict())
+    if not (given := read.pop("out", None)) or not (out := Path(given).resolve()).exists() or out.is_dir():
+        return
+    if "config" in flags.FLAGS:
+        read["config"] = config_flags.get_config_filename(flags.FLAGS["config"])
+    with suppress(OSError, ValueError, LookupError, TypeError):  # a bad schedule is told of where it is read
+        read |= read_json(Path(read["schedule"]))["model"]
+    for name, path in read.items():
+        if isinstance(path, str) and out == Path(path).resolve():
+            raise ValueError(f"--out={given} is what {name} names, and this command reads that; give another file")
+    if not out.is_file():
+        raise ValueError(f"--out={given} is neither a file nor a folder")
+
+
 SEED = {"lower_bound": 0, "upper_bound": 2**32 - 1}
 COUNT = {"lower_bound": 1, "upper_bound": 2**31 - 1}
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
+    argv = [re.sub("^~.*|(?<==)~.*", lambda found: os.path.expanduser(found[0]), word) for word in argv]
     given = _given(argv[1:])
     if "config" in given:
         _check_config(Path(given["config"]), [name.removeprefix("config.") for name in given if "config." in name])
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        _read_paths()
+        return rest
     except (flags.Error, ValueError, TypeError, AttributeError) as error:  # the latter of a configuration's values
         sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+def _read_paths() -> None:
+    """Refuse addresses among the values of flags and configuration, and write the home folder out in the latter."""
+    for name, value in flat(flags.FLAGS.flag_values_dict()).items():
+        if isinstance(value, str) and (value.startswith("~") or "://" in value):
+            path = os.path.expanduser(value)
+            if path.startswith("~") or "://" in path:
+                raise ValueError(f"flag --{name}={value}: it must be a path on this machine's disks, in a known home")
+            flags.FLAGS.config.update_from_flattened_dict({name.removeprefix("config."): path})
 
 
 def _given(arguments: Sequence[str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import PyTree
 
+from experiments.common import CACHE
 from ld3_jax import losses, metrics, programs, teacher_cache
 from ld3_jax.baselines import Probe, baseline
 from ld3_jax.batches import to_host
@@ -30,7 +31,7 @@ SQUARED_ERROR = "squared error"
 # Losses of images, which need weights: the measure's name, and what loads it.
 _OF_IMAGES: dict[str, tuple[str, Callable[[], Partial]]] = {
     "inception": ("Inception", losses.inception),
-    "lpips": ("LPIPS", partial(losses.lpips, cache=Path("~/.cache/ld3_jax").expanduser())),
+    "lpips": ("LPIPS", partial(losses.lpips, cache=CACHE)),
 }
 
 

@@ -69,7 +69,7 @@ def fill(folder: Path, learned: Learned, model: Pretrained, *, num: int, size: i
         OSError: if the disk does not take a file.
     """
     record = _record(learned, num=num, batch_size=size, seed=seed, format=format)
-    with workdir.held(folder, record):
+    with workdir.held(folder, record, alone=True):
         workdir.claim(folder, record)
         names = {first: _names(first, min(size, num - first), format) for first in range(0, num, size)}
         missing = of_first(np.array(_missing(folder, names)))
@@ -99,8 +99,10 @@ def _missing(folder: Path, names: Mapping[int, list[str]]) -> list[bool]:
     """Which batches are not in the folder; what a killed process was writing is cleared away."""
     if not is_first():
         return [False] * len(names)
-    for part in folder.glob(".*.tmp"):
-        part.unlink()
+    ours = {name for files in names.values() for name in files}
+    for part in folder.glob(".*.tmp"):  # .NAME.XXXXXXXX.tmp
+        if part.name[1:].rsplit(".", 2)[0] in ours:
+            part.unlink()
     here = {path.name for path in folder.iterdir()}
     return [not here.issuperset(files) for files in names.values()]
 

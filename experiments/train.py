@@ -71,7 +71,7 @@ def _write(
     learned = dataclasses.replace(learned, losses=figures)
     learned.save(folder / "schedule.json", model.schedule)
     pictures.draw(folder, model, learned, test, compared, float(ended.state.start_loss))
-    for name in ("schedule.json", "schedule.png", "loss.png", "samples.png", "metrics.jsonl", "report.json"):
+    for name in workdir.FILES:
         print(f"wrote {folder / name}")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -12,23 +11,30 @@ from typing import Any, NamedTuple, TextIO
 import filelock
 from ml_collections import config_dict
 
-from experiments import common
+from experiments import common, ending
 from ld3_jax import checkpoint, learning
 from ld3_jax.disk import check_writable, naming, read_json, write_atomically
 from ld3_jax.learning import Discretization, Ended, StepMetrics, Task, TrainState
 from ld3_jax.processes import is_first
 
+FILES = ("schedule.json", "schedule.png", "loss.png", "samples.png", "metrics.jsonl", "report.json")
+
 
 @contextmanager
-def held(workdir: Path, config: config_dict.ConfigDict) -> Iterator[None]:
+def held(workdir: Path, config: config_dict.ConfigDict, *, alone: bool = False) -> Iterator[None]:
     """Hold a workdir against other processes, if no other configuration has claimed it.
 
     Raises:
-        ValueError: if another process holds it, or it has another configuration.
-        OSError: if it cannot be written to.
+        ValueError: if another process holds it, it has another configuration, or, unclaimed, files of names that are
+            written here; if it is to be `alone`, any files.
+        OSError: if it cannot be written to, or is deleted meanwhile.
     """
     path = workdir / "config.json"
     check_writable(path)
+    if is_first() and not path.exists():
+        there = {*os.listdir(workdir)}
+        if theirs := there - {".lock"} if alone else there & {*FILES}:
+            raise ValueError(f"{workdir} holds files of others: {sorted(theirs)[:5]}. Take another folder.")
     with _locked(workdir) if is_first() else nullcontext():
         if path.exists():
             there = read_json(path)
@@ -37,6 +43,8 @@ def held(workdir: Path, config: config_dict.ConfigDict) -> Iterator[None]:
             if different := common.differences(there, _plain(config)):
                 raise ValueError(f"{workdir} holds another configuration: {'; '.join(different)}. Take another folder.")
         yield
+        if is_first() and not (workdir / ".lock").exists():
+            raise OSError(f"{workdir} was deleted meanwhile; the same command makes what was in it again")
 
 
 def _locked(workdir: Path) -> AbstractContextManager:
@@ -79,8 +87,8 @@ def learn(folder: Path, task: Task, start: str | Discretization) -> Ended:
 def report(folder: Path, ended: Ended, seconds: Mapping[str, float]) -> None:
     """Print which start won and by how much, and what learning cost; and write it to report.json.
 
-    The seconds include those of earlier, interrupted stretches of the run, except killed ones. If nothing was learned,
-    because the run had ended before, they are those that it took then.
+    The seconds include those of earlier stretches of the run that were interrupted after a step, and not killed. If
+    nothing was learned, because the run had ended before, they are those that it took then.
     """
     path = folder / "report.json"
     earlier = _read_report(path)
@@ -190,9 +198,9 @@ def recording(
     saved, path = time.monotonic(), workdir / "metrics.jsonl"
     with _open_log(path, leg) as log:
 
-        @_uninterrupted()
         def record(state: TrainState, figures: StepMetrics) -> None:
             nonlocal last, saved
+            ending.waits = True
             values = {**state._asdict(), **figures._asdict()}
             step, shown = int(state.step), {name: float(values[name]) for name in _FIGURES}
             with naming(path):
@@ -202,6 +210,8 @@ def recording(
                 checkpoint.save(checkpoints, step, state)
                 saved = time.monotonic()
             update(step, loss=shown["loss"], best=shown["best_loss"])
+            if ending.number:
+                raise KeyboardInterrupt
 
         try:
             yield record
@@ -209,23 +219,7 @@ def recording(
             raise FloatingPointError(f"{error}; last good checkpoint: {checkpoints}") from error
         finally:
             if last is not None:
-                with _uninterrupted():
-                    checkpoint.save(checkpoints, int(last.step), last)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the block is over: Orbax may lose it."""
-    came = False
-
-    def remember(*_: object) -> None:
-        nonlocal came
-        came = True
-
-    handler = signal.signal(signal.SIGINT, remember)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if came:
-            signal.raise_signal(signal.SIGINT)
+                checkpoint.save(checkpoints, int(last.step), last)
+            ending.waits = False
+        if ending.number:
+            raise KeyboardInterrupt

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import logging
+import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import jax
@@ -13,10 +15,12 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from ld3_jax.batches import replicate
-from ld3_jax.disk import read_json, write_atomically
+from ld3_jax.disk import naming, read_json, write_atomically
 from ld3_jax.processes import is_first, of_first
 
-_KEEP = 2
+_KEEP, _ROOM = 2, 1 << 18
+_NAME = re.compile(r"\.?\d{8}\b")
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)  # pages on what it raises, too
 
 
 def save(folder: Path, step: int, state: PyTree) -> None:
@@ -39,15 +43,19 @@ def save(folder: Path, step: int, state: PyTree) -> None:
     path = folder.absolute() / f"{step:08d}"
     state = jax.tree.map(np.asarray, state)
     _seal(path).unlink(missing_ok=True)
+    with naming(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as room:  # on a full disk Orbax prints pages from threads of its own
+            room.write(bytes(_ROOM + sum(leaf.nbytes for leaf in jax.tree.leaves(state))))
     try:
         with _checkpointer() as checkpointer:
             checkpointer.save(path, args=ocp.args.StandardSave(state), force=True)
     except (OSError, ValueError) as error:  # a ValueError of TensorStore, with hundreds of characters
-        raise OSError(None, f"cannot write {path}: {str(error).split(':')[0]}") from error
+        raise OSError(f"cannot write {path}: {str(error).split(':')[0]}") from error
     write_atomically(_seal(path), (json.dumps(_contents(path, state), indent=2) + "\n").encode())
     kept = {seal.stem for seal in _seals(folder)[-_KEEP:]}
     for old in folder.iterdir():  # and what a killed save left
-        if old.name.removesuffix(".json") not in kept:
+        if _NAME.match(old.name) and old.name.removesuffix(".json") not in kept:
             old.unlink() if old.is_file() else shutil.rmtree(old)
 
 

@@ -1,6 +1,9 @@
 """Checkpoints: states of learning in Orbax, which a killed run goes on from."""
 
+import errno
 import logging
+import tempfile
+from unittest import mock
 
 import chex
 import jax.numpy as jnp
@@ -39,6 +42,7 @@ def with_noise(step, noise, valid_noise):
 def test_a_state_survives_and_only_the_latest_are_kept(tmp_path):
     fresh = train_state(0)
     assert checkpoint.restore(tmp_path / "none", fresh) is fresh
+    (tmp_path / "notes.txt").write_text("a user's")
     for step in (8, 9, 10):
         checkpoint.save(tmp_path, step, train_state(step))
     chex.assert_trees_all_equal(checkpoint.restore(tmp_path, fresh), train_state(10), strict=True)
@@ -47,7 +51,17 @@ def test_a_state_survives_and_only_the_latest_are_kept(tmp_path):
         "00000009.json",
         "00000010",
         "00000010.json",
+        "notes.txt",
     ]
+
+
+def test_a_full_disk_is_told_of_before_orbax_begins(tmp_path, monkeypatch):
+    full = mock.MagicMock()
+    full.return_value.__enter__.return_value.write.side_effect = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(OSError, match=r"cannot write .*00000001: No space left on device$"):
+        checkpoint.save(tmp_path, 1, train_state(1))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("state", [with_noise(1, (), ()), train_state(1)._replace(learner=jnp.float32(0.01))])

@@ -140,3 +140,13 @@ def test_the_environment_says_which_process_this_is(monkeypatch):
     with pytest.raises(ValueError, match=r"--distributed: invalid literal for int.*'x'"):
         common._join()
     assert given == [{"num_processes": 2, "process_id": 0}]
+
+
+@pytest.mark.parametrize(("processes", "seen"), [("1(x4)", {"all"}), ("1", {"all"}), ("8(x4)", set()), ("", set())])
+def test_a_process_that_is_alone_on_its_node_takes_all_its_devices(processes, seen, monkeypatch):
+    given = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda: None)
+    monkeypatch.setattr(type(jax.config), "update", lambda self, name, value: given.update({name: value}))
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", processes)
+    common._join()
+    assert set(given.values()) == seen

@@ -1,11 +1,13 @@
 """The mains as a user meets them: what they write and print, how they fail, and that a killed run goes on."""
 
+import contextlib
 import errno
 import importlib.metadata
 import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,19 +15,25 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import jax.numpy as jnp
 import jaxtyping
+import mains
 import numpy as np
 import pytest
+from absl import flags
 from jax.tree_util import Partial
 from mains import command, main
+from ml_collections import config_flags
 
+import experiments
 from configs import gaussian as gaussian_config
-from experiments import common, distributions, models, workdir
+from experiments import common, distributions, ending, models, workdir
 from experiments import train as train_main
 from experiments.plan import Plan
-from ld3_jax import checkpoint, learning, metrics, pretrained
+from ld3_jax import checkpoint, learning, metrics, poses, pretrained
 from ld3_jax.grids import GRIDS, grid
 
 STEPS = 40
@@ -229,12 +237,145 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert error.strip().endswith("interrupted; the same command goes on from here")
+    assert process.returncode == 130
+    assert error.endswith("interrupted; the same command goes on from here\n")
+    assert error.count("interrupted") == 1
+    assert "Traceback" not in error
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert (
         max(int(path.stem) for path in (tmp_path / "run" / "checkpoints" / "100000-logsnr").glob("*.json")) == steps[-1]
     )
+
+
+def test_a_signal_ends_a_command_at_once_or_after_the_step(monkeypatch, capfd):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(experiments, "ending", SimpleNamespace(number=0, waits=True))
+    experiments._end(signal.SIGTERM, None)
+    assert (ended, experiments.ending.number) == ([], signal.SIGTERM)
+    assert capfd.readouterr().err == "terminated; the same command goes on from here\n"
+    experiments.ending.waits = False
+    experiments._end(signal.SIGTERM, None)
+    assert (ended, capfd.readouterr().err) == ([143], "")
+
+
+def test_a_signal_that_waits_ends_learning_after_the_step(config, tmp_path, monkeypatch):
+    config.learn.init, config.learn.learner, config.learn.what = "logsnr", "optax", ("times",)
+    update = common.progress
+
+    @contextlib.contextmanager
+    def signalled(label, total):
+        with update(label, total) as shown:
+            yield lambda done, **figures: (shown(done, **figures), setattr(ending, "number", 15 * (done == 7)))
+
+    monkeypatch.setattr(common, "progress", signalled)
+    monkeypatch.setattr(ending, "number", 0)
+    with pytest.raises(KeyboardInterrupt):
+        train_main.run(config, tmp_path / "run")
+    assert not ending.waits
+    assert (tmp_path / "run" / "checkpoints" / f"{STEPS}-logsnr" / "00000007.json").exists()
+
+
+def test_a_command_goes_on_when_the_reader_of_its_output_has_left():
+    there, here = os.pipe()
+    os.close(there)
+    with experiments._Output(here, "w") as output:
+        assert output.write(b"a line") == 6
+
+
+def test_a_workdir_that_is_deleted_meanwhile_or_holds_files_of_others_is_told_of(config, tmp_path):
+    with pytest.raises(OSError, match="run was deleted meanwhile"), workdir.held(tmp_path / "run", config):
+        shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.txt").touch()  # what a shell writes there is no hindrance
+    with workdir.held(tmp_path / "run", config):
+        pass
+    (tmp_path / "run" / "schedule.json").touch()
+    with pytest.raises(ValueError, match=r"run holds files of others: \['schedule.json'\]. Take another folder"):
+        train_main.run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("export", ["--format=table"]),
+        ("evaluate", []),
+        ("sample", []),
+        ("from_list", ["--config=configs/gaussian.py", "--list=ays-sd15", "--config.learn.init={there}"]),
+        ("from_list", ["--config=configs/gaussian.py", "--list={there}"]),
+    ],
+)
+def test_no_command_writes_over_what_it_reads(name, more, finished, tmp_path):
+    there, link = finished[0] / "run" / "schedule.json", tmp_path / "link.json"
+    link.symlink_to(there)
+    before = there.read_bytes()
+    more = more if name == "from_list" else [*more, "--schedule={there}"]
+    result = main(name, *(word.format(there=there) for word in more), f"--out={link}", check=False)
+    assert result.returncode == 1
+    assert re.match(r"error: --out=.*link.json is what .* names, and this command reads that", result.stderr)
+    assert there.read_bytes() == before
+
+
+def test_a_device_is_not_written_over(finished):
+    schedule = f"--schedule={finished[0] / 'run' / 'schedule.json'}"
+    result = main("export", schedule, "--format=table", "--out=/dev/null", check=False)
+    assert result.stderr == "error: --out=/dev/null is neither a file nor a folder\n"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what loads a configuration
+def test_the_home_folder_is_written_out(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    schedule = finished[0] / "run" / "schedule.json"
+    main("export", f"--schedule={schedule}", "--format=table", "--out=~/deep/table.json")
+    (tmp_path / "c.py").write_text(
+        "from configs import gaussian\n\ndef get_config():\n    c = gaussian.get_config()\n"
+        "    c.teacher.cache = '~/cache'\n    return c\n"
+    )
+    given = ("--config=~/c.py", "--config.network.file=~/w.pkl", "--list=ays-sd15", "--out=~/x.json")
+    assert "'ring' has no file: it must be ''" in main("from_list", *given, check=False).stderr
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["table.json"]
+    with mains._flags_of_one_main():
+        config_flags.DEFINE_config_file("config")
+        common._parse_flags(["train", "--config=~/c.py"])
+        assert flags.FLAGS.config.teacher.cache == str(tmp_path / "cache")
+
+
+def test_compiled_programs_are_bounded_and_a_damaged_one_is_removed(tmp_path, monkeypatch, capsys):
+    config, names = mock.Mock(), ("jit_f-1-cache", "jit_f-1-atime", "jit_f-2-cache", "jit_g-1-cache")
+    monkeypatch.setattr(common, "jax", SimpleNamespace(config=config))
+    for name in names:
+        (tmp_path / name).write_bytes(b"12345678")
+    common._keep_compiled(tmp_path)
+    settings = dict(call.args for call in config.update.call_args_list)
+    assert settings["jax_compilation_cache_dir"] == str(tmp_path)
+    assert settings["jax_compilation_cache_max_size"] > 1e9
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "jit_f-2-atime", "jit_g-1-atime"}
+    config.jax_compilation_cache_dir = str(tmp_path)
+    common._show_warning("Error reading persistent compilation cache entry for 'jit_f': ZlibError:\n x", None, "", 1)
+    assert {path.name for path in tmp_path.glob("*-cache")} == {"jit_g-1-cache"}
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"name": None}}, r"s\.json: its model lacks \['name'\]"),
+        ({"model": {"name": ["ring"], "digest": 5}}, r"s\.json: its model lacks \['name', 'digest'\]"),
+        ({"table": "a table"}, "the table must be an object with its columns, got 'a table'"),
+        ({"table": ["t"]}, "the table must be an object with its columns"),
+        ({"table": {"train_steps": "many"}}, "the table's train_steps must be a number of steps or null, got 'many'"),
+        ({"table": {"t": ["a"] * 5}}, "the table's numbers must be finite"),
+    ],
+)
+def test_an_edited_schedule_is_one_clear_error(change, message, finished, tmp_path):
+    record = json.loads((finished[0] / "run" / "schedule.json").read_text())
+    for key, value in change.items():
+        record[key] = record[key] | value if isinstance(value, dict) else value
+    (tmp_path / "s.json").write_text(json.dumps(record))
+    name, more = ("export", "--format=table") if "table" in change else ("sample", "--num=1")
+    result = main(name, more, f"--schedule={tmp_path / 's.json'}", f"--out={tmp_path / 'out.npy'}", check=False)
+    assert re.match(f"error: .*{message}", result.stderr)
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -322,6 +463,8 @@ def test_a_loss_whose_weights_are_not_installed_is_refused_before_the_teacher_ru
         ("learn.max_shift", 5.0, "learn.max_shift must be at most 0.5, got 5.0"),
         ("learn.curve", True, "a curve needs"),
         ("learn.patience", 3, "learn.patience: for optax only, got learn.learner 'gn'"),
+        ("learn.init", "optimal-flux", "learn.init: these noise levels are of a flow"),
+        ("teacher.grid", "optimal-flux", "teacher: these noise levels are of a flow"),
     ],
 )
 def test_a_bad_value_is_refused_before_anything_is_computed(key, value, message, config, tmp_path):
@@ -331,6 +474,12 @@ def test_a_bad_value_is_refused_before_anything_is_computed(key, value, message,
         train_main.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "teacher").exists()
+
+
+def test_a_learner_that_does_not_fit_the_states_is_refused_before_the_teacher_runs(config):
+    config.learn.learner, config.learn.gamma, config.learn.what = "optax", 0.1, ("times",)
+    with pytest.raises(ValueError, match=r"^learn: the soft surrogate moves noise in a ball of vectors"):
+        Plan.of(config).start(poses.PoseNoise())
 
 
 def test_a_loss_that_does_not_take_the_samples_is_refused_before_anything_is_computed(config, tmp_path):
@@ -533,7 +682,10 @@ def test_flags_are_found_in_one_word_and_in_two_and_where_there_are_none():
     [
         (ValueError("a\n b"), "^a b$"),
         (MemoryError(), "^not enough memory; fewer samples"),
-        (RuntimeError("RESOURCE_EXHAUSTED: 3 GB"), "^not enough memory; .*3 GB"),
+        *(
+            (RuntimeError(text), "^not enough memory; .*3 GB")
+            for text in ("RESOURCE_EXHAUSTED: 3 GB", "std::bad_alloc 3 GB", "CUDA: Out of memory, 3 GB")
+        ),
         (TypeError("unhashable"), "^TypeError: unhashable. This is a fault of ld3_jax; its traceback is in .*txt"),
     ],
 )
@@ -547,6 +699,14 @@ def test_any_error_is_one_line(error, message, tmp_path, monkeypatch):
     ("name", "arguments", "message"),
     [
         ("train", ["--config=configs/gaussian.py", "--workdir="], "flag --workdir=: it must not be empty"),
+        ("train", ["--config=configs/gaussian.py", "--workdir=gs://b/x"], "flag --workdir=gs://b/x: it must be a path"),
+        ("sample", ["--schedule=s.json", "--out=~nobody-here/x.png"], "it must be a path on this machine's disks"),
+        (
+            "train",
+            ["--config=configs/gaussian.py", "--workdir=none", "--config.teacher.cache=s3://b"],
+            "flag --config.teacher.cache=s3://b: it must be a path",
+        ),
+        ("benchmark", ["--out=README.json"], "README.md, which is another's"),
         ("sample", ["--schedule=s.json", "--out=README.md/x.png"], "cannot write README.md/x.png: "),
         ("sample", ["--schedule=s.json", "--out=README.md/"], "cannot write README.md/config.json: "),
     ],

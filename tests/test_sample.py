@@ -92,6 +92,18 @@ def test_the_folder_of_another_run_is_refused(change, message, learned, tmp_path
     assert contents(tmp_path) == before
 
 
+def test_files_of_others_stay(learned, tmp_path):
+    fill(tmp_path / "ours", learned)
+    ours, theirs = (tmp_path / "ours" / name for name in (f".{NPZ[0]}.0a1b2c3d.tmp", ".notes.0a1b2c3d.tmp"))
+    for path in (ours, theirs):
+        path.write_bytes(b"1")
+    fill(tmp_path / "ours", learned)
+    assert (ours.exists(), theirs.exists()) == (False, True)
+    with pytest.raises(ValueError, match=r"holds files of others: \['ours'\]. Take another folder"):
+        fill(tmp_path, learned)
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
 def test_samples_of_another_schedule_are_refused(learned, tmp_path):
     fill(tmp_path, learned)
     other = learned.found._replace(t_c=learned.found.t_c * 1.01)
