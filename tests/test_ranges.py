@@ -95,7 +95,7 @@ TABLE, GAPS, GN = ON_GRID.table(VP, SOLVER), learning.Gaps(), GaussNewton(batch_
             "x_T must be arrays of real .* 'noise'",
         ),
         (lambda: integrate(STUDENT.model, VP, SOLVER, TABLE, X, cond=["a cat"]), "cond must be arrays .*'a cat'"),
-        (lambda: make_table("vp", ON_GRID.t), "schedule must be of type NoiseSchedule, got 'vp'"),
+        (lambda: make_table.__wrapped__("vp", ON_GRID.t), "schedule must be of type NoiseSchedule, got 'vp'"),
         (lambda: solve(None, TABLE, X), "model must be a function, got None"),
         (
             lambda: solve(STUDENT.model, TABLE, X, remat="no"),

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from ld3_jax import denoisers
 from ld3_jax.denoisers import Model
 from ld3_jax.grids import check_times
-from ld3_jax.ranges import ARRAYS, CALLS, FLAG, NUMBER, STATES, TEXT, entrance, instance, settle
+from ld3_jax.ranges import ARRAYS, CALLS, FLAG, NUMBER, STATES, TEXT, check, entrance, instance, settle
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import deis, dpmpp, euler, ipndm, two_stage, unipc
 from ld3_jax.solvers.expansion import as_updates, converted, expand
@@ -136,7 +136,6 @@ class Solver:
         return self
 
 
-@entrance(schedule=instance(NoiseSchedule))
 def make_table(
     schedule: NoiseSchedule,
     t: Float[Array, "n_points *parts"],
@@ -161,6 +160,7 @@ def make_table(
         ValueError: if a shape or the solver's number of calls does not fit the grid, the times are integers or none for
             the noise schedule (`grids.check_times`, outside jit), or the solver does not fit it (`Solver.takes`).
     """
+    check({"schedule": schedule}, {"schedule": instance(NoiseSchedule)})
     t, t_c = jnp.asarray(t), jnp.asarray(t if t_c is None else t_c)
     several = len(schedule.parts) > 1
     if t.shape != t_c.shape or not (t.ndim == 1 or (several and t.shape[1:] == (len(schedule.parts),))):
