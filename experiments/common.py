@@ -63,7 +63,7 @@ def run(main: Callable[[], None]) -> None:
             with jax.set_mesh(batches.all_devices()) if jax.device_count() > 1 else nullcontext():
                 main()
         except KeyboardInterrupt:  # the signal has said so, if this is a process of its own
-            _end("" if ending.number else "interrupted\n", 128 + (ending.number or signal.SIGINT))
+            _end("" if ending.number else "interrupted; the same command goes on from here\n", 128 + (ending.number or signal.SIGINT))
         except Exception as error:
             if _DEBUG.value:
                 raise

@@ -45,7 +45,7 @@ def test_pairs_are_read_in_our_layout_with_the_prior_s_scale(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "like", "message"),
     [
-        ({"c": None, "uc": None}, WITH_CONDITION, r"it lacks \['c'\] and holds \['img', 'latent'\]"),
+        ({"c": None, "uc": None}, WITH_CONDITION, r"it lacks \['c'\] and holds img, latent"),
         ({"img": None}, WITH_CONDITION, r"it lacks \['img'\]"),
         ({}, PLAIN, "has a condition c, and the model takes none"),
         (
