@@ -2,6 +2,7 @@
 
 import difflib
 import glob
+import json
 import os
 import re
 import runpy
@@ -22,6 +23,7 @@ from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 from tqdm import tqdm
 
+from configs import default
 from experiments import ending
 from ld3_jax import batches
 from ld3_jax.disk import check_writable, read_json
@@ -63,7 +65,8 @@ def run(main: Callable[[], None]) -> None:
             with jax.set_mesh(batches.all_devices()) if jax.device_count() > 1 else nullcontext():
                 main()
         except KeyboardInterrupt:  # the signal has said so, if this is a process of its own
-            _end("" if ending.number else "interrupted; the same command goes on from here\n", 128 + (ending.number or signal.SIGINT))
+            message = "" if ending.number else "interrupted; the same command goes on from here\n"
+            _end(message, 128 + (ending.number or signal.SIGINT))
         except Exception as error:
             if _DEBUG.value:
                 raise
@@ -237,8 +240,9 @@ def flat(config: config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Where two configurations differ, a line each."""
-    a, b = (flat(config_dict.ConfigDict(c)) for c in (config, other))
+    """Where two configurations differ, a line each. A key that one lacks, as of an earlier version, has its default."""
+    usual = json.loads(default.get_config().to_json())
+    a, b = (flat(config_dict.ConfigDict(usual)) | flat(config_dict.ConfigDict(c)) for c in (config, other))
     return [f"{key}: {a.get(key)!r}, here {b.get(key)!r}" for key in sorted(a | b) if a.get(key) != b.get(key)]
 
 

@@ -363,7 +363,7 @@ def test_compiled_programs_are_bounded_and_a_damaged_one_is_removed(tmp_path, mo
         ({"model": {"name": ["ring"], "digest": 5}}, r"s\.json: its model lacks \['name', 'digest'\]"),
         ({"table": "a table"}, "the table must be an object with its columns, got 'a table'"),
         ({"table": ["t"]}, "the table must be an object with its columns"),
-        ({"table": {"train_steps": "many"}}, "the table's train_steps must be a number of steps or null, got 'many'"),
+        ({"table": {"train_steps": "many"}}, "the table's train_steps must be int or null, got 'many'"),
         ({"table": {"t": ["a"] * 5}}, "the table's numbers must be finite"),
     ],
 )
@@ -538,6 +538,14 @@ def test_a_workdir_of_another_configuration_is_left_alone(finished):
     assert result.returncode == 1
     assert "holds another configuration: solver.nfe: 5, here 6" in result.stderr
     assert (folder / "run" / "schedule.json").read_bytes() == before
+
+
+def test_a_key_that_an_earlier_version_lacked_has_its_default():
+    older, here = (json.loads(gaussian_config.get_config().to_json()) for _ in range(2))
+    del older["network"]["prediction"]
+    assert common.differences(older, here) == common.differences(here, older) == []
+    here["network"]["prediction"] = "v"
+    assert common.differences(older, here) == ["network.prediction: '', here 'v'"]
 
 
 def test_a_schedule_of_another_model_is_refused(finished, tmp_path):
