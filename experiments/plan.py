@@ -15,33 +15,23 @@ from ld3_jax.learning.optimizers import RULES
 from ld3_jax.learning.parametrisation import Parametrisation
 from ld3_jax.learning.state import Learner
 from ld3_jax.published import PUBLISHED
-from ld3_jax.ranges import (
-    COUNT,
-    COUNT_OR_ZERO,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SEED,
-    SHARE,
-    SHIFT,
-    UP_TO_ONE,
-    check,
-)
+from ld3_jax.ranges import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, POSITIVE, SEED, SHARE, SHIFT, UP_TO_ONE, check, one_of
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Teacher
 
+WHAT = {"times": "logits", "shifts": "shifts", "coefficients": "coefficients"}
+LEARNERS = ("gn", "lm", "optax")
 _OF_LEARNERS = {  # keys that the other learners do not have
     ("gn",): ("ridge",),
     ("gn", "lm"): ("tangents",),
     ("optax",): (
-        *(f"{group}_{what}" for group in ("logits", "shifts", "coefficients") for what in ("rule", "rate")),
+        *(f"{group}_{what}" for group in WHAT.values() for what in ("rule", "rate")),
         *("frozen_steps", "patience", "decay", "logits_floor", "shifts_floor", "floor_visits"),
         *("gamma", "noise_rate", "move_validation", "remat"),
     ),
 }
-WHAT = {"times": "logits", "shifts": "shifts", "coefficients": "coefficients"}
-LEARNERS = ("gn", "lm", "optax")
-# Of every number that is no part of a `Solver` or of `pretrained.Settings`.
+# Of every value that is no part of a `Solver` or of `pretrained.Settings`.
 RANGES = {
     "seed": SEED,
     "teacher.batch_size": COUNT,
@@ -53,9 +43,8 @@ RANGES = {
     "learn.ridge": NOT_NEGATIVE,
     "learn.steps": COUNT,
     "learn.batch_size": COUNT,
-    "learn.logits_rate": NOT_NEGATIVE.or_none(),
-    "learn.shifts_rate": NOT_NEGATIVE.or_none(),
-    "learn.coefficients_rate": NOT_NEGATIVE.or_none(),
+    **{f"learn.{group}_rate": NOT_NEGATIVE.or_none() for group in WHAT.values()},
+    **{f"learn.{group}_rule": one_of(RULES) for group in WHAT.values()},
     "learn.max_shift": SHIFT,
     "learn.frozen_steps": COUNT_OR_ZERO,
     "learn.validate_every": COUNT,
@@ -67,11 +56,13 @@ RANGES = {
     "learn.gamma": NOT_NEGATIVE,
     "learn.noise_rate": POSITIVE,
     "learn.valid_batch": COUNT,
+    "learn.learner": one_of(LEARNERS),
+    "teacher.grid": one_of([*grids.GRIDS, *PUBLISHED]),
 }
 _OPTIONAL = {
     *(f"{of}.{key}" for of in ("solver", "teacher") for key in ("order", "last_sigma")),
     "teacher.pairs",
-    *(key for key, allowed in RANGES.items() if allowed.optional),
+    *(key for key, allowed in RANGES.items() if not allowed.lacks(None)),
 }
 
 
@@ -153,23 +144,12 @@ def _check(config: config_dict.ConfigDict) -> None:
     values = common.flat(config)
     if missing := [key for key, value in values.items() if value is None and key not in _OPTIONAL]:
         raise ValueError(f"{', '.join(missing)} must have a value, got None")
-    check(values, RANGES)
     learn = config.learn
-    for key, value, allowed in (
-        ("learn.learner", learn.learner, LEARNERS),
-        (
-            "learn.loss",
-            learn.loss,
-            {*losses.LOSSES, *losses.OF_SQUARES} if learn.learner == "optax" else losses.OF_SQUARES,
-        ),
-        ("learn.init", "race" if learn.init.endswith(".json") else learn.init, [*grids.GRIDS, *PUBLISHED, "race"]),
-        ("teacher.grid", config.teacher.grid, [*grids.GRIDS, *PUBLISHED]),
-        ("learn.logits_rule", learn.logits_rule, RULES),
-        ("learn.shifts_rule", learn.shifts_rule, RULES),
-        ("learn.coefficients_rule", learn.coefficients_rule, RULES),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{key} must be one of {sorted(allowed)}, got {value!r}")
+    known = {*losses.LOSSES, *losses.OF_SQUARES} if learn.learner == "optax" else losses.OF_SQUARES
+    names = {"learn.loss": one_of(known)}
+    if not learn.init.endswith(".json"):
+        names["learn.init"] = one_of([*grids.GRIDS, *PUBLISHED, "race"])
+    check(values, RANGES | names)
     if not learn.what or not set(learn.what) <= set(WHAT):
         raise ValueError(f"learn.what must be some of {list(WHAT)}, got {list(learn.what)}")
     if not config.teacher.cache:
