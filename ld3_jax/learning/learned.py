@@ -17,7 +17,7 @@ from ld3_jax.grids import check_times
 from ld3_jax.learning import curve
 from ld3_jax.learning.discretization import Coefficients, Discretization
 from ld3_jax.learning.student import Student, distances
-from ld3_jax.ranges import CALLS, PATH, entrance, instance, settle
+from ld3_jax.ranges import CALLS, COUNT, FLAG, PATH, TEXT, check, entrance, instance, settle
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, Table, integrate, plain
 from ld3_jax.teacher import Pairs
@@ -26,15 +26,8 @@ FORMAT = "ld3_jax schedule"
 # 2 has coefficients, or a curve of another form, of which its own times alone are read; 3 is of a manifold, where each
 # part may have its own times; 4 ends at sigma 0; 5 has a curve.
 VERSIONS = (1, 2, 3, 4, 5)
-_KINDS = {
-    "solver": str,
-    "nfe": int,
-    "order": int,
-    "variant": str,
-    "lower_order_final": bool,
-    "model": dict,
-    "losses": dict,
-}
+_KINDS = {"solver": TEXT, "nfe": CALLS, "order": COUNT, "variant": TEXT, "lower_order_final": FLAG}
+_KINDS |= dict.fromkeys(("model", "losses"), instance(dict))
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,9 +199,7 @@ def load(path: str | Path) -> Learned:
 
 
 def _from_record(record: dict[str, Any], names: list[str]) -> Learned:
-    for key, kind in _KINDS.items():
-        if type(record[key]) is not kind:
-            raise ValueError(f"{key} must be of type {kind.__name__}, got {record[key]!r}")
+    check(record, _KINDS)
     if not isinstance(loss := record["losses"].get("loss", ""), str):
         raise ValueError(f"losses must have the name of a loss as their loss, got {loss!r}")
     solver = Solver(record["solver"], **{name: record[name] for name in names})

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ld3_jax.networks.layers import Conv, GroupNorm, attention, decimate, downsample, upsample
+from ld3_jax.ranges import check, one_of
 
 
 class SongUNet(nn.Module):
@@ -69,8 +70,8 @@ class SongUNet(nn.Module):
         Raises:
             ValueError: if an attribute is unknown, the sides do not halve, or the labels are of another width.
         """
-        _check_choice("embedding_type", self.embedding_type, ("fourier", "positional"))
-        _check_choice("encoder_type", self.encoder_type, ("residual", "standard"))
+        check({"embedding_type": self.embedding_type}, {"embedding_type": one_of(("fourier", "positional"))})
+        check({"encoder_type": self.encoder_type}, {"encoder_type": one_of(("residual", "standard"))})
         _check_input(self, x, labels)
         taps = self.resample_filter
         block = partial(_Block, eps=1e-6, skip_scale=math.sqrt(0.5), project=True, taps=taps, dtype=self.dtype)
@@ -248,11 +249,6 @@ def _waves(noise: Array, frequencies: Array | np.ndarray) -> tuple[Array, Array]
 
 def _or_zeros(numbers: Array | None, width: int) -> Array:
     return jnp.zeros((1, width)) if numbers is None else numbers
-
-
-def _check_choice(what: str, given: str, allowed: tuple[str, ...]) -> None:
-    if given not in allowed:
-        raise ValueError(f"{what} must be one of {list(allowed)}, got {given!r}")
 
 
 def _check_input(net: _Net, x: Array, labels: Array | None) -> None:
