@@ -228,22 +228,12 @@ def _svg(figure: Figure, name: str) -> str:
 def _shown(measured: Measured, name: str) -> tuple[str, ...]:
     """What _COLUMNS say: what matters most stands where a phone shows it."""
     cell, judged = measured.cell, measured.methods[name]
+    where = (cell.network, cell.solver, str(cell.nfe), name)
     errors = (f"{judged.mean:.5f}", f"{judged.median:.5f}", f"{100 * judged.another_basin:.1f}")
     frechet = "" if judged.frechet is None else f"{judged.frechet:.4g}"
     cost = str(judged.network_calls) if judged.network_calls else ""
     interval = f"{judged.low:.5f} to {judged.high:.5f}"
-    return (
-        cell.network,
-        cell.solver,
-        str(cell.nfe),
-        name,
-        *errors,
-        frechet,
-        interval,
-        str(cell.seed),
-        judged.start,
-        cost,
-    )
+    return (*where, *errors, frechet, interval, str(cell.seed), judged.start, cost)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

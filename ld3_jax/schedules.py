@@ -34,8 +34,25 @@ def _require_ascent(schedule: NoiseSchedule, *names: str, most: float = math.inf
     _require(all(a < b for a, b in pairwise(values)), f"0 < {' < '.join(names)} < {most}, got {values[1:-1]}")
 
 
+class _Exploding(NoiseSchedule):
+    """alpha = 1, up to a noise level sigma_max."""
+
+    sigma_max: float
+
+    def __post_init__(self) -> None:
+        _require_ascent(self, "sigma_min", "sigma_max")
+
+    @property
+    def prior_scale(self) -> float:
+        return self.sigma_max
+
+    def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """0."""
+        return jnp.zeros_like(t)
+
+
 @dataclass(frozen=True)
-class VELinear(NoiseSchedule):
+class VELinear(_Exploding):
     """Variance exploding with time equal to noise: alpha = 1, sigma(t) = t.
 
     Attributes:
@@ -51,9 +68,6 @@ class VELinear(NoiseSchedule):
     sigma_min: float = 0.002
     sigma_max: float = 80.0
 
-    def __post_init__(self) -> None:
-        _require_ascent(self, "sigma_min", "sigma_max")
-
     @property
     def t_min(self) -> float:
         return self.sigma_min
@@ -61,14 +75,6 @@ class VELinear(NoiseSchedule):
     @property
     def t_max(self) -> float:
         return self.sigma_max
-
-    @property
-    def prior_scale(self) -> float:
-        return self.sigma_max
-
-    def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """0."""
-        return jnp.zeros_like(t)
 
     def log_sigma(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """log t."""
@@ -80,7 +86,7 @@ class VELinear(NoiseSchedule):
 
 
 @dataclass(frozen=True)
-class VEGeometric(NoiseSchedule):
+class VEGeometric(_Exploding):
     """Variance exploding at a constant rate: alpha = 1, sigma(t) = sigma_min (sigma_max / sigma_min)^t, t in [0, 1].
 
     Attributes:
@@ -99,17 +105,6 @@ class VEGeometric(NoiseSchedule):
     t_min = 0.0
     t_max = 1.0
 
-    def __post_init__(self) -> None:
-        _require_ascent(self, "sigma_min", "sigma_max")
-
-    @property
-    def prior_scale(self) -> float:
-        return self.sigma_max
-
-    def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """0."""
-        return jnp.zeros_like(t)
-
     def log_sigma(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """Linear in t, from log sigma_min to log sigma_max."""
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
@@ -121,13 +116,16 @@ class VEGeometric(NoiseSchedule):
         return (-lam - low) / (high - low)
 
 
-def _half_log_one_minus_exp(log_alpha: Array) -> Array:
-    """log sigma of a variance-preserving schedule: log(1 - alpha^2) / 2."""
-    return 0.5 * jnp.log(-jnp.expm1(2 * log_alpha))
+class _Preserving(NoiseSchedule):
+    """alpha^2 + sigma^2 = 1."""
+
+    def log_sigma(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """log(1 - alpha^2) / 2."""
+        return 0.5 * jnp.log(-jnp.expm1(2 * self.log_alpha(t)))
 
 
 @dataclass(frozen=True)
-class VPLinear(NoiseSchedule):
+class VPLinear(_Preserving):
     """Variance preserving with linear beta: log alpha = -t beta_0 / 2 - t^2 (beta_1 - beta_0) / 4.
 
     Attributes:
@@ -156,10 +154,6 @@ class VPLinear(NoiseSchedule):
     def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """-t beta_0 / 2 - t^2 (beta_1 - beta_0) / 4."""
         return -0.25 * t**2 * (self.beta_1 - self.beta_0) - 0.5 * t * self.beta_0
-
-    def log_sigma(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """log(1 - alpha^2) / 2."""
-        return _half_log_one_minus_exp(self.log_alpha(t))
 
     def inverse_lam(self, lam: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """The root of the quadratic in t, written so that beta_0 == beta_1 divides by nothing."""
@@ -222,7 +216,7 @@ _LEAST = float(np.finfo(np.float32).eps) ** 2
 
 
 @dataclass(frozen=True)
-class VPDiscrete(NoiseSchedule):
+class VPDiscrete(_Preserving):
     """Variance preserving as trained on N discrete steps; log alpha is piecewise linear in t in [1/N, 1].
 
     Attributes:
@@ -257,10 +251,6 @@ class VPDiscrete(NoiseSchedule):
         """log(alphas_cumprod) / 2, interpolated."""
         times, values = self._nodes(t.dtype)
         return jnp.interp(t, times, values)
-
-    def log_sigma(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """log(1 - alpha^2) / 2."""
-        return _half_log_one_minus_exp(self.log_alpha(t))
 
     def inverse_lam(self, lam: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """The time, interpolated, at which log alpha is -log(1 + exp(-2 lam)) / 2."""
