@@ -117,11 +117,7 @@ def network_table(quick: bool) -> list[tuple[str, Measure]]:
     return [(dtype.__name__, lambda dtype=dtype: measure(dtype)) for dtype in dtypes]
 
 
-TABLES = {
-    "curve": curve_table,
-    "learners": learners_table,
-    "network": network_table,
-}
+TABLES = {"curve": curve_table, "learners": learners_table, "network": network_table}
 
 
 def read(path: Path) -> dict[str, Any]:

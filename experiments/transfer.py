@@ -51,11 +51,7 @@ def transfer_table(quick: bool) -> list[tuple[str, Measure]]:
 
 
 def _compared(case: Case, given: Discretization, there: Discretization) -> Row:
-    return {
-        "hand-made": best_hand_made(case),
-        "transferred": errors(case, given),
-        "learned there": errors(case, there),
-    }
+    return {"hand-made": best_hand_made(case), "transferred": errors(case, given), "learned there": errors(case, there)}
 
 
 def _between_scales() -> list[tuple[str, Measure]]:

@@ -8,14 +8,7 @@ import numpy as np
 
 from ld3_jax import grids
 from ld3_jax.learning.curve import Curve
-from ld3_jax.learning.discretization import (
-    Coefficients,
-    Discretization,
-    consistent,
-    effective,
-    like_another,
-    no_change,
-)
+from ld3_jax.learning.discretization import Coefficients, Discretization, consistent, effective, like_another, no_change
 from ld3_jax.learning.gaps import Gaps
 from ld3_jax.learning.parametrisation import Mask, Parametrisation, Params, all_of, known_groups
 from ld3_jax.ranges import COUNT, FLAG, check, instance, settle

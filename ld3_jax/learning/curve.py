@@ -117,10 +117,7 @@ def between(found: Sequence[Discretization], schedule: NoiseSchedule, solver: So
         of_fewer, of_more = (_monotone(schedule.lam(t), u) for t in times)
         return with_ends(schedule.inverse_lam(share * of_fewer + (1 - share) * of_more), schedule)
 
-    return Discretization(
-        read_off(those[fewer].t, those[more].t),
-        read_off(those[fewer].t_c, those[more].t_c),
-    )
+    return Discretization(read_off(those[fewer].t, those[more].t), read_off(those[fewer].t_c, those[more].t_c))
 
 
 def to_record(found: Sequence[Discretization]) -> dict[str, Any]:

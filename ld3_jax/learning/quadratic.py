@@ -21,13 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ld3_jax import denoisers, losses, ranges
 from ld3_jax.batches import in_batches
 from ld3_jax.learning.discretization import Discretization
-from ld3_jax.learning.jacobian import (
-    Directions,
-    every_factor,
-    passes,
-    sample_and_jacobian,
-    sample_and_jacobian_of_each,
-)
+from ld3_jax.learning.jacobian import Directions, every_factor, passes, sample_and_jacobian, sample_and_jacobian_of_each
 from ld3_jax.learning.parametrisation import Params
 from ld3_jax.learning.state import RANGES, Task, TrainState, judge, together, validation_is_due, validation_loss
 from ld3_jax.learning.student import Student

@@ -145,13 +145,7 @@ def noisy(key: PRNGKeyArray, data: Pose, noise: PoseNoise, t: Pose) -> tuple[Pos
 
 @partial(jax.jit, static_argnames=("noise", "count"))
 def accuracy(
-    params: PyTree,
-    key: PRNGKeyArray,
-    data: Pose,
-    context: Context,
-    noise: PoseNoise,
-    t: Float[Array, ""],
-    count: int,
+    params: PyTree, key: PRNGKeyArray, data: Pose, context: Context, noise: PoseNoise, t: Float[Array, ""], count: int
 ) -> Accuracy:
     """How near the network comes to the exact eps at one time, in `count` noisy poses."""
     times = jnp.broadcast_to(t, (count,))

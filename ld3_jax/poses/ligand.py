@@ -167,12 +167,7 @@ class _SymmetricSquares:
     """A loss that is a sum of squares, in the form in which `losses.least_squares` finds its residuals."""
 
     def apply(
-        self,
-        symmetries: Groups,
-        x: Float[Array, "batch n 3"],
-        y: Float[Array, "batch n 3"],
-        *,
-        method: str = "squares",
+        self, symmetries: Groups, x: Float[Array, "batch n 3"], y: Float[Array, "batch n 3"], *, method: str = "squares"
     ) -> Float[Array, "batch"] | list[Float[Array, "batch _"]]:
         """The loss, or with the method "residuals" those."""
         residuals = self.residuals(symmetries, x, y)

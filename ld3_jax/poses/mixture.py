@@ -52,8 +52,4 @@ def _of_each(data: Pose, pose: Pose, sigmas: Pose) -> tuple[Float[Array, "k"], P
     rotation, rotation_score = kernels.igso3_with_score(apart.rotation, sigmas.rotation)
     torsions, torsion_scores = kernels.wrapped_normal_with_score(apart.torsions, sigmas.torsions)
     each = kernels.gaussian(apart.translation, sigmas.translation) + rotation + torsions.sum(-1)
-    return each, Pose(
-        kernels.gaussian_score(apart.translation, sigmas.translation),
-        rotation_score,
-        torsion_scores,
-    )
+    return each, Pose(kernels.gaussian_score(apart.translation, sigmas.translation), rotation_score, torsion_scores)

@@ -75,9 +75,7 @@ def of_square(
     """
     small = square < near
     return jnp.where(
-        small,
-        _polynomial(jnp.where(small, square, 0.0), series),
-        formula(jnp.sqrt(jnp.where(small, near, square))),
+        small, _polynomial(jnp.where(small, square, 0.0), series), formula(jnp.sqrt(jnp.where(small, near, square)))
     )
 
 

@@ -174,8 +174,7 @@ def make_table(
     if not several:
         return _table(schedule, t, t_c, solver, family)
     return joined(
-        schedule,
-        [_table(part, *of_part((t, t_c), i), solver, family) for i, part in enumerate(schedule.parts)],
+        schedule, [_table(part, *of_part((t, t_c), i), solver, family) for i, part in enumerate(schedule.parts)]
     )
 
 
