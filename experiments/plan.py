@@ -10,7 +10,7 @@ from ml_collections import config_dict
 from configs import default
 from experiments import common
 from ld3_jax import grids, learning, losses
-from ld3_jax.learning import Discretization, Learned, Task, quadratic
+from ld3_jax.learning import Discretization, Learned, Task, quadratic, state
 from ld3_jax.learning.optimizers import RULES
 from ld3_jax.learning.parametrisation import Parametrisation
 from ld3_jax.learning.state import Learner
@@ -31,7 +31,7 @@ _OF_LEARNERS = {  # keys that the other learners do not have
         *("gamma", "noise_rate", "move_validation", "remat"),
     ),
 }
-# Of every value that is no part of a `Solver` or of `pretrained.Settings`.
+# Of all numbers, and of names, that are no part of a `Solver` or of `pretrained.Settings`.
 RANGES = {
     "seed": SEED,
     "teacher.batch_size": COUNT,
@@ -41,13 +41,11 @@ RANGES = {
     "learn.history": COUNT.or_none(),
     "learn.tangents": COUNT,
     "learn.ridge": NOT_NEGATIVE,
-    "learn.steps": COUNT,
-    "learn.batch_size": COUNT,
+    **{f"learn.{key}": allowed for key, allowed in state.RANGES.items() if key != "held_out"},  # that is data.valid
     **{f"learn.{group}_rate": NOT_NEGATIVE.or_none() for group in WHAT.values()},
     **{f"learn.{group}_rule": one_of(RULES) for group in WHAT.values()},
     "learn.max_shift": SHIFT,
     "learn.frozen_steps": COUNT_OR_ZERO,
-    "learn.validate_every": COUNT,
     "learn.patience": COUNT_OR_ZERO,
     "learn.decay": UP_TO_ONE,
     "learn.logits_floor": SHARE,
@@ -55,7 +53,6 @@ RANGES = {
     "learn.floor_visits": COUNT,
     "learn.gamma": NOT_NEGATIVE,
     "learn.noise_rate": POSITIVE,
-    "learn.valid_batch": COUNT,
     "learn.learner": one_of(LEARNERS),
     "teacher.grid": one_of([*grids.GRIDS, *PUBLISHED]),
 }
