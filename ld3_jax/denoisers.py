@@ -19,15 +19,21 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
-from ld3_jax.interop.standalone.table import OUTPUTS
 from ld3_jax.ranges import ARRAYS, FUNCTION, NUMBER, POSITIVE, STATES, call, check, entrance, instance, one_of, shown
 from ld3_jax.schedules import NoiseSchedule
 
 Model = Callable[[PyTree, Array, PyTree], PyTree]
 
 
-# What a network may predict; `OUTPUTS` says how.
-PREDICTIONS = {**OUTPUTS, "score": lambda alpha, sigma: (0.0, -1 / sigma)}
+# With x = alpha x_0 + sigma eps, an output is a x_0 + b eps: (a, b) by alpha and sigma.
+PREDICTIONS = {
+    "noise": lambda alpha, sigma: (0.0, 1.0),
+    "data": lambda alpha, sigma: (1.0, 0.0),
+    "v": lambda alpha, sigma: (-sigma, alpha),
+    "score": lambda alpha, sigma: (0.0, -1 / sigma),
+    "flow": lambda alpha, sigma: (-1.0, 1.0),
+    "reversed_flow": lambda alpha, sigma: (1.0, -1.0),
+}
 
 
 @dataclass(frozen=True, eq=False)
