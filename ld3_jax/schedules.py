@@ -34,25 +34,8 @@ def _require_ascent(schedule: NoiseSchedule, *names: str, most: float = math.inf
     _require(all(a < b for a, b in pairwise(values)), f"0 < {' < '.join(names)} < {most}, got {values[1:-1]}")
 
 
-class _Exploding(NoiseSchedule):
-    """alpha = 1, up to a noise level sigma_max."""
-
-    sigma_max: float
-
-    def __post_init__(self) -> None:
-        _require_ascent(self, "sigma_min", "sigma_max")
-
-    @property
-    def prior_scale(self) -> float:
-        return self.sigma_max
-
-    def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """0."""
-        return jnp.zeros_like(t)
-
-
 @dataclass(frozen=True)
-class VELinear(_Exploding):
+class VELinear(NoiseSchedule):
     """Variance exploding with time equal to noise: alpha = 1, sigma(t) = t.
 
     Attributes:
@@ -68,6 +51,9 @@ class VELinear(_Exploding):
     sigma_min: float = 0.002
     sigma_max: float = 80.0
 
+    def __post_init__(self) -> None:
+        _require_ascent(self, "sigma_min", "sigma_max")
+
     @property
     def t_min(self) -> float:
         return self.sigma_min
@@ -75,6 +61,14 @@ class VELinear(_Exploding):
     @property
     def t_max(self) -> float:
         return self.sigma_max
+
+    @property
+    def prior_scale(self) -> float:
+        return self.sigma_max
+
+    def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """0."""
+        return jnp.zeros_like(t)
 
     def log_sigma(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """log t."""
@@ -86,7 +80,7 @@ class VELinear(_Exploding):
 
 
 @dataclass(frozen=True)
-class VEGeometric(_Exploding):
+class VEGeometric(NoiseSchedule):
     """Variance exploding at a constant rate: alpha = 1, sigma(t) = sigma_min (sigma_max / sigma_min)^t, t in [0, 1].
 
     Attributes:
@@ -105,6 +99,17 @@ class VEGeometric(_Exploding):
     t_min = 0.0
     t_max = 1.0
 
+    def __post_init__(self) -> None:
+        _require_ascent(self, "sigma_min", "sigma_max")
+
+    @property
+    def prior_scale(self) -> float:
+        return self.sigma_max
+
+    def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """0."""
+        return jnp.zeros_like(t)
+
     def log_sigma(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """Linear in t, from log sigma_min to log sigma_max."""
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
@@ -116,16 +121,13 @@ class VEGeometric(_Exploding):
         return (-lam - low) / (high - low)
 
 
-class _Preserving(NoiseSchedule):
-    """alpha^2 + sigma^2 = 1."""
-
-    def log_sigma(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """log(1 - alpha^2) / 2."""
-        return 0.5 * jnp.log(-jnp.expm1(2 * self.log_alpha(t)))
+def _half_log_one_minus_exp(log_alpha: Array) -> Array:
+    """log sigma of a variance-preserving schedule: log(1 - alpha^2) / 2."""
+    return 0.5 * jnp.log(-jnp.expm1(2 * log_alpha))
 
 
 @dataclass(frozen=True)
-class VPLinear(_Preserving):
+class VPLinear(NoiseSchedule):
     """Variance preserving with linear beta: log alpha = -t beta_0 / 2 - t^2 (beta_1 - beta_0) / 4.
 
     Attributes:
@@ -154,6 +156,10 @@ class VPLinear(_Preserving):
     def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """-t beta_0 / 2 - t^2 (beta_1 - beta_0) / 4."""
         return -0.25 * t**2 * (self.beta_1 - self.beta_0) - 0.5 * t * self.beta_0
+
+    def log_sigma(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """log(1 - alpha^2) / 2."""
+        return _half_log_one_minus_exp(self.log_alpha(t))
 
     def inverse_lam(self, lam: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """The root of the quadratic in t, written so that beta_0 == beta_1 divides by nothing."""
@@ -216,7 +222,7 @@ _LEAST = float(np.finfo(np.float32).eps) ** 2
 
 
 @dataclass(frozen=True)
-class VPDiscrete(_Preserving):
+class VPDiscrete(NoiseSchedule):
     """Variance preserving as trained on N discrete steps; log alpha is piecewise linear in t in [1/N, 1].
 
     Attributes:
@@ -251,6 +257,10 @@ class VPDiscrete(_Preserving):
         """log(alphas_cumprod) / 2, interpolated."""
         times, values = self._nodes(t.dtype)
         return jnp.interp(t, times, values)
+
+    def log_sigma(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """log(1 - alpha^2) / 2."""
+        return _half_log_one_minus_exp(self.log_alpha(t))
 
     def inverse_lam(self, lam: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """The time, interpolated, at which log alpha is -log(1 + exp(-2 lam)) / 2."""
