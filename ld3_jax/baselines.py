@@ -92,7 +92,7 @@ def baseline(name: str, schedule: NoiseSchedule, n: int, probe: Probe | None = N
         probe = replace(probe, model=as_pytree(probe.model))
     t = jnp.asarray(BASELINES[name](schedule, n, probe), jnp.result_type(float))
     t = t.at[0].set(schedule.t_max).at[-1].set(schedule.t_min)
-    check_descent(t, f"the times of {name!r} for {schedule}")
+    check_descent(t, f"the times of {name!r} for", schedule)
     return t
 
 

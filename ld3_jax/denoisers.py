@@ -74,8 +74,9 @@ def as_pytree(function: Callable) -> Callable:
     check({"a model, loss or decoder": function}, {"a model, loss or decoder": FUNCTION})
     if jax.tree_util.all_leaves([function]):
         return Partial(function)
-    module = jax.tree.map(lambda leaf: leaf if _is_data(leaf) else _Static(leaf), function)
-    return function if all(map(_is_data, jax.tree.leaves(function))) else Partial(_assembled, module)
+    if all(map(_is_data, jax.tree.leaves(function))):
+        return function
+    return Partial(_assembled, jax.tree.map(lambda leaf: leaf if _is_data(leaf) else _Static(leaf), function))
 
 
 @jax.tree_util.register_static
@@ -170,7 +171,7 @@ def edm_preconditioned(network: Model, sigma_data: Float[Array, ""] | float = 0.
 
     Reference: Karras et al., arXiv:2206.00364, table 1.
     """
-    check({"sigma_data": sigma_data}, {"sigma_data": POSITIVE})
+    check({"sigma_data": sigma_data}, {"sigma_data": STATES if np.ndim(sigma_data) else POSITIVE})
     return Partial(_edm, as_pytree(network), sigma_data)
 
 
@@ -189,7 +190,7 @@ def guided(model: Model, uncond: PyTree, scale: float) -> Partial:
 
     Reference: Ho and Salimans, arXiv:2207.12598, in the form where scale 1 means no guidance.
     """
-    check({"scale": scale, "uncond": uncond}, {"scale": NUMBER, "uncond": ARRAYS})
+    check({"scale": scale, "uncond": uncond}, {"scale": STATES if np.ndim(scale) else NUMBER, "uncond": ARRAYS})
     return Partial(_guided, as_pytree(model), uncond, scale)
 
 

@@ -47,6 +47,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError(None, "it is neither a file nor a folder")  # a device or a pipe, which nothing may replace
         temporary.open("xb").close()  # never one that is there; unlike mkstemp's, it has the user's usual mode
         try:
             yield temporary

@@ -196,8 +196,15 @@ def bootstrap(statistic: Callable, *values: Num[np.ndarray, "n"], resamples: int
             on the same noise stays paired: `bootstrap(lambda a, b: a.mean(-1) / b.mean(-1), a, b)`.
         resamples: how many.
         seed: of the draws.
+
+    Raises:
+        ValueError: if there is no sample, or the values have other lengths.
     """
     values = tuple(np.asarray(value, np.float64) for value in values)
+    if len({value.shape for value in values}) != 1 or values[0].ndim != 1 or not values[0].size:
+        raise ValueError(
+            f"values must be one number for each sample, of the same samples, got {list(map(np.shape, values))}"
+        )
     rng, count = np.random.default_rng(seed), len(values[0])
     rows, found = max(1, _DRAWN // count), []
     for done in range(0, resamples, rows):
@@ -232,7 +239,10 @@ def mean_of_two_kinds(values: Num[np.ndarray, "n"], rare: Bool[np.ndarray, "n"],
 
     Reference: Zou and Donner, Stat. Med. 27 (2008), for the sum of squares.
     """
-    values, p = np.asarray(values, np.float64), share(rare)
+    values, rare = np.asarray(values, np.float64), np.asarray(rare, bool)
+    if values.shape != rare.shape or not values.size:
+        raise ValueError(f"values and rare must be of the same samples, got {values.shape} and {rare.shape}")
+    p = share(rare)
     common = values[~rare].sum() / max(1, (~rare).sum())
     large = (values[rare].sum() + typical) / (rare.sum() + 1)
     within = 1.96 * np.linalg.norm(values - np.where(rare, large, common)) / len(values)
@@ -276,6 +286,9 @@ EXTRACTORS = {"pixels": pixels, "radial profiles": radial_profile}
 def _check_features(*arrays: np.ndarray) -> None:
     if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError("features must be finite")
+    shapes = [np.shape(array) for array in arrays]
+    if any(len(shape) != 2 or not shape[1] or shape[1] != shapes[0][1] for shape in shapes):
+        raise ValueError(f"features must be arrays (samples, features) of the same features, got {shapes}")
 
 
 def _check_covariance(covariance: np.ndarray, what: str = "a covariance") -> tuple[np.ndarray, np.ndarray]:

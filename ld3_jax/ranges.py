@@ -39,6 +39,8 @@ class Range(NamedTuple):
 
     def plain(self, value: Any) -> Any:
         """A scalar as a number of Python, which hashes and is JSON; anything else as it is."""
+        if type(value) in (int, float):
+            return value
         try:
             array = np.asarray(value)
         except (TypeError, ValueError, RuntimeError):  # a tracer, a ragged list, a tensor with a gradient
@@ -78,7 +80,7 @@ UP_TO_ONE = Range(0, 1, above=True, below=False)
 SHARE = Range(0, 1, below=False)
 LESS_THAN_ONE = Range(0, 1)
 SHIFT = Range(0, 0.5, below=False)  # beyond half a gap, times would change their order
-FLAG = Kind("True or False", lambda value: type(value) is bool)
+FLAG = Kind("True or False", lambda value: isinstance(value, bool | np.bool_), bool)
 TEXT = Kind("a text", lambda value: isinstance(value, str))
 PATH = Kind("a path", lambda value: isinstance(value, str | os.PathLike))
 FUNCTION = Kind("a function", callable)
@@ -128,14 +130,14 @@ def entrance(**allowed: Range | Kind) -> Callable[[Callable], Callable]:
     """A decorator: `check` of the arguments of those names; numbers become Python's own."""
 
     def of(function: Callable) -> Callable:
-        signature = inspect.signature(function)
+        names = tuple(inspect.signature(function).parameters)
 
         @functools.wraps(function)
         def checked(*args: Any, **kwargs: Any) -> Any:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            bound.arguments.update(check(bound.arguments, allowed))
-            return function(*bound.args, **bound.kwargs)
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            given |= check(given, {name: one for name, one in allowed.items() if name in given})
+            args = (*map(given.get, names[: len(args)]), *args[len(names) :])  # what does not fit, the function tells
+            return function(*args, **{name: given[name] for name in kwargs})
 
         return checked
 

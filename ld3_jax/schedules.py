@@ -246,7 +246,8 @@ class VPDiscrete(NoiseSchedule):
         # Of less signal than float32's rounding, squared, a grid would spend most steps on what no state holds.
         valid = a.min() >= _LEAST and a[0] < 1 and np.all(np.diff(np.log(a).astype(np.float32)) < 0)
         what = f"alphas_cumprod to be two or more numbers from 1 to {_LEAST:g} that decrease, as float32 tells them"
-        _require(bool(valid), f"{what} (zero-terminal SNR: end at 2^-24), got {shown(self.alphas_cumprod)}")
+        if not valid:
+            _require(False, f"{what} (zero-terminal SNR: end at 2^-24), got {shown(self.alphas_cumprod)}")
         object.__setattr__(self, "alphas_cumprod", tuple(a.tolist()))
 
     @property

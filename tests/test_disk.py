@@ -143,3 +143,10 @@ def test_what_cannot_be_written_is_found_out_before(tmp_path):
             disk.check_writable(path)
     disk.check_writable(tmp_path / "new" / "x.png")
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="pipe: it is neither a file nor a folder"):
+        disk.write_atomically(tmp_path / "pipe", b"")
+    assert [path.name for path in tmp_path.iterdir() if path.is_fifo()] == ["pipe"]

@@ -100,4 +100,4 @@ def test_times_that_are_not_finite_or_stand_still_are_refused():
     with pytest.raises(ValueError, match=r"the grid 'edm' of VPLinear\(.*\) must descend, got \[1.0, nan"):
         grids.grid("edm", schedules.VPLinear(beta_1=1e5), 4)
     with pytest.raises(ValueError, match=r"the times of 'dmn' for .* must descend"):
-        grids.check_descent(jnp.asarray([1.0, 0.5, 0.5]), "the times of 'dmn' for it")
+        grids.check_descent(jnp.asarray([1.0, 0.5, 0.5]), "the times of 'dmn' for", "it")

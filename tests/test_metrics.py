@@ -1,5 +1,7 @@
 """Distances of distributions: their closed forms, streaming, what they refuse; intervals."""
 
+import inspect
+
 import numpy as np
 import pytest
 
@@ -203,3 +205,23 @@ def test_cheap_extractors_are_means():
     radius = np.hypot(x, y).astype(int)
     profile = metrics.radial_profile(np.stack([radius, 0 * radius])[..., None] * 1.0)
     np.testing.assert_allclose(profile, [np.arange(10), np.zeros(10)], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        (metrics.bootstrap, (lambda a, b: a.mean(-1) / b.mean(-1), np.ones(5), np.ones(6)), "same samples"),
+        (metrics.bootstrap, (metrics.mean, []), "same samples"),
+        (metrics.mean_of_two_kinds, (np.ones(5), np.ones(4, bool), 1.0), "same samples"),
+        (metrics.statistics, ([np.ones(5)],), "samples, features"),
+        (metrics.precision_recall, (np.ones((5, 2)), np.ones((5, 3))), "same features"),
+    ],
+)
+def test_values_of_other_samples_or_features_are_refused(function, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(function)(*arguments)  # as where types are not checked
+
+
+def test_kinds_may_be_counted_by_numbers():
+    values, mean = np.asarray([1.0, 2.0, 9.0]), inspect.unwrap(metrics.mean_of_two_kinds)
+    assert mean(values, np.asarray([0, 0, 1]), 9.0) == mean(values, values > 5, 9.0)
