@@ -53,8 +53,13 @@ def of_schedule(path: Path, nfe: int | None = None, moved: dict[str, Any] | None
             )
     model = _load(record["name"], {name: record[name] for name in names if name in record} | here)
     here = model.identity()
-    if any(here.get(key) != record.get(key, here.get(key)) for key in ("digest", "decoder", "predicts")):
-        raise ValueError(f"{path} was learned for another model: {record}, here is {here}")
+    other = [
+        f"{key} {record[key]!s:.40}, here {here.get(key)!s:.40}"
+        for key in ("digest", "decoder", "predicts")
+        if key in record and here.get(key) != record[key]
+    ]
+    if other:
+        raise ValueError(f"{path} was learned for another model {record['name']}: {'; '.join(other)}")
     try:
         learned = learned.for_calls(learned.solver.nfe if nfe is None else nfe, model.schedule)
         jax.eval_shape(partial(learned.table, model.schedule))  # refuses what does not fit

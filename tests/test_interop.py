@@ -108,6 +108,18 @@ def test_a_file_with_a_table_is_read_as_before(tmp_path):
         (lambda record: record["table"]["t"].__setitem__(0, "1"), "must be finite"),
         (lambda record: record["table"].update(t=5), "the table's t must be a list"),
         (lambda record: record["table"].update(predict_history=[1.0] * 4), "predict_history must be a list of lists"),
+        (lambda record: record["table"]["t"].__setitem__(0, [1.0]), "must be finite"),
+        (lambda record: record["table"]["t"].__setitem__(0, 10**400), "must be finite"),
+        (lambda record: record["table"].update(process="VP"), r"process must be one of .* or null, got 'VP'"),
+        (lambda record: record["table"].update(output="epsilon"), "output must be one of .* or null, got 'epsilon'"),
+        (lambda record: record["table"].update(process="flow"), "alpha and sigma are not those of the process flow"),
+        (lambda record: record["table"].update(prior_scale=-1), "the prior_scale is not positive"),
+        (lambda record: record["table"]["alpha"].__setitem__(0, -0.1), "alpha and sigma are not those"),
+        (
+            lambda record: [record["table"][name].reverse() for name in ("grid_alpha", "grid_sigma")],
+            "the noise of grid_alpha and grid_sigma does not fall",
+        ),
+        (lambda record: record["table"]["predict_history"][0].__setitem__(1, 5.0), "to before the first call"),
     ],
 )
 def test_a_damaged_table_is_refused(tmp_path, damage, message):
@@ -440,6 +452,13 @@ def test_the_registry_s_file_has_this_version_and_what_it_asks_for():
     assert record["project"]["version"] == tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
     assert {"name", "description", "license", "urls"} <= record["project"].keys()
     assert {"PublisherId", "DisplayName", "Icon"} <= record["tool"]["comfy"].keys()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\xfa", b"[" * 100_000, b""])
+def test_what_is_no_json_is_no_table(content, tmp_path):
+    (tmp_path / "s.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"s\.json: not valid JSON"):
+        interop.read(tmp_path / "s.json")
 
 
 @pytest.mark.parametrize("path", ["", ".", "tests"])

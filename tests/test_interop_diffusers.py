@@ -174,7 +174,12 @@ def test_another_number_of_steps_is_refused(tmp_path):
         scheduler.set_timesteps(50)
     with pytest.raises(ValueError, match=r"call set_timesteps\(4\) before each run"):
         scheduler.step(torch.zeros(1), 0, torch.zeros(1))
+    with pytest.raises(ValueError, match="sigmas and timesteps must be lists"):
+        scheduler.set_timesteps(sigmas=4)
     scheduler.set_timesteps(4)
+    for timestep in (None, "x", []):
+        with pytest.raises(ValueError, match="timestep must be one of"):
+            scheduler.step(torch.zeros(1), timestep, torch.zeros(1))
     with pytest.raises(ValueError, match="must be shaped like the state"):
         scheduler.step(torch.zeros(1, 6), 0, torch.zeros(1, 3))
     for _ in range(4):
@@ -245,7 +250,7 @@ def test_impossible_configurations_are_refused(tmp_path):
     config = json.loads(json.dumps(dict(scheduler.config)))
     with pytest.raises(ValueError, match="prediction_type must be one of"):
         LearnedScheduler(config["table"], config["timesteps"], "magic")
-    with pytest.raises(ValueError, match="3 timesteps for 4 network calls"):
+    with pytest.raises(ValueError, match="timesteps must be 4 finite numbers"):
         LearnedScheduler(config["table"], config["timesteps"][:-1])
     for name in ("process", "train_steps", "output", "betas"):
         with pytest.raises(ValueError, match=f"the table's {name} must be .* or null"):

@@ -159,6 +159,16 @@ def test_a_latent_model_comes_from_its_files(unet, first, small, tmp_path):
             lambda unet, own: own | {"decoder.more": np.ones(1)},
             r"f\.safetensors has unknown arrays",
         ),
+        (
+            lambda unet, own: unet | under("ema.", unet),
+            lambda unet, own: own,
+            r"u\.safetensors holds 2 of this network",
+        ),
+        (
+            lambda unet, own: {name: array.astype(np.int8) for name, array in unet.items()},
+            lambda unet, own: own,
+            r"integers \(quantised",
+        ),
     ],
 )
 def test_a_file_that_does_not_hold_what_it_is_given_for_is_refused(file, first, message, small, tmp_path):
@@ -192,6 +202,29 @@ def test_a_files_marker_decides_what_its_network_predicts(where, small, tmp_path
     if where != "setting":
         with pytest.raises(ValueError, match=r"m\.safetensors: network\.prediction must be .* 'noise and v'"):
             pretrained.load("lsun_bedroom", file=str(path), prediction="noise")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ([], r"scheduler_config\.json: no scheduler's configuration"),
+        (
+            {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000},
+            "noise levels",
+        ),
+        ({"trained_betas": [0.01] * 1000}, "noise levels"),
+        ({"beta_schedule": "squaredcos_cap_v2"}, "noise levels"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "noise levels"),
+        ({"timestep_type": "continuous"}, "noise levels"),
+    ],
+)
+def test_a_scheduler_of_other_noise_beside_a_file_is_refused(config, message, tmp_path):
+    for name in ("unet", "scheduler"):
+        (tmp_path / name).mkdir()
+    file = write(tmp_path / "unet" / "m.safetensors", {"a": np.ones(1)})
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        pretrained.load("lsun_bedroom", file=file)
 
 
 class ContextTeller(UNet):
@@ -390,5 +423,5 @@ def test_a_schedules_weights_may_lie_elsewhere_and_are_downloaded_only_where_a_f
     with pytest.raises(ValueError, match="was learned for another model"):
         models.of_schedule(Path("s.json"), None, {"file": mock.Mock(value=other)})
     learned.model = record | {"predicts": "v"}
-    with pytest.raises(ValueError, match="was learned for another model"):
+    with pytest.raises(ValueError, match=r"was learned for another model \w+: predicts v, here data$"):
         models.of_schedule(Path("s.json"))

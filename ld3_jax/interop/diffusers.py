@@ -51,11 +51,13 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps: int = 1000,
         replaces: str | None = None,
     ):
-        self._table = rows = from_record(dict(table))
-        if prediction_type not in _OUTPUTS:
+        self._table = rows = from_record(table)
+        if prediction_type not in [*_OUTPUTS]:
             raise ValueError(f"prediction_type must be one of {sorted(_OUTPUTS)}, got {prediction_type!r}")
-        if len(timesteps) != self._table.calls:
-            raise ValueError(f"{len(timesteps)} timesteps for {self._table.calls} network calls")
+        if np.shape(timesteps) != (rows.calls,) or not np.isfinite(np.asarray(timesteps, float)).all():
+            raise ValueError(
+                f"timesteps must be {rows.calls} finite numbers, one for each network call, got {timesteps!r:.80}"
+            )
         self.num_inference_steps: int | None = None
         self.timesteps = torch.tensor(timesteps, dtype=torch.float32)
         ends, per_step = list(zip(rows.grid_alpha, rows.grid_sigma, strict=True)), rows.calls_per_step
@@ -80,10 +82,12 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it has no table; if the kind of noise, its levels or the prediction are not those of `like`,
-                or not known without it.
+            ValueError: if it has no table; if `like` is no scheduler; if the kind of noise, its levels or the
+                prediction are not those of `like`, or not known without it.
         """
         table = read(path)
+        if not isinstance(like, SchedulerMixin | None):
+            raise ValueError(f"like must be a scheduler of diffusers, such as pipe.scheduler, got {like!r:.80}")
         try:
             like = like.replaced() if isinstance(like, cls) else like
             config = dict(like.config) if like is not None else {}
@@ -130,9 +134,11 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: if it was learned for another number.
         """
-        calls = self._table.calls
-        for asked in (num_inference_steps, *(len(times) for times in (sigmas, timesteps) if times is not None)):
-            if asked not in (None, calls):
+        calls, given = self._table.calls, [times for times in (sigmas, timesteps) if times is not None]
+        if not all(hasattr(times, "__len__") and np.ndim(times) for times in given):
+            raise ValueError(f"sigmas and timesteps must be lists, one number for each call, got {given!r:.80}")
+        for asked in (num_inference_steps, *map(len, given)):
+            if np.ndim(asked) or asked not in (None, calls):
                 raise ValueError(f"learned for {calls} network calls: num_inference_steps must be {calls}, got {asked}")
         self.num_inference_steps = calls
         self.timesteps, self.sigmas = self.timesteps.to(device), self.sigmas.to(device)
@@ -172,7 +178,10 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         for name, value in {"eta": eta, **options}.items():
             if value is not None and (isinstance(value, torch.Tensor) or value):
                 raise ValueError(f"a learned solver draws no noise and has one time for all: leave {name} out")
-        now = float(torch.as_tensor(timestep).flatten()[0])
+        try:
+            now = float(torch.as_tensor(timestep).flatten()[0])
+        except (TypeError, ValueError, IndexError, RuntimeError) as error:
+            raise ValueError(f"timestep must be one of {self.timesteps.tolist()}, got {timestep!r:.80}") from error
         calls = [call for call, t in enumerate(self.config.timesteps) if abs(t - now) < _CLOSE]
         if calls and i not in calls:
             raise ValueError(f"call {i} got the timestep of call {calls[0]}; {_WHOLE}")
@@ -231,7 +240,7 @@ def _predicted(table: Table, like: SchedulerMixin | None, given: str | None) -> 
     """What the network predicts: what is given, or by the file and by the pipeline's scheduler."""
     learned = {output: name for name, output in _OUTPUTS.items()}.get(table.output, table.output)
     said = like and _described(like)[1]
-    if len(names := {given} if given is not None else {learned, said} - {None}) != 1:
+    if len(names := [given] if given is not None else [*{learned, said} - {None}]) != 1:
         raise ValueError(
             f"the network predicts {learned or 'what is not said'} by the file, {said or 'what is not said'} by like=: "
             f"give prediction_type=, one of {list(_OUTPUTS)}; flow_prediction is eps - x_0, reversed_flow x_0 - eps"

@@ -224,10 +224,19 @@ def _to_checkpoint(content: Any, what: str) -> Checkpoint:
     if not isinstance(tensors, dict):
         held = tensors.name if isinstance(tensors, Inert) else type(tensors).__name__
         raise Refused(f"its state_dict is a {held}, not arrays by name")
+    dicts = {name: one for name, one in content.items() if "ema" in str(name) and isinstance(one, dict)}
+    if tensors is not content and (
+        more := [name for name in dicts if dicts[name] is not tensors and _holds(dicts[name])]
+    ):
+        raise Refused(f"holds moving averages beside state_dict ({some(more)}); keep one of them, as state_dict")
     found = {name: t for name, t in tensors.items() if isinstance(t, Tensor) and isinstance(name, str)}
     if not found:
         raise Refused(f"holds no arrays by name, only {some([name for name in content if isinstance(name, str)])}")
     return Checkpoint(kind, Lazy(_readers(found, what)), config)
+
+
+def _holds(arrays: dict) -> bool:
+    return any(isinstance(one, Tensor) for one in arrays.values())
 
 
 def _readers(tensors: Mapping[str, Tensor], what: str) -> dict[str, Callable[[], np.ndarray]]:

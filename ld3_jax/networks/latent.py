@@ -8,7 +8,7 @@ Reference: Rombach et al., arXiv:2112.10752; Liu et al., arXiv:2309.06380 (Insta
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -57,6 +57,7 @@ def _at_time(unet: Partial, x: Array, t: Array, cond: PyTree = None) -> Array:
 
 _CALLS = {"noise": _at_step, "v": _at_step, "data": _at_step, "reversed_flow": _at_time, "flow": _at_time}
 _SAID = {"epsilon": "noise", "v_prediction": "v", "sample": "data"}  # as files and diffusers' schedulers say it
+_ROOTS = {"linear": 1, "scaled_linear": 2}  # of the betas that are evenly spaced, by diffusers' names
 _UNREAD = ("edm_mean", "edm_vpred.sigma_max")  # markers of EDM's parametrisation of latents
 _LEAST_SNR = 4.8973451890853435e-08  # the last alpha^2 that ComfyUI has where there should be no signal: lam is finite
 
@@ -217,13 +218,36 @@ def _schedule(usual: VPDiscrete, checkpoint: Checkpoint, what: str) -> VPDiscret
     root = np.sqrt(usual.alphas_cumprod)
     to_zero = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     rescaled = VPDiscrete([*to_zero[:-1], min(_LEAST_SNR, to_zero[-2] / 2)])
+    if not _has_betas(checkpoint.config, usual):
+        raise ValueError(f"{what}: its scheduler_config.json has other noise levels (betas) than this network's")
     if "ztsnr" in checkpoint.state or checkpoint.config.get("rescale_betas_zero_snr"):
         return rescaled
     held = np.asarray(checkpoint.state.get("alphas_cumprod", usual.alphas_cumprod), float)
     for schedule in (usual, rescaled):
-        if held.shape == root.shape and np.allclose(held, schedule.alphas_cumprod, rtol=0.02, atol=5e-4):
+        if _same(held, schedule):
             return schedule
     raise ValueError(f"{what}: was trained on another noise schedule (alphas_cumprod) than this network's")
+
+
+def _same(alphas_cumprod: np.ndarray, schedule: VPDiscrete) -> bool:
+    known = np.asarray(schedule.alphas_cumprod)
+    return alphas_cumprod.shape == known.shape and np.allclose(alphas_cumprod, known, rtol=0.02, atol=5e-4)
+
+
+def _has_betas(config: Mapping[str, Any], schedule: VPDiscrete) -> bool:
+    """Whether the configuration of a scheduler of diffusers, if it is one, is for a noise schedule."""
+    betas, root = config.get("trained_betas"), _ROOTS.get(str(config.get("beta_schedule")))
+    if config.get("use_flow_sigmas") or config.get("timestep_type") == "continuous":
+        return False
+    try:
+        if betas is None and {"_class_name", "beta_schedule"}.isdisjoint(config):
+            return True
+        if betas is None:
+            ends = np.array([config["beta_start"], config["beta_end"]], float) ** (1 / root)
+            betas = np.linspace(*ends, config["num_train_timesteps"]) ** root
+        return _same(np.cumprod(1 - np.asarray(betas, float)), schedule)
+    except (LookupError, TypeError, ValueError):
+        return False
 
 
 def from_state(

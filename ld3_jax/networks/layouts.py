@@ -136,11 +136,17 @@ def original(part: str, shapes: PyTree, module: Any, state: Mapping[str, np.ndar
         what: what is read, for messages.
 
     Raises:
-        ValueError: if there is no such part, or there are moving averages of some of its arrays alone.
+        ValueError: if there is no such part, or more than one, or moving averages of some of its arrays alone.
     """
     prefix, wanted = PREFIXES[part], weights.names(shapes, PREFIXES[part])
     alone = tuple({name.removeprefix(prefix).partition(".")[0] + "." for name in wanted})
     original = {name: name for name in state if name.startswith(prefix)}
+    longest = max((name.removeprefix(prefix) for name in wanted), key=len)
+    copies = [name for name in state if f".{name}".endswith(f".{longest}")]
+    if len(copies) > 1 and part in _OF_DIFFUSERS:
+        raise ValueError(
+            f"{what} holds {len(copies)} of this network, perhaps averaged ones: {lazy.some(copies)}; leave one"
+        )
     for names in (original, {prefix + name: name for name in state if name.startswith(alone)}):
         if 2 * len(wanted & names.keys()) >= len(wanted) or part not in _OF_DIFFUSERS:
             return _averaged(names, state, what)

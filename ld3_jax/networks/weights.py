@@ -54,7 +54,7 @@ def fill(
         the next one.
 
     Raises:
-        ValueError: if an array is missing, left over, of another shape or not finite; the message names it.
+        ValueError: if an array is missing, left over, of another shape, of integers or not finite; it is named.
     """
     paths, structure = jax.tree_util.tree_flatten_with_path(shapes)
     wanted = {_official_name(path, prefix): leaf for path, leaf in paths}
@@ -71,8 +71,8 @@ def fill(
             raise ValueError(
                 f"{what}: {name} has the shape {array.shape} where {leaf.shape} belongs (in Flax's layout)"
             )
-        if not np.isfinite(array).all():
-            raise ValueError(f"{what}: {name} holds numbers that are not finite")
+        if array.dtype.kind in "iub" or not np.isfinite(array).all():
+            raise ValueError(f"{what}: {name} holds numbers that are not finite, or integers (quantised?)")
         leaves.append(jnp.array(array, leaf.dtype))
     return jax.tree.unflatten(structure, leaves)
 

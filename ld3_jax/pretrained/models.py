@@ -192,7 +192,9 @@ def _latent(name: str, settings: Settings, on_progress: OnProgress) -> Pretraine
         read, path = _read(settings.file, on_progress), Path(settings.file).resolve()
         of_diffusers = path.parent.parent / "scheduler" / "scheduler_config.json"
         if usual.prediction == "noise" and path.parent.name == "unet" and of_diffusers.is_file():
-            read = read._replace(config={**read_json(of_diffusers), **read.config})
+            if not isinstance(said := read_json(of_diffusers), dict):
+                raise ValueError(f"{of_diffusers}: no scheduler's configuration, which is an object, got {said!r:.80}")
+            read = read._replace(config={**said, **read.config})
         network = latent.as_trained(usual, read, settings.file, settings.prediction)
         first = settings.first_stage and (_read(settings.first_stage, on_progress).state, settings.first_stage)
         loaded = latent.from_state(network, read.state, settings.file, first or None, dtype=_DTYPES[settings.dtype])

@@ -4,9 +4,10 @@ What is multiplied and added may be tensors of PyTorch, arrays of NumPy, MLX or 
 """
 
 import functools
+import itertools
 import json
-import math
 import operator
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,14 @@ OUTPUTS: dict[str, Callable[[float, float], tuple[float, float]]] = {
     "flow": lambda alpha, sigma: (-1.0, 1.0),
     "reversed_flow": lambda alpha, sigma: (1.0, -1.0),
 }
+# What is 1 of alpha and sigma.
+_PROCESSES: dict[str | None, Callable[[float, float], float]] = {
+    "vp": lambda alpha, sigma: alpha**2 + sigma**2,
+    "ve": lambda alpha, sigma: alpha,
+    "flow": lambda alpha, sigma: alpha + sigma,
+    None: lambda alpha, sigma: 1.0,
+}
+_CLOSE = 1e-3
 _STATED = ("prediction", "process", "train_steps", "output", "betas")
 
 
@@ -93,7 +102,7 @@ def read(path: str | Path) -> Table:
         raise ValueError(f"{path}: a folder, where a schedule.json is wanted")
     try:
         record = json.loads(Path(path).read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(record, dict) or not isinstance(record.get("table"), dict):
         raise ValueError(f"{path}: has no table of coefficients; save it with its noise schedule")
@@ -107,7 +116,7 @@ def from_record(record: Any) -> Table:
     """A table from what JSON holds of it.
 
     Raises:
-        ValueError: if a column is missing, no list, not finite or of another length.
+        ValueError: if a column is missing, no list, not finite or of another length, or contradicts another one.
     """
     if not isinstance(record, dict):
         raise ValueError(f"the table must be an object with its columns, got {record!r:.80}")
@@ -117,10 +126,15 @@ def from_record(record: Any) -> Table:
     table = Table(**{name: record[name] for name in Table._fields})
     if table.prediction not in ("noise", "data"):
         raise ValueError(f"the table's prediction must be 'noise' or 'data', got {table.prediction!r}")
-    for name, kind in {"process": str, "train_steps": int, "output": str, "betas": dict}.items():
-        given = getattr(table, name)
-        if type(given) not in (kind, type(None)) or (kind is int and given is not None and given < 1):
-            raise ValueError(f"the table's {name} must be {kind.__name__} or null, got {given!r:.80}")
+    for name, known in {"process": _PROCESSES, "output": [*OUTPUTS, "score", None]}.items():
+        if getattr(table, name) not in [*known]:
+            raise ValueError(
+                f"the table's {name} must be one of {[*filter(None, known)]} or null, got {getattr(table, name)!r:.80}"
+            )
+    if (steps := table.train_steps) is not None and (type(steps) is not int or steps < 1):
+        raise ValueError(f"the table's train_steps must be a number of steps or null, got {steps!r:.80}")
+    if not isinstance(table.betas, dict | None):
+        raise ValueError(f"the table's betas must be an object or null, got {table.betas!r:.80}")
     columns = [name for name in Table._fields if name not in (*_STATED, "prior_scale")]
     for name in columns:
         column = getattr(table, name)
@@ -131,9 +145,33 @@ def from_record(record: Any) -> Table:
     steps = len(table.grid_alpha) - 1
     if len(set(lengths.values())) != 1 or len(table.grid_sigma) != steps + 1 or not 0 < steps <= table.calls:
         raise ValueError(f"the table's columns must have one length, got {lengths}, and {steps} steps")
-    if not all(map(math.isfinite, _flat([getattr(table, name) for name in ("prior_scale", *columns)]))):
+    numbers = itertools.chain(*(getattr(table, name) for name in columns if "_history" not in name))
+    if not all(
+        map(_is_number, [*numbers, *itertools.chain(*table.correct_history, *table.predict_history), table.prior_scale])
+    ):
         raise ValueError("the table's numbers must be finite")
+    _check_fit(table)
     return table
+
+
+def _check_fit(table: Table) -> None:
+    """What a file that was edited may have made of numbers that are all there."""
+    grid = list(zip(table.grid_alpha, table.grid_sigma, strict=True))
+    pairs, one = [*grid, *zip(table.alpha, table.sigma, strict=True)], _PROCESSES[table.process]
+    before = (row[i + 1 :] for rows in (table.correct_history, table.predict_history) for i, row in enumerate(rows))
+    wrong = {
+        f"alpha and sigma are not those of the process {table.process}": any(
+            min(pair) < 0 or abs(one(*pair) - 1) > _CLOSE for pair in pairs
+        ),
+        "the noise of grid_alpha and grid_sigma does not fall": any(
+            sigma * next_alpha < next_sigma * alpha
+            for (alpha, sigma), (next_alpha, next_sigma) in itertools.pairwise(grid)
+        ),
+        "the prior_scale is not positive": table.prior_scale <= 0,
+        "a history reaches back to before the first call": any(itertools.chain(*before)),
+    }
+    if found := [text for text, is_so in wrong.items() if is_so]:
+        raise ValueError(f"the table contradicts itself: {found[0]}")
 
 
 def converted(table: Table, i: int, x: Any, output: Any, kind: str) -> Any:
@@ -191,7 +229,5 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
-def _flat(values: Any) -> list[Any]:
-    if not _is_list(values):
-        return [values if isinstance(values, int | float) else math.nan]
-    return [leaf for value in values for leaf in _flat(value)]
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
