@@ -37,7 +37,7 @@ flags.mark_flags_as_required(["samples"])
 _ENDINGS = (".npz", ".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _OTHERS = {".npy", *Image.registered_extensions()}
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # others run programs: Pillow gives an EPS to Ghostscript, whatever its name
-_MOST = 2.0  # values of images in [-1, 1] go a little beyond
+_MOST, _RINGING = 2.0, -0.1  # values of images in [-1, 1] go a little beyond, those of resized ones in [0, 1] below 0
 
 
 def main() -> None:
@@ -105,9 +105,9 @@ def _samples(path: Path) -> np.ndarray:
         if not isinstance(error.__cause__, KeyError):
             raise
         (images,) = read_arrays(path, ["arr_0"])
-    whole, numbers = images.dtype == np.uint8, images.dtype.kind == "f" and images.size
+    whole, numbers = images.dtype == np.uint8 and images.size, images.dtype.kind == "f" and images.size
     low, high = (images.min(), images.max()) if numbers else (np.nan, np.nan)
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not (whole or (-_MOST < low < 0 and high < _MOST)):
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not (whole or (-_MOST < low < _RINGING and high < _MOST)):
         raise ValueError(
             f"{path}: images are (n, h, w, 1 or 3), of 8 bits or floats in [-1, 1]; got {images.dtype} {images.shape}"
             + f" from {low:.3g} to {high:.3g}" * bool(numbers)

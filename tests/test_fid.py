@@ -72,6 +72,8 @@ RED[1] //= 2
         (np.float16(RED / 127.5 - 1), None),
         (RED / 255, r"8 bits or floats in \[-1, 1\]; got float64 \(2, 4, 4, 3\) from 0.098 to 0.784"),
         (RED.astype(np.float32), "from 25 to 200"),
+        (RED / 255 - 0.13, "from -0.032 to"),
+        (RED[:0], r"got uint8 \(0, 4, 4, 3\)"),
         ((RED / 255 - 0.6) / 0.2, "from -2.51 to"),
         (RED.astype(int), "got int64"),
         (np.moveaxis(RED, -1, 1), r"got uint8 \(2, 3, 4, 4\)"),

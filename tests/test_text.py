@@ -99,7 +99,7 @@ def test_a_folder_without_an_encoder_is_refused(tmp_path):
     ("name", "content"),
     [
         ("prompts.txt", "a cat\n\n  a dog \n"),
-        ("prompts", "\ufeffa cat\r\na dog"),
+        ("prompts", "\ufeffa cat\r\n\ufeffa dog"),
         ("captions.JSON", '\ufeff{"annotations": [{"caption": "a cat"}, {"caption": "a dog"}]}'),
         (
             "captions.json",
@@ -123,6 +123,8 @@ def test_prompts_come_from_lines_or_captions(name, content, tmp_path):
             r"prompts\.jsonl: prompts are the lines of a \.txt file, or .* got \.jsonl",
         ),
         ("prompts.CSV", "prompt\na cat", r"got \.csv"),
+        ("prompts.txt", '{"prompt": "a cat"}', "JSON or a web page"),
+        ("prompts.txt", "<!DOCTYPE html>", "JSON or a web page"),
         ("captions.json", '{"annotations": []}', "holds no prompts"),
         ("captions.json", '[{"caption": "a cat"}]', "no captions of MS-COCO"),
         ("captions.json", "{", r"captions.json: not valid JSON"),

@@ -9,6 +9,7 @@ Reference: Radford et al., arXiv:2103.00020 (CLIP); Rombach et al., arXiv:2112.1
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ def read_prompts(path: Path) -> list[str]:
         if kind == ".json":
             lines = [annotation["caption"] for annotation in read_json(path)["annotations"]]
         else:
-            lines = path.read_text(encoding="utf-8-sig").split("\n")  # without the byte-order mark of some editors
+            lines = path.read_text(encoding="utf-8").replace("\ufeff", "").split("\n")  # editors' byte-order marks
             if any("\0" in line for line in lines):
                 raise ValueError(f"{path}: not a text of UTF-8, but perhaps of UTF-16")
         prompts = [line.strip() for line in lines if line.strip()]
@@ -60,6 +61,8 @@ def read_prompts(path: Path) -> list[str]:
         raise ValueError(f"{path}: not a text of UTF-8 ({error})") from error
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: no captions of MS-COCO, {{'annotations': [{{'caption': ...}}]}}") from error
+    if re.match(r'[\[{]\s*["{]|<(!doctype|html)', "".join(prompts[:1]), re.IGNORECASE) and kind != ".json":
+        raise ValueError(f"{path}: JSON or a web page, where prompts are the lines of a text: {prompts[0]:.80}")
     if not prompts:
         raise ValueError(f"{path}: holds no prompts")
     return prompts

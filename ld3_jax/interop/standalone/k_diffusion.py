@@ -80,7 +80,8 @@ def sample_learned(
 
 
 def _check(sigmas: torch.Tensor, table: Table) -> None:
-    given, wanted = ([float(f"{sigma:.6g}") for sigma in levels] for levels in (sigmas, table.levels))
+    flat = torch.as_tensor([] if sigmas is None else sigmas, dtype=torch.float64).flatten().tolist()
+    given, wanted = ([float(f"{sigma:.6g}") for sigma in levels] for levels in (flat, table.levels))
     same = len(given) == len(wanted) and all(abs(a - b) <= _TOLERANCE * b for a, b in zip(given, wanted, strict=True))
     if not same:
         raise ValueError(
