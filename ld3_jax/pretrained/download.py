@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import filelock
 
+from ld3_jax import disk
 from ld3_jax.networks import files
 
 _CHUNK = 1 << 20
@@ -156,7 +157,8 @@ def _receive(url: str, sha256: str | None, part: Path, on_progress: Callable[[in
         note.write_text(now)
         with part.open("ab" if resumed else "wb") as file:
             while chunk := response.read(_CHUNK):
-                file.write(chunk)
+                with disk.naming(part):
+                    file.write(chunk)
                 here += len(chunk)
                 if total:
                     on_progress(here, total)

@@ -80,8 +80,9 @@ def sample_learned(
 
 
 def _check(sigmas: torch.Tensor, table: Table) -> None:
-    flat = torch.as_tensor([] if sigmas is None else sigmas, dtype=torch.float64).flatten().tolist()
-    given, wanted = ([float(f"{sigma:.6g}") for sigma in levels] for levels in (flat, table.levels))
+    levels = torch.as_tensor([] if sigmas is None else sigmas)
+    listed = levels.tolist() if levels.ndim == 1 else []
+    given, wanted = ([float(f"{sigma:.6g}") for sigma in some] for some in (listed, table.levels))
     same = len(given) == len(wanted) and all(abs(a - b) <= _TOLERANCE * b for a, b in zip(given, wanted, strict=True))
     if not same:
         raise ValueError(
