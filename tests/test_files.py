@@ -398,9 +398,9 @@ def test_time_is_in_proportion_to_the_number_of_arrays(name, tmp_path):
         torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, tmp_path / name)
     else:
         safetensors.numpy.save_file(arrays, tmp_path / name)
-    begun = time.monotonic()
+    begun = time.process_time()
     assert len(dict(files.read(tmp_path / name).state)) == 3000
-    assert time.monotonic() - begun < 10
+    assert time.process_time() - begun < 10
 
 
 def test_shards_are_joined_and_a_missing_array_is_named(tmp_path):
@@ -497,10 +497,10 @@ BOMBS = {
 def test_a_small_pickle_needs_little_time_and_memory_and_is_not_repeated(name, tmp_path):
     content, message = BOMBS[name]
     (tmp_path / "m.pkl").write_bytes(content)
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(ValueError, match=message) as error:
         files.read(tmp_path / "m.pkl")
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
     assert len(str(error.value)) < 1500
 
 

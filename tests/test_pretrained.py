@@ -389,10 +389,10 @@ def test_text_needs_prompts_and_an_encoder():
 
 
 def test_the_root_of_the_disk_is_not_searched():
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(ValueError, match="/ is a folder; give the file of the weights"):
         pretrained.load("cifar10", file="/")
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
 
 
 def test_a_folder_in_place_of_a_file_names_the_files_in_it(tmp_path):

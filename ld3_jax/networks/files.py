@@ -224,7 +224,9 @@ def _to_checkpoint(content: Any, what: str) -> Checkpoint:
     if not isinstance(tensors, dict):
         held = tensors.name if isinstance(tensors, Inert) else type(tensors).__name__
         raise Refused(f"its state_dict is a {held}, not arrays by name")
-    dicts = {name: one for name, one in content.items() if "ema" in str(name) and isinstance(one, dict)}
+    dicts = {
+        name: one for name, one in content.items() if isinstance(name, str) and "ema" in name and isinstance(one, dict)
+    }
     if tensors is not content and (
         more := [name for name in dicts if dicts[name] is not tensors and _holds(dicts[name])]
     ):
