@@ -68,10 +68,11 @@ def npz(**arrays):
     return buffer.getvalue()
 
 
-ROWS = {name: [0.5, 0.25] for name in ("t", "alpha", "sigma", "correct_x", "correct_base", "predict_base")}
+ROWS = {name: [0.5, 0.25] for name in ("t", "correct_x", "correct_base", "predict_base")}
 HISTORY = {name: [[1.0, 0.0], [0.5, 0.5]] for name in ("correct_history", "predict_history")}
-OF_TABLE = {"prediction": "data", "process": "vp", "train_steps": None, "prior_scale": 1.0}
-TABLE = {**OF_TABLE, **ROWS, **HISTORY, "grid_alpha": [0.1, 0.5, 0.9], "grid_sigma": [0.9, 0.5, 0.1]}
+OF_TABLE = {"prediction": "data", "process": "flow", "train_steps": None, "prior_scale": 1.0}
+GRID = {"grid_alpha": [0.1, 0.5, 0.9], "grid_sigma": [0.9, 0.5, 0.1]}
+TABLE = {**OF_TABLE, **ROWS, **HISTORY, **GRID, "alpha": [0.1, 0.5], "sigma": [0.9, 0.5]}
 STREAM = saved({"state_dict": TENSORS, "epoch": 3}, _use_new_zipfile_serialization=False)
 STEP = {"start": "edm", "step": 1, "loss": 1.0, "valid_loss": 1.0, "best_loss": 1.0, "grad_norm": 0.1, "moved": 0.0}
 CELL = Path("docs/galaxies/cells/hsc32-dpmpp-5-0.json")
