@@ -22,6 +22,8 @@ from jaxtyping import Float, PyTree
 
 from ld3_jax.processes import is_first
 
+_HOME = os.path.expanduser("~")
+CACHE = None if _HOME == "~" else Path(_HOME, ".cache", "ld3_jax")  # None: nobody knows the user's home
 # What NumPy raises for a damaged file, or one of another kind.
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, AttributeError, TypeError, SyntaxError, MemoryError)
 _DAMAGE += (OverflowError, zipfile.BadZipFile, zlib.error)

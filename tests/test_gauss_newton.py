@@ -9,8 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from ld3_jax import learning, losses, schedules
 from ld3_jax.learning import Gaps, GaussNewton, GradientDescent, WithCoefficients
-from ld3_jax.learning.gauss_newton import averaged_step
-from ld3_jax.learning.quadratic import Quadratic, quadratic_model, solution
+from ld3_jax.learning.second_order import Quadratic, quadratic_model, solution
 from ld3_jax.learning.state import batch_indices
 from ld3_jax.networks import gaussian
 from ld3_jax.solvers import Solver
@@ -67,7 +66,7 @@ def test_it_gets_further_than_adam_on_fewer_network_calls(solver, pairs):
 
 
 def test_averages_are_those_of_the_batches_and_the_rate_rises_and_falls(pairs):
-    settings = {"momentum": 0.4, "memory": 0.8, "damping": 1.0, "ridge": 0.5, "largest": 1e6}
+    settings = {"momentum": 0.4, "memory": 0.8, "damping": 1.0, "ridge": 0.5}
     learner = GaussNewton(steps=3, batch_size=30, validate_every=3, **settings)
     gaps = Gaps()
     object.__setattr__(gaps, "max_shift", 1e3)  # so that no number reaches its bound
@@ -78,7 +77,7 @@ def test_averages_are_those_of_the_batches_and_the_rate_rises_and_falls(pairs):
     for step in range(3):
         indices = batch_indices(task, jnp.int32(step))
         models.append(model(states[-1].params, jax.tree.map(lambda leaf, i=indices: leaf[i], task.train)))
-        states.append(averaged_step(task, states[-1])[0])
+        states.append(learner.step(task, states[-1])[0])
 
     def average(values, decay):
         weights = [decay ** (len(values) - 1 - i) for i in range(len(values))]
@@ -95,7 +94,7 @@ def test_averages_are_those_of_the_batches_and_the_rate_rises_and_falls(pairs):
             gradient=expected.gradient + ridge * gone, matrix=expected.matrix + jnp.diag(ridge)
         )
         rate = 0.7 * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * k / 3))) * (1 - 0.8 ** (k + 1))
-        step = solution(expected, jnp.asarray(1.0), states[k].params, 1e6, lambda params: params)
+        step = solution(expected, jnp.asarray(1.0), states[k].params, task)
         moved = jax.tree.map(lambda new, old: new - old, states[k + 1].params, states[k].params)
         np.testing.assert_allclose(ravel_pytree(moved)[0], rate * ravel_pytree(step)[0], rtol=2e-2, atol=1e-5)
 
@@ -113,7 +112,6 @@ def test_a_number_out_of_its_range_is_refused(name):
         {"rate": 1.5},
         {"damping": -1.0},
         {"damping": float("nan")},
-        {"largest": 0.0},
         {"momentum": 1.0},
         {"memory": -0.1},
         {"ridge": -1.0},
@@ -127,7 +125,7 @@ def test_rates_out_of_their_range_are_refused(settings):
 
 def test_a_loss_that_is_no_function_of_squares_is_refused(pairs):
     student = learning.make_student(MODEL, SCHEDULE, Solver("dpmpp", 4), losses.l1)
-    with pytest.raises(ValueError, match=r"steps of second order .* need one of the losses"):
+    with pytest.raises(ValueError, match=r"steps of second order .* need a loss that has residuals, as"):
         learning.fit(student, pairs, KEY)
 
 
@@ -151,7 +149,7 @@ def _traced(network, solver):
     student = learning.make_student(network, SCHEDULE, Solver(solver, 4), losses.l2)
     task = learning.make_task(student, Pairs(x, x), KEY, WithCoefficients(), GaussNewton())
     state = jax.eval_shape(lambda: learning.begin(task, "logsnr"))
-    return jax.eval_shape(averaged_step, task, state)[0].params["logits"].dtype
+    return jax.eval_shape(task.learner.step, task, state)[0].params["logits"].dtype
 
 
 @pytest.mark.parametrize(("solver", "dtype"), [("ipndm", "bfloat16"), ("heun", "float16")])

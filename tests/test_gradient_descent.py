@@ -84,7 +84,7 @@ class Setting:
         return learner.after_step(self.task._replace(learner=learner), state, learner.steps)
 
     def loss(self, params, x_T):
-        found = self.task.discretization(params, self.task.student)
+        found = self.task.discretization(params)
         return distances(self.task.student, found, self.task.valid._replace(x_T=x_T)).mean()
 
 
@@ -119,7 +119,7 @@ def losses_and_gradients(task, params, noise):
     """Each sample's loss, and its gradient with respect to that sample's noise."""
 
     def total(noise):
-        found = task.discretization(params, task.student)
+        found = task.discretization(params)
         each = sample_losses(task.student, found, task.train._replace(x_T=noise))
         return each.sum(), each
 
@@ -189,7 +189,7 @@ def test_the_figures_of_a_step_are_those_before_it(patient):
     _, figures = patient.step(task, state)
 
     def mean_loss(params):
-        return sample_losses(task.student, task.discretization(params, task.student), alike).mean()
+        return sample_losses(task.student, task.discretization(params), alike).mean()
 
     loss, grads = jax.jit(jax.value_and_grad(mean_loss))(state.params)
     np.testing.assert_allclose(figures.loss, loss, rtol=1e-5)

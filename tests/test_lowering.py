@@ -19,9 +19,8 @@ from ld3_jax.learning import (
     make_student,
     make_task,
 )
-from ld3_jax.learning.gauss_newton import averaged_step
 from ld3_jax.learning.gradient_descent import gradient_step
-from ld3_jax.learning.levenberg_marquardt import damped_step
+from ld3_jax.learning.second_order import _step
 from ld3_jax.networks import gaussian
 from ld3_jax.networks.layers import convolution
 from ld3_jax.solvers import Solver
@@ -64,8 +63,8 @@ def _task(model, x_T, learner, parametrisation=_GAPS):
 PROGRAMS = {
     "teacher": _teacher,
     "gradient": lambda *given: (gradient_step, _task(*given, GradientDescent(batch_size=2, surrogate=SoftSurrogate()))),
-    "averaged": lambda *given: (averaged_step, _task(*given, GaussNewton(batch_size=2), WithCoefficients())),
-    "damped": lambda *given: (damped_step, _task(*given, LevenbergMarquardt(batch_size=2))),
+    "averaged": lambda *given: (_step, _task(*given, GaussNewton(batch_size=2), WithCoefficients())),
+    "damped": lambda *given: (_step, _task(*given, LevenbergMarquardt(batch_size=2))),
 }
 
 

@@ -56,7 +56,7 @@ def test_batches_of_any_size_make_no_difference(batch_size, perceptive, pairs, s
 
 @pytest.mark.parametrize(("name", "norm"), [("l1", np.abs), ("l2", np.square)])
 def test_losses_are_those_of_the_samples_that_run_returns(name, norm, perceptive, pairs):
-    judged = student.make_student(perceptive.model, SCHEDULE, SOLVER, losses.LOSSES[name])
+    judged = student.make_student(perceptive.model, SCHEDULE, SOLVER, getattr(losses, name))
     decoupled = Discretization(GRID, grids.grid("edm", SCHEDULE, 3))
     each = student.sample_losses(judged, decoupled, pairs)
     expected = norm(np.asarray(student.run(judged, decoupled, pairs.x_T, pairs.cond)) - pairs.x_0).mean(-1)

@@ -83,8 +83,7 @@ def kl_bound(student: Student, found: Discretization, teacher: Teacher, x_T: PyT
 
     Reference: Tong et al., arXiv:2405.15506, section 4 and its appendix.
     """
-    if not student.schedule.space.flat:
-        raise ValueError(f"the bound is for states that are vectors, not for those of {student.schedule}")
+    student.schedule.space.require_vectors("the bound")
     count_of((x_T, cond), "x_T and cond")
     accurate = on_grid(teacher.grid, student.schedule, teacher.solver)
     solvers = (student.solver, found), (teacher.solver, accurate)

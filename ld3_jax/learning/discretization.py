@@ -85,7 +85,7 @@ def like_another(other: Solver, t: Float[Array, "n_points"], schedule: NoiseSche
     change = _changes_to(make_table(schedule, t, solver=solver), target)
     if solver.to_zero:  # both end in the data prediction, where the base may have no factor to change
         change = jax.tree.map(lambda leaf: leaf.at[-1].set(0.0), change)
-    return Discretization(t, t, change if schedule.space.flat else change._replace(base=()))
+    return Discretization(t, t, change if solver.expands(schedule) else change._replace(base=()))
 
 
 def no_change(table: Table, k: int | None = None, *, base: bool = True) -> Coefficients:

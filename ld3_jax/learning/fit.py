@@ -15,10 +15,9 @@ from jaxtyping import PRNGKeyArray
 
 from ld3_jax import losses
 from ld3_jax.batches import check_finite, count_of, replicate
-from ld3_jax.denoisers import as_pytree, prediction_of
+from ld3_jax.denoisers import prediction_of
 from ld3_jax.grids import check_times
 from ld3_jax.learning.coefficients import WithCoefficients
-from ld3_jax.learning.curve import Curve
 from ld3_jax.learning.discretization import Discretization, on_grid
 from ld3_jax.learning.gauss_newton import GaussNewton
 from ld3_jax.learning.learned import Learned
@@ -85,7 +84,7 @@ def make_task(
     if learner.batch_size > known:
         raise ValueError(f"batch_size must be at most the {known} training pairs, got {learner.batch_size}")
     train, valid = jax.tree.map(lambda leaf: leaf[:known], pairs), jax.tree.map(lambda leaf: leaf[known:], pairs)
-    if not parametrisation.rates(student.solver):
+    if not parametrisation.groups(student.solver):
         raise ValueError(
             "nothing is learned: every group of numbers is frozen, or a single step has no times between its ends: "
             f"{parametrisation}, {student.solver}"
@@ -94,7 +93,7 @@ def make_task(
         student = student._replace(loss=losses.both(pairs.x_0))
     task = Task(student, train, valid if learner.held_out else train, key, parametrisation, learner)
     learner.check(task)
-    jax.eval_shape(losses.each, as_pytree(student.loss), *(jax.tree.map(lambda leaf: leaf[:2], pairs.x_0),) * 2)
+    jax.eval_shape(losses.each, student.loss, *(jax.tree.map(lambda leaf: leaf[:2], pairs.x_0),) * 2)
     return replicate(task)
 
 
@@ -177,13 +176,10 @@ def describe(task: Task, state: TrainState) -> Learned:
     if not math.isfinite(state.best_loss):
         raise FloatingPointError("no validation had a finite loss, so that none of the learned times are the best")
     student, schedule = task.student, task.student.schedule
-    found = task.discretization(state.best, student)
+    found = task.discretization(state.best)
     figures = {"valid": {"start": float(state.start_loss), "learned": float(state.best_loss)}}
-    curve = None
-    if isinstance(task.parametrisation, Curve):
-        curve = tuple(task.discretization(state.best, one) for one in task.students())
     model = {"predicts": prediction_of(student.model)}
-    return Learned(student.solver, found, np.asarray(found.lam(schedule)), model, figures, curve)
+    return Learned(student.solver, found, np.asarray(found.lam(schedule)), model, figures)
 
 
 def _is_key(key: Any) -> bool:
@@ -211,8 +207,7 @@ def _network_calls(task: Task, last: TrainState, ranked: int, starts: int, heats
     samples = ranked * min(learner.valid_batch, n_train)
     samples += sum(len(heat.losses) for heat in heats) * min(2 * learner.valid_batch, n_valid)
     samples += (starts + validations) * n_valid
-    of_sampling = sum(one.solver.nfe for one in task.students())
-    return made * learner.batch_size * learner.calls(task, last.params) + samples * of_sampling
+    return made * learner.batch_size * learner.calls(task, last.params) + samples * task.student.solver.nfe
 
 
 def _numbers(task: Task, start: str | Discretization) -> Params:

@@ -24,7 +24,6 @@ from ld3_jax.learning.state import (
     batch_indices,
     finite_or_inf,
     keep_best,
-    together,
     unless_done,
     validation_is_due,
     validation_loss,
@@ -70,7 +69,7 @@ class GradientDescent:
         steps: how many steps.
         batch_size: training pairs a step.
         validate_every: steps between validations.
-        frozen_steps: number of first steps in which the shifts do not move.
+        frozen_steps: number of first steps in which the groups that are `late` (the shifts) do not move.
         patience: when to lower the rates and to stop early; None: never.
         surrogate: the soft surrogate; None: off.
         held_out: how many of the pairs are for validation alone; 0: all are for both.
@@ -98,13 +97,8 @@ class GradientDescent:
         settle(self, RANGES | kinds | {"frozen_steps": COUNT_OR_ZERO, "remat": FLAG})
 
     def check(self, task: Task) -> None:
-        """The soft surrogate moves the noise under one number of network calls."""
-        if self.surrogate and not task.is_of_one_number():
-            raise ValueError("the soft surrogate learns for the student's own number of network calls, not several")
-        if self.surrogate and not task.student.schedule.space.flat:
-            raise ValueError(
-                "the soft surrogate moves noise in a ball of vectors; on a manifold surrogate must be None"
-            )
+        if self.surrogate:
+            task.student.schedule.space.require_vectors("the soft surrogate, which moves noise in a ball,")
 
     def init(self, task: Task, params: Params) -> "Memory":
         """Optimiser, rates, and where noise moves, the noise."""
@@ -120,13 +114,12 @@ class GradientDescent:
         )
 
     def step(self, task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
-        """See `gradient_step`."""
         return gradient_step(task, state)
 
     def calls(self, task: Task, params: Params) -> int:
         """A gradient costs three calls, with recomputation four; noise that moves is tried once more."""
         each = (4 if self.remat else 3) + (self.surrogate is not None)
-        return each * sum(one.solver.nfe for one in task.students())
+        return each * task.student.solver.nfe
 
     def after_step(self, task: Task, state: TrainState, step: int) -> TrainState:
         """A validation where one is due, and at a round's end a step of the validation noise."""
@@ -171,8 +164,10 @@ def gradient_step(task: Task, state: TrainState) -> tuple[TrainState, StepMetric
     (loss, each), (grads, noise_grads) = _gradients(task, state.params, noise, pairs)
     learned = task.parametrisation.learned(grads)
     grads = _only(learned, grads)
-    if learner.frozen_steps and "shifts" in grads:
-        grads["shifts"] = jnp.where(state.step < learner.frozen_steps, 0.0, grads["shifts"])
+    for name, group in task.groups().items():
+        if learner.frozen_steps and group.late:
+            frozen = state.step < learner.frozen_steps
+            grads[name] = jax.tree.map(lambda grad, frozen=frozen: jnp.where(frozen, 0.0, grad), grads[name])
     updates, optimizer = _optimizer(task).update(grads, memory.optimizer, state.params)
     updates = _only(learned, updates)  # an optimizer may move numbers without a gradient, by weight decay for instance
     updates = {name: jax.tree.map(lambda u, f=memory.factors[name]: u * f, updates[name]) for name in updates}
@@ -193,7 +188,7 @@ def judge(task: Task, state: TrainState, loss: Float[Array, ""]) -> TrainState:
     new = keep_best(state, loss)
     new = new._replace(learner=state.learner._replace(worse=worse))
     if task.learner.patience:
-        new = lower_rates(new, task.learner.patience, task.learner.frozen_steps)
+        new = lower_rates(new, task.learner.patience, task.groups(), task.learner.frozen_steps)
     return unless_done(state, new)
 
 
@@ -214,8 +209,8 @@ def _optimizer(task: Task) -> Optimizer:
     learner = task.learner
     if learner.optimizer is not None:
         return learner.optimizer
-    rates = task.parametrisation.rates(task.student.solver)
-    return optimizers.by_group({name: optimizers.adam(rate, learner.steps) for name, rate in rates.items()})
+    rules = {name: optimizers.adam(group.rate, learner.steps) for name, group in task.groups().items()}
+    return optimizers.by_group(rules)
 
 
 def _validation_pairs(task: Task, state: TrainState) -> Pairs:
@@ -252,11 +247,8 @@ def _gradients(
 
     def objective(params: Params, noise: PyTree) -> tuple[Array, Array]:
         moved = pairs._replace(x_T=noise)
-        each = [
-            sample_losses(student, task.discretization(params, student), moved, remat=task.learner.remat)
-            for student in task.students()
-        ]
-        return together([losses.mean() for losses in each]), each[0]
+        each = sample_losses(task.student, task.discretization(params), moved, remat=task.learner.remat)
+        return each.mean(), each
 
     return jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(params, noise)
 
@@ -277,7 +269,6 @@ def _move_noise(
         return jax.tree.map(jnp.add, origin, optax.projections.projection_l2_ball(offset, radius))
 
     candidate = jax.vmap(step)(pairs.x_T, noise, grads)
-    found = task.discretization(params, student)
-    accepted = sample_losses(student, found, pairs._replace(x_T=candidate)) < each
+    accepted = sample_losses(student, task.discretization(params), pairs._replace(x_T=candidate)) < each
     keep = jax.vmap(lambda accepted, new, old: jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old))
     return keep(accepted, candidate, noise), accepted

@@ -11,12 +11,12 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ld3_jax.batches import whole
 from ld3_jax.learning.discretization import Discretization
-from ld3_jax.learning.parametrisation import Parametrisation, Params, discretize
+from ld3_jax.learning.parametrisation import Group, Parametrisation, Params, discretize
 from ld3_jax.learning.student import Student, distances
 from ld3_jax.ranges import COUNT, COUNT_OR_ZERO
 from ld3_jax.teacher import Pairs
 
-# Of what every learner has.
+# The numbers that every learner has.
 RANGES = dict.fromkeys(("steps", "batch_size", "validate_every", "valid_batch"), COUNT) | {"held_out": COUNT_OR_ZERO}
 
 
@@ -69,18 +69,13 @@ class Task(NamedTuple):
     parametrisation: Parametrisation
     learner: Learner
 
-    def students(self) -> list[Student]:
-        """The student with each number of network calls that is learned."""
-        solvers = self.parametrisation.solvers(self.student.solver)
-        return [self.student._replace(solver=solver) for solver in solvers]
+    def groups(self) -> dict[str, Group]:
+        """The groups of numbers that are learned."""
+        return self.parametrisation.groups(self.student.solver)
 
-    def is_of_one_number(self) -> bool:
-        """Whether the student's own number of network calls is all that is learned."""
-        return self.parametrisation.solvers(self.student.solver) == (self.student.solver,)
-
-    def discretization(self, params: Params, student: Student) -> Discretization:
-        """What the numbers stand for, for one of the students."""
-        return discretize(self.parametrisation, params, student.schedule, student.solver)
+    def discretization(self, params: Params) -> Discretization:
+        """What the numbers stand for."""
+        return discretize(self.parametrisation, params, self.student.schedule, self.student.solver)
 
 
 class TrainState(NamedTuple):
@@ -131,17 +126,8 @@ def validation_is_due(task: Task, step: int) -> bool:
 
 
 def validation_loss(task: Task, params: Params, pairs: Pairs) -> Float[Array, ""]:
-    """The mean loss of any number of pairs; of all numbers of calls together where several are learned."""
-    means = []
-    for student in task.students():
-        found = task.discretization(params, student)
-        means.append(distances(student, found, pairs, batch_size=task.learner.valid_batch).mean())
-    return together(means)
-
-
-def together(losses: list[Array]) -> Array:
-    """One loss of those of each number of calls: the geometric mean, so that each counts alike."""
-    return losses[0] if len(losses) == 1 else jnp.exp(jnp.mean(jnp.log(jnp.stack(losses))))
+    """The mean loss of any number of pairs."""
+    return distances(task.student, task.discretization(params), pairs, batch_size=task.learner.valid_batch).mean()
 
 
 def keep_best(state: TrainState, loss: Array) -> TrainState:

@@ -5,7 +5,6 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
 from ld3_jax import losses
@@ -53,7 +52,8 @@ def make_student(
     """
     if solver.nfe is None:
         raise ValueError(f"a student's solver needs its number of network calls, nfe, got {solver!r}")
-    return Student(as_pytree(model), schedule, solver, None if loss is None else as_pytree(loss), as_pytree(decode))
+    judged = None if loss is None else losses.as_loss(loss)
+    return Student(as_pytree(model), schedule, solver, judged, as_pytree(decode))
 
 
 def run(student: Student, found: Discretization, x_T: PyTree, cond: PyTree = None, *, remat: bool = False) -> PyTree:
@@ -117,4 +117,4 @@ def losses_in_batches(loss: Loss, samples: PyTree, targets: PyTree, *, batch_siz
 
 
 def _loss(student: Student) -> Loss:
-    return Partial(losses.l2) if student.loss is None else student.loss
+    return losses.l2 if student.loss is None else student.loss

@@ -23,7 +23,7 @@ _PROCESSES: dict[str, Callable[[Any, Any], Any]] = {
 
 def plain(
     table: Table, schedule: NoiseSchedule, t: Float[Array, "n_points"], solver: Solver, output: str | None = None
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """A table and the noise levels that belong to it, as JSON takes them.
 
     Args:
@@ -38,12 +38,10 @@ def plain(
         `t`, `grid_alpha` and `grid_sigma` at the grid's, where 1 and 0 end a solver that ends without noise;
         `prior_scale`; `process`, "vp", "ve", "flow" or None for any other; `train_steps`, the N of a `VPDiscrete`,
         whose time t is (i + 1) / N at step i, or None; `betas`, its steps by diffusers' arguments, or None; `output`.
-
-    Raises:
-        ValueError: if the states are no vectors: other programs only add.
+        None if states are no vectors with one time for all: other programs only add.
     """
-    if not schedule.space.flat or len(schedule.parts) > 1:
-        raise ValueError(f"a table of plain numbers is of vectors with one time for all, got {schedule}")
+    if not solver.expands(schedule) or len(schedule.parts) > 1:
+        return None
     alpha, sigma = np.array(schedule.alpha(t)), np.array(schedule.sigma(t))
     if solver.to_zero:
         alpha[-1], sigma[-1] = 1.0, 0.0

@@ -1,4 +1,4 @@
-"""A quadratic model of the loss around the numbers, from Jacobians of the samples: what steps of second order need.
+"""Steps of second order: a quadratic model of the loss around the numbers, from Jacobians of the samples.
 
 There are few numbers to learn and a sample has many pixels, so a sample's Jacobian is cheap to take column by column,
 and nothing is kept for a backward pass: memory does not depend on the number of network calls. A pose is fewer numbers
@@ -7,10 +7,12 @@ than are learned, so its Jacobian is taken row by row.
 Reference: Nocedal and Wright, Numerical Optimization, chapter 10.
 """
 
-from collections.abc import Callable, Iterable
+import abc
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,30 +20,47 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ld3_jax import denoisers, losses, ranges
+from ld3_jax import denoisers, ranges
 from ld3_jax.batches import in_batches
 from ld3_jax.learning.discretization import Discretization
 from ld3_jax.learning.jacobian import Directions, every_factor, passes, sample_and_jacobian, sample_and_jacobian_of_each
 from ld3_jax.learning.parametrisation import Params
-from ld3_jax.learning.state import RANGES, Task, TrainState, judge, together, validation_is_due, validation_loss
+from ld3_jax.learning.state import (
+    RANGES,
+    StepMetrics,
+    Task,
+    TrainState,
+    batch_indices,
+    judge,
+    unless_done,
+    validation_is_due,
+    validation_loss,
+)
 from ld3_jax.learning.student import Student
-from ld3_jax.ranges import COUNT, POSITIVE
-from ld3_jax.solvers import Expansion, Solver, expand, integrate
+from ld3_jax.ranges import COUNT
+from ld3_jax.solvers import Expansion, expand, integrate
 from ld3_jax.teacher import Pairs
 
 _BOUND_ROUNDS = 3  # solutions in which more numbers may reach their bounds
 _HELD = 64  # states held for each tangent that passes through the network at a time
 
 
+class Quadratic(NamedTuple):
+    """loss + gradient . step + step . matrix . step / 2, for steps of the p numbers as one vector."""
+
+    loss: Float[Array, ""]
+    gradient: Float[Array, "p"]
+    matrix: Float[Array, "p p"]
+
+
 @dataclass(frozen=True)
-class SecondOrder:
-    """What learners by steps of second order share.
+class SecondOrder(abc.ABC):
+    """A learner by steps of second order; a subclass says how a batch's model moves the numbers.
 
     Attributes:
         steps: how many steps.
         batch_size: training pairs a step.
         validate_every: steps between validations.
-        largest: the most that the logit of a gap may change in a step.
         tangents: directions times samples that pass through the network at a time: more on an accelerator. Memory holds
             64 states for each.
         held_out: how many of the pairs are for validation alone; 0: all are for both.
@@ -54,43 +73,68 @@ class SecondOrder:
     steps: int
     batch_size: int
     validate_every: int
-    largest: float = 1.0
     tangents: int = 40
     held_out: int = 0
     valid_batch: int = 25
 
     def __post_init__(self) -> None:
-        ranges.settle(self, RANGES | {"tangents": COUNT, "largest": POSITIVE})
+        ranges.settle(self, RANGES | {"tangents": COUNT})
+
+    @abc.abstractmethod
+    def init(self, task: Task, params: Params) -> Any:
+        """What the learner remembers, before the first step."""
+
+    @abc.abstractmethod
+    def move(self, task: Task, state: TrainState, pairs: Pairs, model: Quadratic) -> tuple[Params, Any]:
+        """The numbers after a step on a batch, and what the learner remembers then."""
 
     def check(self, task: Task) -> None:
-        """See `check`."""
-        check(task.student.loss, task.parametrisation.solvers(task.student.solver))
+        """Refuse a loss that is no function of squares, and a solver of one step: XLA does not compile that."""
+        loss, solver = task.student.loss, task.student.solver
+        if getattr(loss, "residuals", None) is None:
+            raise ValueError(
+                "steps of second order (GaussNewton, LevenbergMarquardt) need a loss that has residuals, as "
+                "losses.l2, rmse and both have; GradientDescent takes any loss"
+            )
+        if solver.n_steps < 2:
+            raise ValueError(
+                f"steps of second order need a solver of at least 2 steps, got {solver}; gradient descent does not"
+            )
+
+    def step(self, task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
+        return _step(task, state)
 
     def calls(self, task: Task, params: Params) -> int:
-        """See `network_calls`."""
-        return network_calls(task, params)
+        """Network calls of the model for each sample, where a derivative along one direction counts as one."""
+        nfe, schedule = task.student.solver.nfe, task.student.schedule
+        if task.student.solver.expands(schedule):
+            first = _first_calls(task.student, jax.eval_shape(task.discretization, params))
+            return nfe + int(np.sum(nfe - first))
+        return nfe + nfe * passes(task.train.x_T, int(np.sum(_learned(task, params))))
 
     def after_step(self, task: Task, state: TrainState, step: int) -> TrainState:
-        """A validation where one is due."""
         if not validation_is_due(task, step):
             return state
         return judge(state, validation_loss(task, state.params, task.valid))
 
 
-class Quadratic(NamedTuple):
-    """loss + gradient . step + step . matrix . step / 2, for steps of the p numbers as one vector."""
-
-    loss: Float[Array, ""]
-    gradient: Float[Array, "p"]
-    matrix: Float[Array, "p p"]
+@jax.jit
+def _step(task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
+    """One step on a batch, and its figures; the state as it is if learning is done."""
+    indices = batch_indices(task, state.step)
+    pairs = jax.tree.map(lambda leaf: leaf[indices], task.train)
+    model = quadratic_model(task, state.params, pairs, task.learner.tangents)
+    params, memory = task.learner.move(task, state, pairs, model)
+    new = state._replace(step=state.step + 1, params=params, learner=memory)
+    return unless_done(state, new), StepMetrics(model.loss, jnp.linalg.norm(model.gradient), jnp.zeros(()))
 
 
 def quadratic_model(task: Task, params: Params, pairs: Pairs, tangents: int) -> Quadratic:
     """The Gauss-Newton model of a batch's loss.
 
-    A sample's loss is phi(|r|^2), see `losses.least_squares`. Around the numbers it is modelled by w |r + J step|^2,
+    A sample's loss is phi(|r|^2), see `losses.Loss`. Around the numbers it is modelled by w |r + J step|^2,
     w = phi'(|r|^2), the least-squares problem of an iterated reweighting: gradient = 2 J^T w r, matrix = 2 J^T w J,
-    averaged over the batch. Of several numbers of calls, the geometric mean is modelled.
+    averaged over the batch.
 
     Args:
         task: what is learned.
@@ -98,54 +142,37 @@ def quadratic_model(task: Task, params: Params, pairs: Pairs, tangents: int) -> 
         pairs: the batch.
         tangents: directions times samples that pass through the network at a time.
     """
-    models = [_of_student(task, student, params, pairs, tangents) for student in task.students()]
-    loss, shares = jax.value_and_grad(together)([model.loss for model in models])
-    parts = [
-        jax.tree.map(lambda part, share=share: share * part, model) for model, share in zip(models, shares, strict=True)
-    ]
-    return jax.tree.map(lambda *part: sum(part), *parts)._replace(loss=loss)
+    student = task.student
+    along = _along_factors if student.solver.expands(student.schedule) else _along_numbers
+    sample, of_numbers, batch = along(task, params, tangents)
+    product = partial(jnp.einsum, precision="highest")
+
+    def of_batch(pairs: Pairs) -> tuple[Array, Array, Array]:
+        x, moved = sample(pairs)
+        r, linear = jax.linearize(lambda x: student.loss.residuals(student.decode(x), pairs.x_0), x)
+        columns = jax.lax.map(linear, moved)
+        loss, weight = jax.vmap(jax.value_and_grad(student.loss.phi))(sum(jnp.sum(part**2, -1) for part in r))
+        gradient = sum(product("qnd,nd,n->nq", part, of_r, weight) for part, of_r in zip(columns, r, strict=True))
+        matrix = sum(product("qnd,rnd,n->nqr", part, part, weight) for part in columns)
+        return loss, 2 * gradient, 2 * matrix
+
+    loss, gradient, matrix = (part.mean(0) for part in in_batches(of_batch, pairs, batch))
+    return Quadratic(
+        loss, product("q,qa->a", gradient, of_numbers), product("qr,qa,rb->ab", matrix, of_numbers, of_numbers)
+    )
 
 
-def check(loss: Callable, solvers: Iterable[Solver]) -> None:
-    """Refuse what steps of second order cannot learn.
-
-    Raises:
-        ValueError: if the loss is no function of squares, or a solver makes one step: XLA does not compile that.
-    """
-    losses.least_squares(loss)
-    if one := [str(solver) for solver in solvers if solver.n_steps < 2]:
-        raise ValueError(
-            f"steps of second order need a solver of at least 2 steps, got {one[0]}; gradient descent does not"
-        )
-
-
-def network_calls(task: Task, params: Params) -> int:
-    """Network calls of the model for each sample, where a derivative along one direction counts as one."""
-    count = 0
-    for student in task.students():
-        found, nfe = jax.eval_shape(partial(task.discretization, student=student), params), student.solver.nfe
-        if student.schedule.space.flat:
-            derivatives = int(np.sum(nfe - _first_calls(student, found)))
-        else:
-            derivatives = nfe * passes(task.train.x_T, int(np.sum(_learned(task, params))))
-        count += nfe + derivatives
-    return count
-
-
-def solution(
-    model: Quadratic, damping: Float[Array, ""], params: Params, largest: float, project: Callable[[Params], Params]
-) -> Params:
+def solution(model: Quadratic, damping: Float[Array, ""], params: Params, task: Task) -> Params:
     """The step that solves (matrix + damping diag(matrix)) step = -gradient within the bounds of the numbers.
 
     A number that would leave its bounds is taken to its bound, and the others are solved for again. The step is
-    shortened if the logit of a gap changes by too much.
+    shortened if a number changes by more than its group allows (`Group.largest`).
 
     Args:
         model: the quadratic model, in the order of `ravel_pytree`.
         damping: relative to the diagonal.
         params: the numbers.
-        largest: the most that the logit of a gap may change; beyond, the model means little.
-        project: the nearest numbers within the bounds.
+        task: what is learned, whose parametrisation states bounds and largest steps.
 
     Reference: Marquardt, SIAM J. Appl. Math. 11 (1963); Nocedal and Wright, Numerical Optimization, section 16.7.
     """
@@ -160,15 +187,24 @@ def solution(
         right = jnp.where(at_bound, given, -model.gradient - held)
         free = ~at_bound
         step = jnp.linalg.solve(jnp.where(free[:, None] & free[None], damped, jnp.eye(len(flat))), right)
-        within = ravel_pytree(project(unravel(flat + step)))[0] - flat
+        within = ravel_pytree(project(task, unravel(flat + step)))[0] - flat
         at_bound |= jnp.abs(within - step) > 1e-6 * jnp.abs(step)
         step = within
-    step = unravel(step)
-    if "logits" not in step:
-        return step
-    most = jnp.abs(ravel_pytree(step["logits"])[0]).max()
-    factor = jnp.minimum(1.0, largest / jnp.maximum(most, 1e-12))
+    return _shortened(unravel(step), task)
+
+
+def _shortened(step: Params, task: Task) -> Params:
+    factor = jnp.ones(())
+    for name, group in task.groups().items():
+        if math.isfinite(group.largest):
+            most = jnp.abs(ravel_pytree(step[name])[0]).max()
+            factor = jnp.minimum(factor, group.largest / jnp.maximum(most, 1e-12))
     return jax.tree.map(lambda leaf: factor * leaf, step)
+
+
+def project(task: Task, params: Params) -> Params:
+    """The nearest numbers within their bounds."""
+    return task.parametrisation.project(params, task.student.schedule)
 
 
 class Derivatives(NamedTuple):
@@ -179,31 +215,11 @@ class Derivatives(NamedTuple):
     batch: int  # samples at a time
 
 
-def _of_student(task: Task, student: Student, params: Params, pairs: Pairs, tangents: int) -> Quadratic:
-    least_squares = losses.least_squares(student.loss)
-    along = _along_factors if student.schedule.space.flat else _along_numbers
-    sample, of_numbers, batch = along(task, student, params, tangents)
-    product = partial(jnp.einsum, precision="highest")
-
-    def of_batch(pairs: Pairs) -> tuple[Array, Array, Array]:
-        x, moved = sample(pairs)
-        r, linear = jax.linearize(lambda x: least_squares.residuals(student.decode(x), pairs.x_0), x)
-        columns = jax.lax.map(linear, moved)
-        loss, weight = jax.vmap(jax.value_and_grad(least_squares.phi))(sum(jnp.sum(part**2, -1) for part in r))
-        gradient = sum(product("qnd,nd,n->nq", part, of_r, weight) for part, of_r in zip(columns, r, strict=True))
-        matrix = sum(product("qnd,rnd,n->nqr", part, part, weight) for part in columns)
-        return loss, 2 * gradient, 2 * matrix
-
-    loss, gradient, matrix = (part.mean(0) for part in in_batches(of_batch, pairs, batch))
-    return Quadratic(
-        loss, product("q,qa->a", gradient, of_numbers), product("qr,qa,rb->ab", matrix, of_numbers, of_numbers)
-    )
-
-
-def _along_factors(task: Task, student: Student, params: Params, tangents: int) -> Derivatives:
+def _along_factors(task: Task, params: Params, tangents: int) -> Derivatives:
     """Along factors of the solver."""
-    directions, of_numbers = _directions(task, student, params)
-    expansion = _written_out(student, task.discretization(params, student))
+    student = task.student
+    directions, of_numbers = _directions(task, params)
+    expansion = _written_out(student, task.discretization(params))
     predict = denoisers.convert(student.model, student.schedule, student.solver.prediction)
 
     def sample(pairs: Pairs) -> tuple[PyTree, PyTree]:
@@ -213,15 +229,15 @@ def _along_factors(task: Task, student: Student, params: Params, tangents: int) 
     return Derivatives(sample, of_numbers, max(1, _HELD * tangents // (student.solver.nfe * len(of_numbers))))
 
 
-def _along_numbers(task: Task, student: Student, params: Params, tangents: int) -> Derivatives:
-    """Along the numbers themselves: on a manifold, where states are no sums."""
+def _along_numbers(task: Task, params: Params, tangents: int) -> Derivatives:
+    """Along the numbers themselves, where states are no sums."""
     flat, unravel = ravel_pytree(params)
-    schedule, solver = student.schedule, student.solver
+    model, schedule, solver, *_ = task.student
     learned = jnp.asarray(np.eye(len(flat))[_learned(task, params)], flat.dtype)
 
     def of_numbers(flat: Array, x_T: PyTree, cond: PyTree) -> PyTree:
-        table = task.discretization(unravel(flat), student).table(schedule, solver)
-        return integrate(student.model, schedule, solver, table, x_T, cond=cond)
+        table = task.discretization(unravel(flat)).table(schedule, solver)
+        return integrate(model, schedule, solver, table, x_T, cond=cond)
 
     def sample(pairs: Pairs) -> tuple[PyTree, PyTree]:
         return sample_and_jacobian_of_each(of_numbers, flat, learned, pairs.x_T, pairs.cond)
@@ -229,17 +245,17 @@ def _along_numbers(task: Task, student: Student, params: Params, tangents: int) 
     return Derivatives(sample, learned, max(1, tangents // passes(task.train.x_T, len(learned))))
 
 
-def _directions(task: Task, student: Student, params: Params) -> tuple[Directions, Float[Array, "q p"]]:
+def _directions(task: Task, params: Params) -> tuple[Directions, Float[Array, "q p"]]:
     """Directions that all changes of the numbers are made of, and what each number has of each direction.
 
     Without coefficients these are the inner times and network times: the rows of a step depend on no later time. With
     them they are the factors themselves, which are fewer than times and coefficients together.
     """
-    flat, unravel = ravel_pytree(params)
+    student, (flat, unravel) = task.student, ravel_pytree(params)
     learned = jnp.asarray(_learned(task, params), flat.dtype)
 
     def found(flat: Array) -> Discretization:
-        return task.discretization(unravel(flat), student)
+        return task.discretization(unravel(flat))
 
     def of_numbers(coordinates: Callable[[Discretization], Array]) -> Array:
         return jax.jacfwd(lambda flat: coordinates(found(flat)))(flat) * learned[None]
