@@ -140,7 +140,7 @@ def test_the_numbers_of_the_parts_are_those_of_each(each, float64):
 def test_the_soft_surrogate_needs_vectors(setting):
     student, known, _ = setting
     learner = GradientDescent(surrogate=learning.SoftSurrogate())
-    with pytest.raises(ValueError, match="the soft surrogate, .* is for states that are vectors"):
+    with pytest.raises(ValueError, match=r"the soft surrogate, .* is for states that are vectors"):
         learning.make_task(student, known, KEY, ByPart(), learner)
 
 

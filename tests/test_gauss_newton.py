@@ -1,5 +1,7 @@
 """Learning by Gauss-Newton: exact on a quadratic, unbiased averages, a rate that rises and falls, refusals."""
 
+from types import SimpleNamespace
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from ld3_jax import learning, losses, schedules
-from ld3_jax.learning import Gaps, GaussNewton, GradientDescent, WithCoefficients
+from ld3_jax.learning import Gaps, GaussNewton, GradientDescent, Group, WithCoefficients
 from ld3_jax.learning.second_order import Quadratic, quadratic_model, solution
 from ld3_jax.learning.state import batch_indices
 from ld3_jax.networks import gaussian
@@ -134,10 +136,13 @@ def test_numbers_stay_within_their_bounds_and_the_others_are_solved_for_again():
     matrix = jnp.asarray([[2.0, 0.2, 0.0], [0.2, 1.0, 0.3], [0.0, 0.3, 4.0]])
     model = Quadratic(jnp.zeros(()), jnp.asarray([-4.0, 0.0, 1.0]), matrix)
 
-    def project(params):
+    def project(params, schedule):
         return {"shifts": jnp.clip(params["shifts"], -0.5, 0.5)}
 
-    step = solution(model, jnp.zeros(()), params, 1.0, project)["shifts"]
+    bounded = SimpleNamespace(project=project, groups=lambda solver: {"shifts": Group(0.1)})
+    student = learning.make_student(MODEL, SCHEDULE, Solver("dpmpp", 4))
+    task = learning.Task(student, None, None, KEY, bounded, GaussNewton())
+    step = solution(model, jnp.zeros(()), params, task)["shifts"]
     # The first one wants to go to 2 and stops at 0.5; with it there, the others are at their least.
     others = -np.linalg.solve(matrix[1:, 1:], model.gradient[1:] + matrix[1:, 0] * 0.5)
     np.testing.assert_allclose(step, [0.5, *others], rtol=1e-5)

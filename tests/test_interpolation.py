@@ -46,7 +46,7 @@ def test_times_descend_between_exact_ends(n):
         assert len(times) == n + 1
         assert (np.diff(times) < 0).all()
         assert (float(times[0]), float(times[-1])) == (np.float32(SCHEDULE.t_max), np.float32(SCHEDULE.t_min))
-    assert np.abs(found.t - found.t_c).max() > 1e-3
+    assert np.abs(found.t - found.t_c).max() > 1e-4
 
 
 def test_between_two_numbers_of_calls_the_times_are_those_of_scipys_interpolation(float64):
@@ -82,7 +82,6 @@ FEW = learned_for(3)
         ([FEW, learned_for(6, "ipndm")], "of one solver and one model, got 2 kinds"),
         ([FEW, replace(learned_for(6), model={"digest": "another"})], "of one solver and one model, got 2 kinds"),
         ([FEW, learned_for(4, coefficients=CHANGE)], "these have coefficients"),
-        ([FEW, "schedule.json"], r"learned\[1\] must be of type Learned"),
         ([FEW, replace(learned_for(6), lam=lam(learned_for(6)) + 1)], "learned for another noise schedule"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from ld3_jax import denoisers, learning, losses, schedules, solvers
-from ld3_jax.learning import Gaps, LevenbergMarquardt, WithCoefficients
+from ld3_jax.learning import Gaps, GaussNewton, LevenbergMarquardt, WithCoefficients
 from ld3_jax.learning.discretization import like_another
 from ld3_jax.learning.jacobian import (
     Directions,
@@ -155,7 +155,7 @@ def test_a_quadratic_model_is_that_of_the_whole_jacobian(case, float64):
 def test_no_direction_passes_through_the_network_before_it_begins(parametrisation, solver, calls):
     student = learning.make_student(MODEL, SCHEDULE, solver)
     pairs = Pairs(jnp.zeros((2, 2)), jnp.zeros((2, 2)))
-    task = learning.make_task(student, pairs, jax.random.key(0), parametrisation, LevenbergMarquardt(batch_size=2))
+    task = learning.make_task(student, pairs, jax.random.key(0), parametrisation, GaussNewton(batch_size=2))
     params = parametrisation.init(learning.on_grid("edm", SCHEDULE, solver), SCHEDULE, solver)
     assert task.learner.calls(task, params) == calls
 

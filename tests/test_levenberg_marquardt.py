@@ -196,8 +196,8 @@ PARAMS = {"logits": jnp.asarray([0.3, -0.2]), "shifts": jnp.asarray([0.1])}
 def descend_in(tries, centre, damping, floor, largest=np.inf):
     """A step in a bowl around `centre`, of a loss that is never below `floor`."""
     groups = {"logits": Group(0.1, largest), "shifts": Group(0.1)}
-    parametrisation = SimpleNamespace(project=lambda params, schedule: params)
-    task = SimpleNamespace(student=make_student(), parametrisation=parametrisation, groups=lambda: groups)
+    free = SimpleNamespace(project=lambda params, schedule: params, groups=lambda solver: groups)
+    task = learning.Task(make_student(), None, None, KEY, free, LM)
 
     def loss_at(params):
         offset = ravel_pytree(params)[0] - centre

@@ -54,9 +54,8 @@ def test_a_loss_of_squares_is_phi_of_the_sum_of_its_squared_residuals(name):
 
 def test_a_loss_is_a_pytree_of_its_weights():
     weights = jnp.arange(2.0)
-    loss = losses.Loss(
-        Partial(lambda weights, x, y: [weights[None] * (x - y)[..., 0]], weights), jnp.sqrt, measure="own"
-    )
+    residuals = Partial(lambda weights, x, y: [weights[None] * (x - y)[..., 0]], weights)
+    loss = losses.Loss(residuals, jnp.sqrt, measure="own")
     np.testing.assert_array_equal(jax.tree.leaves(loss), [weights])
     expected = jnp.abs(X - Y)[:, 1, 0]
     np.testing.assert_allclose(jax.jit(lambda loss: loss(X, Y))(loss), expected)

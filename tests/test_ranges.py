@@ -126,12 +126,13 @@ TABLE, GAPS, GN = ON_GRID.table(VP, SOLVER), learning.Gaps(), GaussNewton(batch_
         (lambda: Solver("dpmpp", 10**9), "nfe must be at most 10000, got 1000000000"),
         (lambda: Solver("heun").for_steps(10**9), "n must be at most 10000"),
         (
-            lambda: learning.WithCoefficients(history=5).init(
-                learning.on_grid("edm", SCHEDULE, SOLVER), SCHEDULE, SOLVER
-            ),
+            lambda: learning.WithCoefficients(history=5).init(ON_GRID, VP, SOLVER),
             "history must be at most 4, got 5",
         ),
-        (lambda: learning.WithCoefficients(learning.WithCoefficients()), "so not of a curve"),
+        (
+            lambda: learning.WithCoefficients(learning.WithCoefficients()).init(ON_GRID, VP, SOLVER),
+            "times must be a parametrisation without coefficients",
+        ),
     ],
 )
 def test_other_kinds_are_refused_at_the_entrance(call, message):

@@ -51,7 +51,7 @@ class ByPart:
         return _joined([self.each.project(numbers, part) for numbers, part in parts])
 
     def learned(self, params: Params) -> Mask:
-        of_one = self.each.learned(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), params))
+        of_one = self.each.learned(_split(params)[0])
         return jax.tree.map(lambda on, leaf: np.broadcast_to(on, leaf.shape), of_one, params)
 
     def groups(self, solver: Solver) -> dict[str, Group]:

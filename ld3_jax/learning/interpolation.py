@@ -52,6 +52,8 @@ def interpolate(learned: Sequence[Learned], nfe: int, schedule: NoiseSchedule) -
         raise ValueError(f"times are interpolated between those of one solver and one model, got {len(kinds)} kinds")
     if any(one.coefficients is not None or one.t.ndim > 1 for one in learned):
         raise ValueError("only times are interpolated: these have coefficients, or times for each part of a state")
+    for one in learned:
+        one.check_range(schedule)
     solver = replace(learned[0].solver, nfe=nfe)
     times = between([one.found for one in learned], schedule, solver)
     loss = {"loss": learned[0].losses["loss"]} if "loss" in learned[0].losses else {}

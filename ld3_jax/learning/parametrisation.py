@@ -57,7 +57,7 @@ class Parametrisation(Protocol):
         ...
 
     def learned(self, params: Params) -> Mask:
-        """Booleans shaped like the numbers (arrays or their shapes): which are learned and have an effect."""
+        """Booleans shaped like the numbers: which are learned and have an effect."""
         ...
 
     def groups(self, solver: Solver) -> dict[str, Group]:
