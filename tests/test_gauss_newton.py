@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from ld3_jax import learning, losses, schedules
 from ld3_jax.learning import Gaps, GaussNewton, GradientDescent, Group, WithCoefficients
 from ld3_jax.learning.second_order import Quadratic, quadratic_model, solution
-from ld3_jax.learning.state import batch_indices
+from ld3_jax.learning.task import batch_indices
 from ld3_jax.networks import gaussian
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, Teacher, draw_noise, make_pairs

@@ -15,8 +15,7 @@ from ld3_jax.learning.optimizers import by_group
 from ld3_jax.learning.parametrisation import Group
 from ld3_jax.learning.patience import Patience
 from ld3_jax.learning.race import Heat, Start, rank
-from ld3_jax.learning.state import StepMetrics, Task, TrainState
-from ld3_jax.learning.student import Student, distances, make_student
+from ld3_jax.learning.task import StepMetrics, Student, Task, TrainState, distances, make_student
 
 __all__ = [
     "Bound",

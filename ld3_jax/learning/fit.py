@@ -16,20 +16,17 @@ from jaxtyping import PRNGKeyArray
 from ld3_jax import losses
 from ld3_jax.batches import check_finite, count_of, replicate
 from ld3_jax.denoisers import prediction_of
-from ld3_jax.grids import check_times
 from ld3_jax.learning.coefficients import WithCoefficients
-from ld3_jax.learning.discretization import Discretization, on_grid
+from ld3_jax.learning.discretization import Discretization
 from ld3_jax.learning.gauss_newton import GaussNewton
 from ld3_jax.learning.learned import Learned
-from ld3_jax.learning.parametrisation import Parametrisation, Params
+from ld3_jax.learning.parametrisation import Parametrisation
 from ld3_jax.learning.race import Advance, Heat, Start, best_of_each_grid, race, rank
-from ld3_jax.learning.state import Learner, StepMetrics, Task, TrainState, init_state, validation_is_due
-from ld3_jax.learning.student import Student
+from ld3_jax.learning.task import Learner, StepMetrics, Student, Task, TrainState, validation_is_due
 from ld3_jax.ranges import COUNT, FUNCTION, STATES, Kind, check, entrance, instance
 from ld3_jax.teacher import Pairs
 
 _EVERYTHING, _GAUSS_NEWTON = WithCoefficients(), GaussNewton()
-_START = Kind("a grid's name, 'race' or a Discretization", lambda value: isinstance(value, str | Discretization))
 
 
 def fit(
@@ -60,10 +57,11 @@ def fit(
             together.
         FloatingPointError: if pairs are not finite, a loss is not (it names the step), or that of no validation is.
 
-    For progress, checkpoints and resuming, give `learn` an `advance` of your own; this function is two lines around it.
+    For progress, checkpoints and resuming, give `learn` an `advance` of your own, as this function calls it.
     """
     task = make_task(student, pairs, key, parametrisation, learner)
-    return describe(task, learn(task, start).state)
+    ended = learn(task, start)
+    return describe(task, ended.state)
 
 
 @entrance(student=instance(Student), pairs=instance(Pairs), parametrisation=instance(Parametrisation))
@@ -107,7 +105,7 @@ class Ended(NamedTuple):
     network_calls: int  # for one sample each; a derivative along one direction counts as one
 
 
-@entrance(task=instance(Task), start=_START, advance=FUNCTION.or_none())
+@entrance(task=instance(Task), start=START, advance=FUNCTION.or_none())
 def learn(task: Task, start: str | Discretization = "race", advance: Advance | None = None) -> Ended:
     """Race if asked to, and learn to the last step.
 
@@ -123,17 +121,6 @@ def learn(task: Task, start: str | Discretization = "race", advance: Advance | N
     name, state, heats = race(task, states, advance)
     last = advance(name, state, task.learner.steps)
     return Ended(last, name, ranked, heats, _network_calls(task, last, len(ranked), len(states), heats))
-
-
-@entrance(task=instance(Task), start=_START)
-def begin(task: Task, start: str | Discretization) -> TrainState:
-    """The state before the first step.
-
-    Args:
-        task: what is learned.
-        start: a hand-made grid's name, or the times to start from.
-    """
-    return replicate(init_state(task, _numbers(task, start)))
 
 
 @entrance(task=instance(Task), state=instance(TrainState), until=COUNT.or_none())
@@ -208,14 +195,6 @@ def _network_calls(task: Task, last: TrainState, ranked: int, starts: int, heats
     samples += sum(len(heat.losses) for heat in heats) * min(2 * learner.valid_batch, n_valid)
     samples += (starts + validations) * n_valid
     return made * learner.batch_size * learner.calls(task, last.params) + samples * task.student.solver.nfe
-
-
-def _numbers(task: Task, start: str | Discretization) -> Params:
-    """The numbers that stand for a start."""
-    schedule, solver = task.student.schedule, task.student.solver
-    found = on_grid(start, schedule, solver) if isinstance(start, str) else start
-    check_times(found.t, found.t_c, schedule, whole=True)
-    return task.parametrisation.init(found, schedule, solver)
 
 
 def _checked(state: TrainState, figures: StepMetrics) -> tuple[TrainState, StepMetrics]:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from ld3_jax.learning.parametrisation import Params
 from ld3_jax.learning.second_order import Quadratic, SecondOrder, project, solution
-from ld3_jax.learning.state import Task, TrainState
+from ld3_jax.learning.task import Task, TrainState
 from ld3_jax.ranges import LESS_THAN_ONE, NOT_NEGATIVE, POSITIVE, UP_TO_ONE, settle
 from ld3_jax.teacher import Pairs
 

@@ -16,7 +16,7 @@ from ld3_jax.learning import optimizers
 from ld3_jax.learning.optimizers import Optimizer
 from ld3_jax.learning.parametrisation import Mask, Params
 from ld3_jax.learning.patience import Patience, lower_rates
-from ld3_jax.learning.state import (
+from ld3_jax.learning.task import (
     RANGES,
     StepMetrics,
     Task,
@@ -24,11 +24,11 @@ from ld3_jax.learning.state import (
     batch_indices,
     finite_or_inf,
     keep_best,
+    sample_losses,
     unless_done,
     validation_is_due,
     validation_loss,
 )
-from ld3_jax.learning.student import sample_losses
 from ld3_jax.ranges import COUNT_OR_ZERO, FLAG, POSITIVE, instance, settle
 from ld3_jax.teacher import Pairs
 

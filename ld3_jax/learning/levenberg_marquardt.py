@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from ld3_jax.learning.parametrisation import Params
 from ld3_jax.learning.second_order import Quadratic, SecondOrder, project, solution
-from ld3_jax.learning.state import Task, TrainState, validation_loss
+from ld3_jax.learning.task import Task, TrainState, validation_loss
 from ld3_jax.ranges import COUNT, settle
 from ld3_jax.teacher import Pairs
 

@@ -65,14 +65,6 @@ class Parametrisation(Protocol):
         ...
 
 
-@jax.jit
-def discretize(
-    parametrisation: Parametrisation, params: Params, schedule: NoiseSchedule, solver: Solver
-) -> Discretization:
-    """What the numbers stand for, as one program."""
-    return parametrisation.discretization(params, schedule, solver)
-
-
 def known_groups(given: tuple[str, ...], groups: tuple[str, ...]) -> None:
     """Refuse names of groups that a parametrisation does not have."""
     if not isinstance(given, tuple) or not all(one in groups for one in given):

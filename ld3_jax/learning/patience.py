@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ld3_jax.learning.parametrisation import Group
-from ld3_jax.learning.state import TrainState
+from ld3_jax.learning.task import TrainState
 from ld3_jax.ranges import COUNT, SHARE, UP_TO_ONE, Kind, check, instance, settle
 
 _NOT_LEARNED = Group(rate=0.0)

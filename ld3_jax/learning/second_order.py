@@ -25,9 +25,10 @@ from ld3_jax.batches import in_batches
 from ld3_jax.learning.discretization import Discretization
 from ld3_jax.learning.jacobian import Directions, every_factor, passes, sample_and_jacobian, sample_and_jacobian_of_each
 from ld3_jax.learning.parametrisation import Params
-from ld3_jax.learning.state import (
+from ld3_jax.learning.task import (
     RANGES,
     StepMetrics,
+    Student,
     Task,
     TrainState,
     batch_indices,
@@ -36,7 +37,6 @@ from ld3_jax.learning.state import (
     validation_is_due,
     validation_loss,
 )
-from ld3_jax.learning.student import Student
 from ld3_jax.ranges import COUNT
 from ld3_jax.solvers import Expansion, expand, integrate
 from ld3_jax.teacher import Pairs
