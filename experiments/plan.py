@@ -188,7 +188,7 @@ def _learner(config: config_dict.ConfigDict, parametrisation: Parametrisation, s
     patience = learning.Patience(learn.patience, learn.decay, floors, learn.floor_visits) if learn.patience else None
     surrogate = learning.SoftSurrogate(learn.gamma, learn.noise_rate, learn.move_validation) if learn.gamma else None
     return learning.GradientDescent(
-        learning.by_group(rules),
+        optimizer=learning.by_group(rules),
         frozen_steps=learn.frozen_steps,
         patience=patience,
         surrogate=surrogate,

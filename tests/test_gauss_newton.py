@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from ld3_jax import learning, losses, schedules
 from ld3_jax.learning import Gaps, GaussNewton, GradientDescent, Group, WithCoefficients
 from ld3_jax.learning.second_order import Quadratic, quadratic_model, solution
-from ld3_jax.learning.task import batch_indices
+from ld3_jax.learning.task import batch_indices, move
 from ld3_jax.networks import gaussian
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, Teacher, draw_noise, make_pairs
@@ -79,7 +79,7 @@ def test_averages_are_those_of_the_batches_and_the_rate_rises_and_falls(pairs):
     for step in range(3):
         indices = batch_indices(task, jnp.int32(step))
         models.append(model(states[-1].params, jax.tree.map(lambda leaf, i=indices: leaf[i], task.train)))
-        states.append(learner.step(task, states[-1])[0])
+        states.append(move(task, states[-1])[0])
 
     def average(values, decay):
         weights = [decay ** (len(values) - 1 - i) for i in range(len(values))]
@@ -154,7 +154,7 @@ def _traced(network, solver):
     student = learning.make_student(network, SCHEDULE, Solver(solver, 4), losses.l2)
     task = learning.make_task(student, Pairs(x, x), KEY, WithCoefficients(), GaussNewton())
     state = jax.eval_shape(lambda: learning.begin(task, "logsnr"))
-    return jax.eval_shape(task.learner.step, task, state)[0].params["logits"].dtype
+    return jax.eval_shape(move, task, state)[0].params["logits"].dtype
 
 
 @pytest.mark.parametrize(("solver", "dtype"), [("ipndm", "bfloat16"), ("heun", "float16")])

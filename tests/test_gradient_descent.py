@@ -24,8 +24,8 @@ from ld3_jax.learning import (
     on_grid,
     optimizers,
 )
-from ld3_jax.learning.gradient_descent import end_round, gradient_step
-from ld3_jax.learning.task import run_in_batches, sample_losses
+from ld3_jax.learning.gradient_descent import end_round
+from ld3_jax.learning.task import move, run_in_batches, sample_losses
 from ld3_jax.losses import l2
 from ld3_jax.networks import gaussian
 from ld3_jax.solvers import Solver
@@ -58,7 +58,7 @@ def rules(logits, shifts):
 def patient_learner():
     """All of it new: without moving noise, at a rate that drives the shifts to their bounds."""
     patience = Patience(2, 0.5, floors=(("logits", 0.25), ("shifts", 0.125)), visits=2)
-    return GradientDescent(rules(0.05, 100.0), STEPS, batch_size=2, frozen_steps=2, patience=patience)
+    return GradientDescent(optimizer=rules(0.05, 100.0), steps=STEPS, batch_size=2, frozen_steps=2, patience=patience)
 
 
 SOFT = GradientDescent(
@@ -69,7 +69,7 @@ SOFT = GradientDescent(
 class Setting:
     """A task, and a run of so many steps on it."""
 
-    def __init__(self, student, learner, count=8, steps=0, step=gradient_step):
+    def __init__(self, student, learner, count=8, steps=0, step=move):
         train, valid = pairs_of(student, count, 0), pairs_of(student, count, 1)
         self.task = Task(student, train, valid, KEY, Gaps(), learner)
         self.step = step
@@ -91,7 +91,7 @@ class Setting:
 @pytest.fixture(scope="module")
 def patient():
     """Seven steps, of a step that may be traced once."""
-    once = jax.jit(chex.assert_max_traces(gradient_step.__wrapped__, n=1))
+    once = jax.jit(chex.assert_max_traces(move.__wrapped__, n=1))
     return Setting(student_of(SCHEDULES["vp"]), patient_learner(), steps=7, step=once)
 
 
@@ -151,7 +151,7 @@ def test_equal_choices_newly_built_compile_nothing_and_repeat_the_run(patient):
     with jax.no_tracing():
         states = [begin(task, "logsnr")]
         for _ in range(3):
-            states.append(patient.step(task, states[-1])[0])
+            states.append(move(task, states[-1])[0])
         task.learner.after_step(task, states[1], STEPS)
     chex.assert_trees_all_equal(states, patient.states[:4])
 
@@ -162,7 +162,7 @@ def test_frozen_groups_stay_and_an_equal_task_newly_built_compiles_nothing(patie
         return patient.task._replace(parametrisation=parametrisation, learner=GradientDescent(SGD, batch_size=4))
 
     def learn(task):
-        state, _ = task.learner.step(task, start)
+        state, _ = move(task, start)
         return task.learner.after_step(task, state, task.learner.steps)
 
     start = begin(task(), "logsnr")

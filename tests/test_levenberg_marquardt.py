@@ -15,11 +15,11 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from ld3_jax import grids, learning, losses, schedules, solvers
-from ld3_jax.learning import Gaps, GradientDescent, LevenbergMarquardt, WithCoefficients, second_order
+from ld3_jax.learning import Gaps, GradientDescent, LevenbergMarquardt, WithCoefficients
 from ld3_jax.learning.levenberg_marquardt import descend
 from ld3_jax.learning.parametrisation import Group
 from ld3_jax.learning.second_order import Quadratic, quadratic_model, solution
-from ld3_jax.learning.task import run_in_batches, sample_losses
+from ld3_jax.learning.task import move, run_in_batches, sample_losses
 from ld3_jax.networks import gaussian, lpips
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs
@@ -29,7 +29,7 @@ MODEL = gaussian.noise_model(gaussian.ring(), SCHEDULE)
 KEY = jax.random.key(1)
 LM = LevenbergMarquardt(steps=6, batch_size=20)
 # Weight decay would move numbers that have no gradient.
-DECAYS = GradientDescent(optax.adamw(0.05, weight_decay=0.5), batch_size=20)
+DECAYS = GradientDescent(optimizer=optax.adamw(0.05, weight_decay=0.5), batch_size=20)
 COEFFICIENTS_ALONE = WithCoefficients(Gaps(frozen=("logits", "shifts")))
 
 
@@ -183,7 +183,7 @@ def test_memory_does_not_grow_with_the_calls():
             replace(LM, batch_size=42, tangents=20),
         )
         begun = jax.eval_shape(lambda: learning.begin(task, "logsnr"))
-        return second_order._step.lower(task, begun).compile().memory_analysis().temp_size_in_bytes
+        return move.lower(task, begun).compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(20) < 1.1 * temporaries(5)
 

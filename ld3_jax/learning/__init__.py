@@ -15,7 +15,16 @@ from ld3_jax.learning.optimizers import by_group
 from ld3_jax.learning.parametrisation import Group
 from ld3_jax.learning.patience import Patience
 from ld3_jax.learning.race import Heat, Start, rank
-from ld3_jax.learning.task import StepMetrics, Student, Task, TrainState, distances, make_student
+from ld3_jax.learning.task import (
+    Learner,
+    StepMetrics,
+    Student,
+    Task,
+    TrainState,
+    distances,
+    make_student,
+    validation_loss,
+)
 
 __all__ = [
     "Bound",
@@ -29,6 +38,7 @@ __all__ = [
     "Group",
     "Heat",
     "Learned",
+    "Learner",
     "LevenbergMarquardt",
     "Patience",
     "SoftSurrogate",
@@ -53,4 +63,5 @@ __all__ = [
     "on_grid",
     "rank",
     "steps",
+    "validation_loss",
 ]

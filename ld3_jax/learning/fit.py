@@ -22,7 +22,7 @@ from ld3_jax.learning.gauss_newton import GaussNewton
 from ld3_jax.learning.learned import Learned
 from ld3_jax.learning.parametrisation import Parametrisation
 from ld3_jax.learning.race import Advance, Heat, Start, best_of_each_grid, race, rank
-from ld3_jax.learning.task import Learner, StepMetrics, Student, Task, TrainState, validation_is_due
+from ld3_jax.learning.task import START, Learner, StepMetrics, Student, Task, TrainState, begin, move, validation_is_due
 from ld3_jax.ranges import COUNT, FUNCTION, STATES, Kind, check, entrance, instance
 from ld3_jax.teacher import Pairs
 
@@ -142,7 +142,7 @@ def steps(task: Task, state: TrainState, until: int | None = None) -> Iterator[t
         return
     unchecked: tuple[TrainState, StepMetrics] | None = None
     for step in range(int(state.step) + 1, (task.learner.steps if until is None else until) + 1):
-        state, figures = task.learner.step(task, state)
+        state, figures = move(task, state)
         state = task.learner.after_step(task, state, step)
         if unchecked:  # look at the step before while this one runs
             yield _checked(*unchecked)

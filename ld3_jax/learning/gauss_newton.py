@@ -28,8 +28,7 @@ class Averages(NamedTuple):
     start: Float[Array, "p"]
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GaussNewton(SecondOrder):
     """Steps -rate (A + damping diag A)^-1 g, where A and g are moving averages of those of small batches.
 
@@ -49,9 +48,6 @@ class GaussNewton(SecondOrder):
         ValueError: if a number is out of its range.
     """
 
-    steps: int = 32
-    batch_size: int = 10
-    validate_every: int = 16
     rate: float = 0.7
     damping: float = 1e-3
     momentum: float = 0.5
@@ -67,7 +63,7 @@ class GaussNewton(SecondOrder):
         start = ravel_pytree(params)[0]
         return Averages(jnp.zeros(len(start)), jnp.zeros((len(start), len(start))), start)
 
-    def move(self, task: Task, state: TrainState, pairs: Pairs, model: Quadratic) -> tuple[Params, Averages]:
+    def move_by(self, model: Quadratic, task: Task, state: TrainState, pairs: Pairs) -> tuple[Params, Averages]:
         old, done = state.learner, state.step.astype(float)
         new = Averages(
             optax.incremental_update(model.gradient, old.gradient, 1 - self.momentum),

@@ -17,11 +17,10 @@ from ld3_jax.learning.optimizers import Optimizer
 from ld3_jax.learning.parametrisation import Mask, Params
 from ld3_jax.learning.patience import Patience, lower_rates
 from ld3_jax.learning.task import (
-    RANGES,
+    Learner,
     StepMetrics,
     Task,
     TrainState,
-    batch_indices,
     finite_or_inf,
     keep_best,
     sample_losses,
@@ -56,45 +55,37 @@ class SoftSurrogate:
         settle(self, {"gamma": POSITIVE, "rate": POSITIVE, "move_validation": FLAG})
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class GradientDescent:
+@dataclass(frozen=True, kw_only=True)
+class GradientDescent(Learner):
     """Steps along the gradient by any Optax transformation.
 
     The defaults reach a low error on held-out noise soon; they are not the paper's choices.
 
-    Attributes:
+    Attributes: those of `Learner`, and
         optimizer: any Optax transformation of the numbers, which are a dict of groups; see `optimizers.by_group`. None:
             Adam at the rates of the parametrisation.
-        steps: how many steps.
-        batch_size: training pairs a step.
-        validate_every: steps between validations.
         frozen_steps: number of first steps in which the groups that are `late` (the shifts) do not move.
         patience: when to lower the rates and to stop early; None: never.
         surrogate: the soft surrogate; None: off.
-        held_out: how many of the pairs are for validation alone; 0: all are for both.
-        valid_batch: validation samples to integrate at a time.
         remat: recompute activations in the backward pass, so that memory does not grow with the network calls.
 
     Raises:
         ValueError: if a number is out of its range.
     """
 
-    optimizer: Optimizer | None = None
     steps: int = 60
-    batch_size: int = 10
     validate_every: int = 10
+    optimizer: Optimizer | None = None
     frozen_steps: int = 0
     patience: Patience | None = None
     surrogate: SoftSurrogate | None = None
-    held_out: int = 0
-    valid_batch: int = 25
     remat: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         parts = {"optimizer": Optimizer, "patience": Patience, "surrogate": SoftSurrogate}
         kinds = {name: instance(of).or_none() for name, of in parts.items()}
-        settle(self, RANGES | kinds | {"frozen_steps": COUNT_OR_ZERO, "remat": FLAG})
+        settle(self, kinds | {"frozen_steps": COUNT_OR_ZERO, "remat": FLAG})
 
     def check(self, task: Task) -> None:
         if self.surrogate:
@@ -113,8 +104,38 @@ class GradientDescent:
             noise_rate=jnp.asarray(self.surrogate.rate / task.student.solver.n_steps if self.surrogate else 0.0),
         )
 
-    def step(self, task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
-        return gradient_step(task, state)
+    def move(self, task: Task, state: TrainState, batch: Int[Array, "batch"]) -> tuple[Params, "Memory", StepMetrics]:
+        """One gradient step on a batch, and one step of the batch's noise.
+
+        The loss is the mean of `sample_losses` from the noise x'_T. With the soft surrogate each x'_T then takes a
+        gradient step, is projected on its ball, and keeps the move if its own loss falls under the updated times.
+        """
+        memory = state.learner
+        noise = memory.noise if self.surrogate else task.train.x_T
+        pairs, noise = spread(jax.tree.map(lambda leaf: leaf[batch], (task.train, noise)))
+        (loss, each), (grads, noise_grads) = _gradients(task, state.params, noise, pairs)
+        params, optimizer, grads = self._stepped(task, state, grads)
+        memory, moved = memory._replace(optimizer=optimizer), jnp.zeros(())
+        if self.surrogate:
+            noise, accepted = _move_noise(task, params, memory.noise_rate, pairs, noise, noise_grads, each)
+            scattered = jax.tree.map(lambda all, some: all.at[batch].set(some), memory.noise, noise)
+            memory, moved = memory._replace(noise=scattered), accepted.mean()
+        return params, memory, StepMetrics(loss, optax.tree.norm(grads), moved)
+
+    def _stepped(self, task: Task, state: TrainState, grads: Params) -> tuple[Params, optax.OptState, Params]:
+        """The numbers after the optimiser's step, its state, and the gradients of what is learned."""
+        learned = task.parametrisation.learned(grads)
+        grads = _only(learned, grads)
+        for name, group in task.groups().items():
+            if self.frozen_steps and group.late:
+                frozen = state.step < self.frozen_steps
+                grads[name] = jax.tree.map(lambda grad, frozen=frozen: jnp.where(frozen, 0.0, grad), grads[name])
+        updates, optimizer = _optimizer(task).update(grads, state.learner.optimizer, state.params)
+        updates = _only(learned, updates)  # an optimizer may move numbers without a gradient, by weight decay
+        factors = state.learner.factors
+        updates = {name: jax.tree.map(lambda u, f=factors[name]: u * f, updates[name]) for name in updates}
+        params = optax.apply_updates(state.params, updates)
+        return task.parametrisation.project(params, task.student.schedule), optimizer, grads
 
     def calls(self, task: Task, params: Params) -> int:
         """A gradient costs three calls, with recomputation four; noise that moves is tried once more."""
@@ -141,44 +162,6 @@ class Memory(NamedTuple):
     noise: PyTree  # initial states of the training pairs as moved; () when they do not move
     valid_noise: PyTree
     noise_rate: Float[Array, ""]
-
-
-@jax.jit
-def gradient_step(task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
-    """One gradient step on a batch, and one step of the batch's noise.
-
-    The loss is the mean of `sample_losses` from the noise x'_T. With the soft surrogate each x'_T then takes a gradient
-    step, is projected on its ball, and keeps the move if its own loss falls under the updated times.
-
-    Args:
-        task: what is learned.
-        state: the state.
-
-    Returns:
-        The next state, unchanged if the state is done, and the step's figures.
-    """
-    learner, memory = task.learner, state.learner
-    indices = batch_indices(task, state.step)
-    noise = memory.noise if learner.surrogate else task.train.x_T
-    pairs, noise = spread(jax.tree.map(lambda leaf: leaf[indices], (task.train, noise)))
-    (loss, each), (grads, noise_grads) = _gradients(task, state.params, noise, pairs)
-    learned = task.parametrisation.learned(grads)
-    grads = _only(learned, grads)
-    for name, group in task.groups().items():
-        if learner.frozen_steps and group.late:
-            frozen = state.step < learner.frozen_steps
-            grads[name] = jax.tree.map(lambda grad, frozen=frozen: jnp.where(frozen, 0.0, grad), grads[name])
-    updates, optimizer = _optimizer(task).update(grads, memory.optimizer, state.params)
-    updates = _only(learned, updates)  # an optimizer may move numbers without a gradient, by weight decay for instance
-    updates = {name: jax.tree.map(lambda u, f=memory.factors[name]: u * f, updates[name]) for name in updates}
-    params = task.parametrisation.project(optax.apply_updates(state.params, updates), task.student.schedule)
-    memory, moved = memory._replace(optimizer=optimizer), jnp.zeros(())
-    if learner.surrogate:
-        noise, accepted = _move_noise(task, params, memory.noise_rate, pairs, noise, noise_grads, each)
-        scattered = jax.tree.map(lambda all, some: all.at[indices].set(some), memory.noise, noise)
-        memory, moved = memory._replace(noise=scattered), accepted.mean()
-    new = state._replace(step=state.step + 1, params=params, learner=memory)
-    return unless_done(state, new), StepMetrics(loss, optax.tree.norm(grads), moved)
 
 
 @jax.jit

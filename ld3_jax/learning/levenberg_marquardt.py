@@ -19,8 +19,7 @@ from ld3_jax.ranges import COUNT, settle
 from ld3_jax.teacher import Pairs
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LevenbergMarquardt(SecondOrder):
     """Steps delta that solve (A + mu diag A) delta = -g; mu grows until the loss falls, and falls after a success.
 
@@ -50,7 +49,7 @@ class LevenbergMarquardt(SecondOrder):
     def init(self, task: Task, params: Params) -> Float[Array, ""]:
         return jnp.asarray(1e-2)  # the damping mu
 
-    def move(self, task: Task, state: TrainState, pairs: Pairs, model: Quadratic) -> tuple[Params, Float[Array, ""]]:
+    def move_by(self, model: Quadratic, task: Task, state: TrainState, pairs: Pairs) -> tuple[Params, Float[Array, ""]]:
         def loss_at(params: Params) -> Array:
             return validation_loss(task, project(task, params), pairs)
 

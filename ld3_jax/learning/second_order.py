@@ -20,24 +20,13 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ld3_jax import denoisers, ranges
+from ld3_jax import denoisers
 from ld3_jax.batches import in_batches
 from ld3_jax.learning.discretization import Discretization
 from ld3_jax.learning.jacobian import Directions, every_factor, passes, sample_and_jacobian, sample_and_jacobian_of_each
 from ld3_jax.learning.parametrisation import Params
-from ld3_jax.learning.task import (
-    RANGES,
-    StepMetrics,
-    Student,
-    Task,
-    TrainState,
-    batch_indices,
-    judge,
-    unless_done,
-    validation_is_due,
-    validation_loss,
-)
-from ld3_jax.ranges import COUNT
+from ld3_jax.learning.task import Learner, StepMetrics, Student, Task, TrainState
+from ld3_jax.ranges import COUNT, settle
 from ld3_jax.solvers import Expansion, expand, integrate
 from ld3_jax.teacher import Pairs
 
@@ -53,80 +42,51 @@ class Quadratic(NamedTuple):
     matrix: Float[Array, "p p"]
 
 
-@dataclass(frozen=True)
-class SecondOrder(abc.ABC):
+@dataclass(frozen=True, kw_only=True)
+class SecondOrder(Learner):
     """A learner by steps of second order; a subclass says how a batch's model moves the numbers.
 
-    Attributes:
-        steps: how many steps.
-        batch_size: training pairs a step.
-        validate_every: steps between validations.
+    Attributes: those of `Learner`, and
         tangents: directions times samples that pass through the network at a time: more on an accelerator. Memory holds
             64 states for each.
-        held_out: how many of the pairs are for validation alone; 0: all are for both.
-        valid_batch: validation samples to integrate at a time.
-
-    Raises:
-        ValueError: if a number is out of its range.
     """
 
-    steps: int
-    batch_size: int
-    validate_every: int
     tangents: int = 40
-    held_out: int = 0
-    valid_batch: int = 25
 
     def __post_init__(self) -> None:
-        ranges.settle(self, RANGES | {"tangents": COUNT})
-
-    @abc.abstractmethod
-    def init(self, task: Task, params: Params) -> Any:
-        """What the learner remembers, before the first step."""
-
-    @abc.abstractmethod
-    def move(self, task: Task, state: TrainState, pairs: Pairs, model: Quadratic) -> tuple[Params, Any]:
-        """The numbers after a step on a batch, and what the learner remembers then."""
+        super().__post_init__()
+        settle(self, {"tangents": COUNT})
 
     def check(self, task: Task) -> None:
         """Refuse a loss that is no function of squares, and a solver of one step: XLA does not compile that."""
-        loss, solver = task.student.loss, task.student.solver
-        if getattr(loss, "residuals", None) is None:
+        if getattr(task.student.loss, "residuals", None) is None:
             raise ValueError(
                 "steps of second order (GaussNewton, LevenbergMarquardt) need a loss that has residuals, as "
                 "losses.l2, rmse and both have; GradientDescent takes any loss"
             )
-        if solver.n_steps < 2:
+        if task.student.solver.n_steps < 2:
             raise ValueError(
-                f"steps of second order need a solver of at least 2 steps, got {solver}; gradient descent does not"
+                f"steps of second order need a solver of at least 2 steps, got {task.student.solver}; gradient descent "
+                "does not"
             )
 
-    def step(self, task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
-        return _step(task, state)
+    def move(self, task: Task, state: TrainState, batch: Int[Array, "batch"]) -> tuple[Params, Any, StepMetrics]:
+        pairs = jax.tree.map(lambda leaf: leaf[batch], task.train)
+        model = quadratic_model(task, state.params, pairs, self.tangents)
+        params, memory = self.move_by(model, task, state, pairs)
+        return params, memory, StepMetrics(model.loss, jnp.linalg.norm(model.gradient), jnp.zeros(()))
+
+    @abc.abstractmethod
+    def move_by(self, model: Quadratic, task: Task, state: TrainState, pairs: Pairs) -> tuple[Params, Any]:
+        """The numbers after a step on a batch with that model, and what the learner remembers then."""
 
     def calls(self, task: Task, params: Params) -> int:
-        """Network calls of the model for each sample, where a derivative along one direction counts as one."""
+        """Those of the model."""
         nfe, schedule = task.student.solver.nfe, task.student.schedule
         if task.student.solver.expands(schedule):
             first = _first_calls(task.student, jax.eval_shape(task.discretization, params))
             return nfe + int(np.sum(nfe - first))
         return nfe + nfe * passes(task.train.x_T, int(np.sum(_learned(task, params))))
-
-    def after_step(self, task: Task, state: TrainState, step: int) -> TrainState:
-        if not validation_is_due(task, step):
-            return state
-        return judge(state, validation_loss(task, state.params, task.valid))
-
-
-@jax.jit
-def _step(task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
-    """One step on a batch, and its figures; the state as it is if learning is done."""
-    indices = batch_indices(task, state.step)
-    pairs = jax.tree.map(lambda leaf: leaf[indices], task.train)
-    model = quadratic_model(task, state.params, pairs, task.learner.tangents)
-    params, memory = task.learner.move(task, state, pairs, model)
-    new = state._replace(step=state.step + 1, params=params, learner=memory)
-    return unless_done(state, new), StepMetrics(model.loss, jnp.linalg.norm(model.gradient), jnp.zeros(()))
 
 
 def quadratic_model(task: Task, params: Params, pairs: Pairs, tangents: int) -> Quadratic:

@@ -3,9 +3,11 @@
 Reference: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv:2405.15506.
 """
 
+import abc
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +19,13 @@ from ld3_jax.denoisers import Model, as_pytree
 from ld3_jax.grids import check_times
 from ld3_jax.learning.discretization import Discretization, on_grid
 from ld3_jax.learning.parametrisation import Group, Parametrisation, Params
-from ld3_jax.ranges import COUNT, COUNT_OR_ZERO, Kind, call, entrance, instance
+from ld3_jax.ranges import COUNT, COUNT_OR_ZERO, Kind, call, entrance, instance, settle
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, integrate
 from ld3_jax.teacher import Pairs
 
 Loss = Callable[[PyTree, PyTree], Array]
 START = Kind("a grid's name, 'race' or a Discretization", lambda value: isinstance(value, str | Discretization))
-# The numbers that every learner has.
-RANGES = dict.fromkeys(("steps", "batch_size", "validate_every", "valid_batch"), COUNT) | {"held_out": COUNT_OR_ZERO}
 
 
 class Student(NamedTuple):
@@ -137,35 +137,60 @@ class StepMetrics(NamedTuple):
     moved: Float[Array, ""]  # share of the batch whose noise moved
 
 
-@runtime_checkable
-class Learner(Protocol):
-    """How the numbers move; hashable, and registered as static (`register_static`)."""
+@dataclass(frozen=True, kw_only=True)
+class Learner(abc.ABC):
+    """How the numbers move. One of your own is a frozen dataclass with `move`.
 
-    steps: int
-    batch_size: int
-    validate_every: int
-    valid_batch: int
-    held_out: int
+    Attributes:
+        steps: how many steps.
+        batch_size: training pairs a step.
+        validate_every: steps between validations.
+        held_out: how many of the pairs are for validation alone; 0: all are for both.
+        valid_batch: validation samples to integrate at a time.
 
-    def check(self, task: "Task") -> None:
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    steps: int = 32
+    batch_size: int = 10
+    validate_every: int = 16
+    held_out: int = 0
+    valid_batch: int = 25
+
+    def __init_subclass__(cls) -> None:
+        jax.tree_util.register_static(cls)
+
+    def __post_init__(self) -> None:
+        counts = dict.fromkeys(("steps", "batch_size", "validate_every", "valid_batch"), COUNT)
+        settle(self, counts | {"held_out": COUNT_OR_ZERO})
+
+    def check(self, task: "Task") -> None:  # noqa: B027, most learners learn any task
         """Refuse a task that this learner cannot learn, with a ValueError."""
-        ...
 
     def init(self, task: "Task", params: Params) -> Any:
-        """The learner's part of the initial state."""
-        ...
+        """What the learner remembers before the first step."""
+        return ()
 
-    def step(self, task: "Task", state: "TrainState") -> tuple["TrainState", StepMetrics]:
-        """One step, jitted; the state as it is if learning is done."""
-        ...
+    @abc.abstractmethod
+    def move(self, task: "Task", state: "TrainState", batch: Int[Array, "batch"]) -> tuple[Params, Any, StepMetrics]:
+        """The numbers after a step, what the learner remembers then, and the step's figures. Pure.
 
+        Args:
+            task: what is learned.
+            state: the state before the step.
+            batch: which of the training pairs the step is for.
+        """
+
+    @abc.abstractmethod
     def calls(self, task: "Task", params: Params) -> int:
         """Network calls that a step makes for each sample; a derivative along one direction counts as one."""
-        ...
 
     def after_step(self, task: "Task", state: "TrainState", step: int) -> "TrainState":
         """What follows the step of that number: a validation where one is due."""
-        ...
+        if not validation_is_due(task, step):
+            return state
+        return judge(state, validation_loss(task, state.params, task.valid))
 
 
 class Task(NamedTuple):
@@ -233,6 +258,14 @@ def begin(task: Task, start: str | Discretization) -> TrainState:
         done=jnp.zeros((), bool),
     )
     return replicate(state)
+
+
+@jax.jit
+def move(task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
+    """One step of the learner: the next state, unchanged if learning is done, and the step's figures."""
+    params, memory, figures = task.learner.move(task, state, batch_indices(task, state.step))
+    new = state._replace(step=state.step + 1, params=params, learner=memory)
+    return unless_done(state, new), figures
 
 
 def batch_indices(task: Task, step: Array) -> Int[Array, "batch"]:
