@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
@@ -56,21 +57,30 @@ class Loss:
 
     def __call__(self, x: Samples, y: Samples) -> Float[Array, "batch"]:
         """The loss of each sample x against its target y."""
-        if self.call is not None:
-            return self.call(x, y)
-        return jax.vmap(self.phi)(sum(jnp.sum(part**2, -1) for part in self.residuals(x, y)))
+        return jax.vmap(self.phi)(squares(self.parts(x, y))) if self.call is None else self.call(x, y)
+
+    def parts(self, x: Samples, y: Samples) -> list[Float[Array, "batch _"]]:
+        """The residuals; a ValueError if the loss is no function of squares."""
+        if self.residuals is None:
+            raise ValueError(f"the loss has no residuals, whose squares it would be a function of: {self}")
+        return self.residuals(x, y)
 
 
-def as_loss(loss: Callable[[PyTree, PyTree], Array]) -> Callable[[PyTree, PyTree], Array]:
+def squares(parts: list[Float[Array, "batch _"]]) -> Float[Array, "batch"]:
+    """|r|^2 of each sample, for residuals r in parts."""
+    return jnp.asarray(sum(jnp.sum(part**2, -1) for part in parts))
+
+
+def as_loss(loss: Callable[[PyTree, PyTree], Array]) -> Loss:
     """A loss as it is, or a plain function loss(x, y) as a `Loss` without residuals."""
-    return loss if hasattr(loss, "residuals") else Loss(call=as_pytree(loss))
+    return loss if isinstance(loss, Loss) else Loss(call=as_pytree(loss))
 
 
 def each(loss: Callable, x: PyTree, y: PyTree) -> Float[Array, "batch"]:
     """loss(x, y); a ValueError unless that is a number for each sample, at least 0."""
     values = call(loss, "a loss is called as loss(samples, targets)", x, y)
     wrong = STATES.lacks(values) or jax.tree.map(jnp.shape, values) != (count_of(y, "targets"),)
-    if wrong or not (isinstance(values, jax.core.Tracer) or values.min() >= 0):
+    if wrong or not (isinstance(values, Tracer) or values.min() >= 0):
         raise ValueError(
             f"a loss must give a real number, at least 0, for each of {count_of(y)} samples, got {shown(values)}"
         )
@@ -89,7 +99,7 @@ def _root(s: Array) -> Array:
 def _mean(of: Callable[[Array], Array], x: PyTree, y: PyTree) -> Float[Array, "batch"]:
     """The mean of a function of each sample's differences."""
     parts = _differences(x, y)
-    return sum(jnp.sum(of(part), 1) for part in parts) / _size(parts)
+    return jnp.asarray(sum(jnp.sum(of(part), 1) for part in parts)) / _size(parts)
 
 
 def _root_of_mean(x: PyTree, y: PyTree) -> Float[Array, "batch"]:

@@ -62,7 +62,10 @@ def patient_learner():
 
 
 SOFT = GradientDescent(
-    rules(0.05, 0.01), STEPS, batch_size=4, surrogate=SoftSurrogate(gamma=2.0, rate=120.0, move_validation=True)
+    optimizer=rules(0.05, 0.01),
+    steps=STEPS,
+    batch_size=4,
+    surrogate=SoftSurrogate(gamma=2.0, rate=120.0, move_validation=True),
 )
 
 
@@ -158,8 +161,11 @@ def test_equal_choices_newly_built_compile_nothing_and_repeat_the_run(patient):
 
 def test_frozen_groups_stay_and_an_equal_task_newly_built_compiles_nothing(patient):
     def task():
-        parametrisation = WithCoefficients(Gaps(frozen=("shifts",)))
-        return patient.task._replace(parametrisation=parametrisation, learner=GradientDescent(SGD, batch_size=4))
+        parametrisation, learner = (
+            WithCoefficients(Gaps(frozen=("shifts",))),
+            GradientDescent(optimizer=SGD, batch_size=4),
+        )
+        return patient.task._replace(parametrisation=parametrisation, learner=learner)
 
     def learn(task):
         state, _ = move(task, start)
@@ -309,7 +315,7 @@ def test_a_step_leaves_validation_noise_alone(soft):
 @only_vp
 def test_a_round_moves_validation_noise_and_measures_the_best_anew(soft):
     old, task = soft.states[-1], soft.task
-    new = end_round(task, old)
+    new = end_round(task.learner, task, old)
     radius = 2.0 * 2 / N**2 * task.student.schedule.prior_scale
     offset = np.linalg.norm(new.learner.valid_noise - task.valid.x_T, axis=-1)
     assert 0 < offset.max() < 1.00001 * radius
@@ -319,7 +325,7 @@ def test_a_round_moves_validation_noise_and_measures_the_best_anew(soft):
     same = (old.best, old.learner.noise, old.learner.noise_rate)
     chex.assert_trees_all_equal((new.params, new.learner.noise, new.learner.noise_rate), same)
     still = old._replace(done=jnp.asarray(True))
-    chex.assert_trees_all_equal(end_round(task, still), still)
+    chex.assert_trees_all_equal(end_round(task.learner, task, still), still)
 
 
 @only_vp
@@ -335,7 +341,7 @@ def test_validation_starts_from_moved_noise_only_if_told_to(soft):
 def test_a_round_in_which_nothing_moves_halves_the_rate(tagged):
     old = tagged.states[0]
     old = old._replace(learner=old.learner._replace(worse=jnp.int32(3)))
-    new = end_round(tagged.task, old).learner
+    new = end_round(tagged.task.learner, tagged.task, old).learner
     chex.assert_trees_all_equal(new.valid_noise, tagged.task.valid.x_T)
     assert (new.noise_rate, new.worse) == (old.learner.noise_rate / 2, 0)
 

@@ -51,7 +51,7 @@ class WithCoefficients:
             ValueError: if history is more than the solver's number of network calls, the start's coefficients look back
                 further or are not consistent, or the times have coefficients of their own.
         """
-        check({"history": self.history}, {"history": COUNT._replace(most=solver.nfe).or_none()})
+        check({"history": self.history}, {"history": COUNT._replace(most=solver.calls).or_none()})
         numbers, change = self.times.init(start._replace(coefficients=None), schedule, solver), start.coefficients
         if "coefficients" in numbers:
             raise ValueError(f"times must be a parametrisation without coefficients, got {self.times}")
@@ -78,7 +78,7 @@ class WithCoefficients:
         if self.consistent or self.history is not None or self.frozen or solver.calls_per_step > 1 or parts > 1:
             return starts  # the changes that make one solver another are not the same for all parts
         for name, order in _OTHERS:
-            other = Solver(name, solver.nfe, min(order, solver.n_steps), last_sigma=solver.last_sigma)
+            other = Solver(name, solver.calls, min(order, solver.n_steps), last_sigma=solver.last_sigma)
             if (other.name, other.order) != (solver.name, solver.order):
                 t = grids.grid(grid, schedule, solver.n_steps)
                 starts[f"{grid} as {name} {other.order}"] = _like_another(other, t, schedule, solver)

@@ -194,7 +194,7 @@ def _network_calls(task: Task, last: TrainState, ranked: int, starts: int, heats
     samples = ranked * min(learner.valid_batch, n_train)
     samples += sum(len(heat.losses) for heat in heats) * min(2 * learner.valid_batch, n_valid)
     samples += (starts + validations) * n_valid
-    return made * learner.batch_size * learner.calls(task, last.params) + samples * task.student.solver.nfe
+    return made * learner.batch_size * learner.calls(task, last.params) + samples * task.student.solver.calls
 
 
 def _checked(state: TrainState, figures: StepMetrics) -> tuple[TrainState, StepMetrics]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from ld3_jax.learning.discretization import Discretization, on_grid
@@ -67,7 +68,7 @@ class Gaps:
         if t.shape != t_c.shape or t.shape != (solver.n_steps + 1,):
             raise ValueError(f"a start for {solver} has {solver.n_steps + 1} times, got shapes {t.shape}, {t_c.shape}")
         beyond = (t_c[1:] > t[:-1]) | (t_c[:-1] < t[1:])
-        if not isinstance(beyond, jax.core.Tracer) and beyond.any():
+        if not isinstance(beyond, Tracer) and beyond.any():
             raise ValueError(f"a start's t_c must lie between the neighbours of its t, got {t_c} for {t}")
         points, points_c = (SPACES[self.space].of_t(schedule, times) for times in (t, t_c))
         log_gaps = jnp.log(jnp.abs(jnp.diff(points)))

@@ -17,6 +17,7 @@ from ld3_jax.learning.parametrisation import Params
 from ld3_jax.learning.second_order import Quadratic, SecondOrder, project, solution
 from ld3_jax.learning.task import Task, TrainState
 from ld3_jax.ranges import LESS_THAN_ONE, NOT_NEGATIVE, POSITIVE, UP_TO_ONE, settle
+from ld3_jax.space import add
 from ld3_jax.teacher import Pairs
 
 
@@ -66,8 +67,8 @@ class GaussNewton(SecondOrder):
     def move_by(self, model: Quadratic, task: Task, state: TrainState, pairs: Pairs) -> tuple[Params, Averages]:
         old, done = state.learner, state.step.astype(float)
         new = Averages(
-            optax.incremental_update(model.gradient, old.gradient, 1 - self.momentum),
-            optax.incremental_update(model.matrix, old.matrix, 1 - self.memory),
+            self.momentum * old.gradient + (1 - self.momentum) * model.gradient,
+            self.memory * old.matrix + (1 - self.memory) * model.matrix,
             old.start,
         )
         full = 1 - self.memory ** (done + 1)
@@ -77,4 +78,4 @@ class GaussNewton(SecondOrder):
         averaged = Quadratic(model.loss, gradient + ridge * gone, matrix + jnp.diag(ridge))
         step = solution(averaged, jnp.asarray(self.damping), state.params, task)
         rate = full * optax.cosine_decay_schedule(self.rate, self.steps, alpha=0.05)(done)
-        return project(task, optax.apply_updates(state.params, jax.tree.map(lambda leaf: rate * leaf, step))), new
+        return project(task, add(state.params, jax.tree.map(lambda leaf: rate * leaf, step))), new

@@ -29,6 +29,7 @@ from ld3_jax.learning.task import (
     validation_loss,
 )
 from ld3_jax.ranges import COUNT_OR_ZERO, FLAG, POSITIVE, instance, settle
+from ld3_jax.space import add
 from ld3_jax.teacher import Pairs
 
 
@@ -95,7 +96,7 @@ class GradientDescent(Learner):
         """Optimiser, rates, and where noise moves, the noise."""
         moving = self.surrogate is not None
         return Memory(
-            optimizer=_optimizer(task).init(params),
+            optimizer=_optimizer(self, task).init(params),
             factors={name: jnp.ones(()) for name in params},
             worse=jnp.zeros((), jnp.int32),
             floor_visits=jnp.zeros((), jnp.int32),
@@ -113,11 +114,12 @@ class GradientDescent(Learner):
         memory = state.learner
         noise = memory.noise if self.surrogate else task.train.x_T
         pairs, noise = spread(jax.tree.map(lambda leaf: leaf[batch], (task.train, noise)))
-        (loss, each), (grads, noise_grads) = _gradients(task, state.params, noise, pairs)
+        (loss, each), (grads, noise_grads) = _gradients(self, task, state.params, noise, pairs)
         params, optimizer, grads = self._stepped(task, state, grads)
         memory, moved = memory._replace(optimizer=optimizer), jnp.zeros(())
         if self.surrogate:
-            noise, accepted = _move_noise(task, params, memory.noise_rate, pairs, noise, noise_grads, each)
+            gamma, rate = self.surrogate.gamma, memory.noise_rate
+            noise, accepted = _move_noise(gamma, task, params, rate, pairs, noise, noise_grads, each)
             scattered = jax.tree.map(lambda all, some: all.at[batch].set(some), memory.noise, noise)
             memory, moved = memory._replace(noise=scattered), accepted.mean()
         return params, memory, StepMetrics(loss, optax.tree.norm(grads), moved)
@@ -130,25 +132,24 @@ class GradientDescent(Learner):
             if self.frozen_steps and group.late:
                 frozen = state.step < self.frozen_steps
                 grads[name] = jax.tree.map(lambda grad, frozen=frozen: jnp.where(frozen, 0.0, grad), grads[name])
-        updates, optimizer = _optimizer(task).update(grads, state.learner.optimizer, state.params)
+        updates, optimizer = _optimizer(self, task).update(grads, state.learner.optimizer, state.params)
         updates = _only(learned, updates)  # an optimizer may move numbers without a gradient, by weight decay
         factors = state.learner.factors
         updates = {name: jax.tree.map(lambda u, f=factors[name]: u * f, updates[name]) for name in updates}
-        params = optax.apply_updates(state.params, updates)
-        return task.parametrisation.project(params, task.student.schedule), optimizer, grads
+        return task.parametrisation.project(add(state.params, updates), task.student.schedule), optimizer, grads
 
     def calls(self, task: Task, params: Params) -> int:
         """A gradient costs three calls, with recomputation four; noise that moves is tried once more."""
         each = (4 if self.remat else 3) + (self.surrogate is not None)
-        return each * task.student.solver.nfe
+        return each * task.student.solver.calls
 
     def after_step(self, task: Task, state: TrainState, step: int) -> TrainState:
         """A validation where one is due, and at a round's end a step of the validation noise."""
         if validation_is_due(task, step):
-            state = judge(task, state, validation_loss(task, state.params, _validation_pairs(task, state)))
+            state = judge(self, task, state, validation_loss(task, state.params, _validation_pairs(self, task, state)))
         per_round = len(jax.tree.leaves(task.train)[0]) // self.batch_size
         if self.surrogate and self.surrogate.move_validation and step % per_round == 0:
-            state = end_round(task, state)
+            state = end_round(self, task, state)
         return state
 
 
@@ -165,41 +166,39 @@ class Memory(NamedTuple):
 
 
 @jax.jit
-def judge(task: Task, state: TrainState, loss: Float[Array, ""]) -> TrainState:
+def judge(learner: GradientDescent, task: Task, state: TrainState, loss: Float[Array, ""]) -> TrainState:
     """Keep the numbers if they are the best so far; out of patience, return to the best and lower the rates."""
     worse = jnp.where(loss < state.best_loss, 0, state.learner.worse + 1)
     new = keep_best(state, loss)
     new = new._replace(learner=state.learner._replace(worse=worse))
-    if task.learner.patience:
-        new = lower_rates(new, task.learner.patience, task.groups(), task.learner.frozen_steps)
+    if learner.patience:
+        new = lower_rates(new, learner.patience, task.groups(), learner.frozen_steps)
     return unless_done(state, new)
 
 
-def end_round(task: Task, state: TrainState) -> TrainState:
+def end_round(learner: GradientDescent, task: Task, state: TrainState) -> TrainState:
     """After a pass over the training pairs: validation noise takes a step as well, under the best numbers.
 
     Its rate halves when no sample moves. The best loss is measured anew, from the noise as moved.
     """
-    moved = _move_validation_noise(task, state)
-    return _measured_anew(state, moved, validation_loss(task, state.best, _validation_pairs(task, moved)))
+    moved = _move_validation_noise(learner, task, state)
+    return _measured_anew(state, moved, validation_loss(task, state.best, _validation_pairs(learner, task, moved)))
 
 
 def _only(learned: Mask, changes: Params) -> Params:
     return jax.tree.map(lambda on, change: jnp.where(on, change, 0.0), learned, changes)
 
 
-def _optimizer(task: Task) -> Optimizer:
-    learner = task.learner
+def _optimizer(learner: GradientDescent, task: Task) -> Optimizer:
     if learner.optimizer is not None:
         return learner.optimizer
     rules = {name: optimizers.adam(group.rate, learner.steps) for name, group in task.groups().items()}
     return optimizers.by_group(rules)
 
 
-def _validation_pairs(task: Task, state: TrainState) -> Pairs:
+def _validation_pairs(learner: GradientDescent, task: Task, state: TrainState) -> Pairs:
     """Validation noise is where the teacher started, unless it moves too."""
-    surrogate = task.learner.surrogate
-    moves = surrogate is not None and surrogate.move_validation
+    moves = learner.surrogate is not None and learner.surrogate.move_validation
     return task.valid._replace(x_T=state.learner.valid_noise) if moves else task.valid
 
 
@@ -209,35 +208,36 @@ def _measured_anew(state: TrainState, moved: TrainState, loss: Array) -> TrainSt
 
 
 @jax.jit
-def _move_validation_noise(task: Task, state: TrainState) -> TrainState:
-    memory = state.learner
+def _move_validation_noise(learner: GradientDescent, task: Task, state: TrainState) -> TrainState:
+    memory, surrogate = state.learner, learner.surrogate
+    assert surrogate is not None  # `after_step` has looked
 
     def move(batch: tuple[Pairs, PyTree]) -> tuple[PyTree, Array]:
         pairs, noise = batch
-        (_, each), (_, grads) = _gradients(task, state.best, noise, pairs)
-        return _move_noise(task, state.best, memory.noise_rate, pairs, noise, grads, each)
+        (_, each), (_, grads) = _gradients(learner, task, state.best, noise, pairs)
+        return _move_noise(surrogate.gamma, task, state.best, memory.noise_rate, pairs, noise, grads, each)
 
-    noise, accepted = in_batches(move, (task.valid, memory.valid_noise), task.learner.batch_size)
+    noise, accepted = in_batches(move, (task.valid, memory.valid_noise), learner.batch_size)
     rate = jnp.where(accepted.any(), memory.noise_rate, memory.noise_rate / 2)
     memory = memory._replace(valid_noise=noise, noise_rate=rate, worse=jnp.zeros_like(memory.worse))
     return state._replace(params=state.best, learner=memory)
 
 
 def _gradients(
-    task: Task, params: Params, noise: PyTree, pairs: Pairs
+    learner: GradientDescent, task: Task, params: Params, noise: PyTree, pairs: Pairs
 ) -> tuple[tuple[Array, Array], tuple[Params, PyTree]]:
     """Mean loss, each sample's loss, and the gradients of the mean with respect to the numbers and the noise."""
 
     def objective(params: Params, noise: PyTree) -> tuple[Array, Array]:
         moved = pairs._replace(x_T=noise)
-        each = sample_losses(task.student, task.discretization(params), moved, remat=task.learner.remat)
+        each = sample_losses(task.student, task.discretization(params), moved, remat=learner.remat)
         return each.mean(), each
 
     return jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(params, noise)
 
 
 def _move_noise(
-    task: Task, params: Params, rate: Array, pairs: Pairs, noise: PyTree, grads: PyTree, each: Array
+    gamma: float, task: Task, params: Params, rate: Array, pairs: Pairs, noise: PyTree, grads: PyTree, each: Array
 ) -> tuple[PyTree, Array]:
     """The soft surrogate's step on initial noise, kept where a sample's loss falls; and where it was kept.
 
@@ -245,7 +245,7 @@ def _move_noise(
     """
     student, scale = task.student, task.student.schedule.prior_scale
     elements = sum(leaf[0].size for leaf in jax.tree.leaves(noise))
-    radius = task.learner.surrogate.gamma * elements / student.solver.n_steps**2 * scale
+    radius = gamma * elements / student.solver.n_steps**2 * scale
 
     def step(origin: PyTree, noise: PyTree, grad: PyTree) -> PyTree:
         offset = jax.tree.map(lambda origin, x, grad: x - rate * scale**2 * grad - origin, origin, noise, grad)

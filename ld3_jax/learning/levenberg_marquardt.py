@@ -9,13 +9,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
 from ld3_jax.learning.parametrisation import Params
 from ld3_jax.learning.second_order import Quadratic, SecondOrder, project, solution
 from ld3_jax.learning.task import Task, TrainState, validation_loss
 from ld3_jax.ranges import COUNT, settle
+from ld3_jax.space import add
 from ld3_jax.teacher import Pairs
 
 
@@ -44,7 +44,7 @@ class LevenbergMarquardt(SecondOrder):
 
     def calls(self, task: Task, params: Params) -> int:
         """Those of the quadratic model, and of one try."""
-        return super().calls(task, params) + task.student.solver.nfe
+        return super().calls(task, params) + task.student.solver.calls
 
     def init(self, task: Task, params: Params) -> Float[Array, ""]:
         return jnp.asarray(1e-2)  # the damping mu
@@ -55,7 +55,7 @@ class LevenbergMarquardt(SecondOrder):
 
         solve = partial(solution, model, params=state.params, task=task)
         update, damping = descend(self.tries, state.params, model.loss, loss_at, solve, state.learner)
-        return project(task, optax.apply_updates(state.params, update)), damping
+        return project(task, add(state.params, update)), damping
 
 
 def descend(
@@ -85,7 +85,7 @@ def descend(
         tried, _, damping, _ = carry
         damping = jnp.where(tried > 0, 5 * damping, damping)
         step = solve(damping)
-        return tried + 1, loss_at(optax.apply_updates(params, step)) < loss, damping, step
+        return tried + 1, loss_at(add(params, step)) < loss, damping, step
 
     none = jax.tree.map(jnp.zeros_like, params)
     start = (jnp.zeros((), jnp.int32), jnp.zeros((), bool), damping, none)

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import optax
 
 from ld3_jax.ranges import COUNT, NOT_NEGATIVE, TEXT, check, entrance, instance
@@ -36,7 +37,7 @@ def adam(rate: float, steps: int) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.scale_by_adam(b1=0.9, b2=0.95),
-        optax.scale_by_learning_rate(lambda count: schedule(count.astype(float))),
+        optax.scale_by_learning_rate(lambda count: schedule(jnp.asarray(count, float))),
     )
 
 

@@ -26,6 +26,7 @@ from ld3_jax.learning.discretization import Discretization
 from ld3_jax.learning.jacobian import Directions, every_factor, passes, sample_and_jacobian, sample_and_jacobian_of_each
 from ld3_jax.learning.parametrisation import Params
 from ld3_jax.learning.task import Learner, StepMetrics, Student, Task, TrainState
+from ld3_jax.losses import squares
 from ld3_jax.ranges import COUNT, settle
 from ld3_jax.solvers import Expansion, expand, integrate
 from ld3_jax.teacher import Pairs
@@ -59,7 +60,7 @@ class SecondOrder(Learner):
 
     def check(self, task: Task) -> None:
         """Refuse a loss that is no function of squares, and a solver of one step: XLA does not compile that."""
-        if getattr(task.student.loss, "residuals", None) is None:
+        if task.student.judged_by.residuals is None:
             raise ValueError(
                 "steps of second order (GaussNewton, LevenbergMarquardt) need a loss that has residuals, as "
                 "losses.l2, rmse and both have; GradientDescent takes any loss"
@@ -82,7 +83,7 @@ class SecondOrder(Learner):
 
     def calls(self, task: Task, params: Params) -> int:
         """Those of the model."""
-        nfe, schedule = task.student.solver.nfe, task.student.schedule
+        nfe, schedule = task.student.solver.calls, task.student.schedule
         if task.student.solver.expands(schedule):
             first = _first_calls(task.student, jax.eval_shape(task.discretization, params))
             return nfe + int(np.sum(nfe - first))
@@ -102,23 +103,23 @@ def quadratic_model(task: Task, params: Params, pairs: Pairs, tangents: int) -> 
         pairs: the batch.
         tangents: directions times samples that pass through the network at a time.
     """
-    student = task.student
+    student, loss = task.student, task.student.judged_by
     along = _along_factors if student.solver.expands(student.schedule) else _along_numbers
     sample, of_numbers, batch = along(task, params, tangents)
     product = partial(jnp.einsum, precision="highest")
 
     def of_batch(pairs: Pairs) -> tuple[Array, Array, Array]:
         x, moved = sample(pairs)
-        r, linear = jax.linearize(lambda x: student.loss.residuals(student.decode(x), pairs.x_0), x)
+        r, linear = jax.linearize(lambda x: loss.parts(student.decode(x), pairs.x_0), x)
         columns = jax.lax.map(linear, moved)
-        loss, weight = jax.vmap(jax.value_and_grad(student.loss.phi))(sum(jnp.sum(part**2, -1) for part in r))
+        value, weight = jax.vmap(jax.value_and_grad(loss.phi))(squares(r))
         gradient = sum(product("qnd,nd,n->nq", part, of_r, weight) for part, of_r in zip(columns, r, strict=True))
         matrix = sum(product("qnd,rnd,n->nqr", part, part, weight) for part in columns)
-        return loss, 2 * gradient, 2 * matrix
+        return value, jnp.asarray(2 * gradient), jnp.asarray(2 * matrix)
 
-    loss, gradient, matrix = (part.mean(0) for part in in_batches(of_batch, pairs, batch))
+    value, gradient, matrix = (part.mean(0) for part in in_batches(of_batch, pairs, batch))
     return Quadratic(
-        loss, product("q,qa->a", gradient, of_numbers), product("qr,qa,rb->ab", matrix, of_numbers, of_numbers)
+        value, product("q,qa->a", gradient, of_numbers), product("qr,qa,rb->ab", matrix, of_numbers, of_numbers)
     )
 
 
@@ -186,7 +187,7 @@ def _along_factors(task: Task, params: Params, tangents: int) -> Derivatives:
         at_a_time = max(1, tangents // len(jax.tree.leaves(pairs)[0]))
         return sample_and_jacobian(predict, expansion, directions, pairs.x_T, pairs.cond, at_a_time=at_a_time)
 
-    return Derivatives(sample, of_numbers, max(1, _HELD * tangents // (student.solver.nfe * len(of_numbers))))
+    return Derivatives(sample, of_numbers, max(1, _HELD * tangents // (student.solver.calls * len(of_numbers))))
 
 
 def _along_numbers(task: Task, params: Params, tangents: int) -> Derivatives:
@@ -223,7 +224,7 @@ def _directions(task: Task, params: Params) -> tuple[Directions, Float[Array, "q
     here = found(flat)
     first = _first_calls(student, here)
     if here.coefficients is not None:
-        directions = every_factor(student.solver.nfe)
+        directions = every_factor(student.solver.calls)
         change = jnp.concatenate([part.reshape(len(part), -1) for part in directions.change], 1)
         return directions, of_numbers(
             lambda found: jnp.matmul(change, ravel_pytree(_written_out(student, found))[0], precision="highest")
@@ -248,7 +249,7 @@ def _learned(task: Task, params: Params) -> Bool[np.ndarray, "p"]:
 def _first_calls(student: Student, found: Discretization) -> Int[np.ndarray, "q"]:
     """The call at which each direction begins."""
     if found.coefficients is not None:
-        return every_factor(student.solver.nfe).first
+        return every_factor(student.solver.calls).first
     return 1 + student.solver.calls_per_step * np.repeat(np.arange(len(found.t) - 2), 2)
 
 

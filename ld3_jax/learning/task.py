@@ -11,20 +11,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from ld3_jax import losses
 from ld3_jax.batches import count_of, in_batches, replicate, whole
 from ld3_jax.denoisers import Model, as_pytree
 from ld3_jax.grids import check_times
 from ld3_jax.learning.discretization import Discretization, on_grid
 from ld3_jax.learning.parametrisation import Group, Parametrisation, Params
+from ld3_jax.losses import Loss, as_loss, each, l2
 from ld3_jax.ranges import COUNT, COUNT_OR_ZERO, Kind, call, entrance, instance, settle
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, integrate
 from ld3_jax.teacher import Pairs
 
-Loss = Callable[[PyTree, PyTree], Array]
 START = Kind("a grid's name, 'race' or a Discretization", lambda value: isinstance(value, str | Discretization))
 
 
@@ -37,13 +37,18 @@ class Student(NamedTuple):
     loss: Loss | None
     decode: Callable[[PyTree], PyTree]
 
+    @property
+    def judged_by(self) -> Loss:
+        """The loss, or the squared error where it has none."""
+        return l2 if self.loss is None else self.loss
+
 
 @entrance(schedule=instance(NoiseSchedule), solver=instance(Solver))
 def make_student(
     model: Model,
     schedule: NoiseSchedule,
     solver: Solver,
-    loss: Loss | None = None,
+    loss: Callable[[PyTree, PyTree], Array] | None = None,
     decode: Callable[[PyTree], PyTree] = lambda x: x,
 ) -> Student:
     """A `Student` of any callables; those that are no pytrees of their own are taken to hold no weights.
@@ -61,8 +66,8 @@ def make_student(
     """
     if solver.nfe is None:
         raise ValueError(f"a student's solver needs its number of network calls, nfe, got {solver!r}")
-    judged = None if loss is None else losses.as_loss(loss)
-    return Student(as_pytree(model), schedule, solver, judged, as_pytree(decode))
+    own = None if loss is None else as_loss(loss)
+    return Student(as_pytree(model), schedule, solver, own, as_pytree(decode))
 
 
 def run(student: Student, found: Discretization, x_T: PyTree, cond: PyTree = None, *, remat: bool = False) -> PyTree:
@@ -84,7 +89,7 @@ def sample_losses(
     student: Student, found: Discretization, pairs: Pairs, *, remat: bool = False
 ) -> Float[Array, "batch"]:
     """The loss of each sample of `run` against `pairs.x_0`, the teacher's sample, decoded."""
-    return losses.each(_loss(student), run(student, found, pairs.x_T, pairs.cond, remat=remat), pairs.x_0)
+    return each(student.judged_by, run(student, found, pairs.x_T, pairs.cond, remat=remat), pairs.x_0)
 
 
 @entrance(student=instance(Student), found=instance(Discretization), pairs=instance(Pairs), batch_size=COUNT)
@@ -104,7 +109,7 @@ def distances(student: Student, found: Discretization, pairs: Pairs, *, batch_si
     """
     count_of(pairs, "pairs")
     samples = run_in_batches(student, found, pairs.x_T, pairs.cond, batch_size=batch_size)
-    return losses_in_batches(_loss(student), samples, pairs.x_0, batch_size=batch_size)
+    return losses_in_batches(student.judged_by, samples, pairs.x_0, batch_size=batch_size)
 
 
 def run_in_batches(
@@ -122,11 +127,7 @@ def _run_in_batches(student: Student, found: Discretization, inputs: tuple[PyTre
 @partial(jax.jit, static_argnames="batch_size")
 def losses_in_batches(loss: Loss, samples: PyTree, targets: PyTree, *, batch_size: int = 25) -> Float[Array, "n"]:
     """`loss(samples, targets)` for any number of samples, a batch at a time; `loss` is a pytree."""
-    return in_batches(lambda batch: losses.each(loss, *batch), (samples, targets), batch_size)
-
-
-def _loss(student: Student) -> Loss:
-    return losses.l2 if student.loss is None else student.loss
+    return in_batches(lambda batch: each(loss, *batch), (samples, targets), batch_size)
 
 
 class StepMetrics(NamedTuple):
@@ -245,7 +246,7 @@ def begin(task: Task, start: str | Discretization) -> TrainState:
     check_times(times.t, times.t_c, schedule, whole=True)
     params = task.parametrisation.init(times, schedule, solver)
     loss = validation_loss(task, params, task.valid)
-    if not isinstance(loss, jax.core.Tracer) and loss < 0:
+    if not isinstance(loss, Tracer) and loss < 0:
         raise ValueError(f"a loss must be at least 0, as a distance is, got {loss}; of a likeness s <= 1 take 1 - s")
     state = TrainState(
         step=jnp.zeros((), jnp.int32),

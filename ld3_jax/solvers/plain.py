@@ -63,7 +63,7 @@ def _betas(alphas_cumprod: np.ndarray) -> dict[str, Any]:
     """As diffusers' schedulers take them: by a formula where it gives these, else one by one."""
     betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
     for name, root in {"linear": 1, "scaled_linear": 2}.items():
-        by_formula = np.linspace(*betas[[0, -1]] ** (1 / root), len(betas)) ** root
+        by_formula = np.linspace(betas[0] ** (1 / root), betas[-1] ** (1 / root), len(betas)) ** root
         if np.allclose(by_formula, betas, rtol=1e-4, atol=1e-7):  # checkpoints have single precision
             return {"beta_schedule": name, "beta_start": float(betas[0]), "beta_end": float(betas[-1])}
     return {"trained_betas": betas.tolist()}

@@ -114,15 +114,16 @@ class Solver:
         return schedule.space.flat
 
     @property
-    def n_steps(self) -> int:
-        """Intervals of the grid: nfe, or (nfe + 1) // 2 with two calls a step, where the last of an odd nfe has one.
-
-        Raises:
-            ValueError: if nfe is None.
-        """
+    def calls(self) -> int:
+        """Network calls in all: nfe, or a ValueError if that is None."""
         if self.nfe is None:
             raise ValueError(f"{self!r} has as many steps as its grid: give it nfe, its number of network calls")
-        return -(-self.nfe // self.calls_per_step)
+        return self.nfe
+
+    @property
+    def n_steps(self) -> int:
+        """Intervals of the grid: nfe, or (nfe + 1) // 2 with two calls a step, where the last of an odd nfe has one."""
+        return -(-self.calls // self.calls_per_step)
 
     @property
     def calls_per_step(self) -> int:
