@@ -10,7 +10,7 @@ from ml_collections import config_dict
 from configs import default
 from experiments import common
 from ld3_jax import grids, learning, losses
-from ld3_jax.learning import Discretization, Learned, Task, task
+from ld3_jax.learning import Discretization, Learned, Task
 from ld3_jax.learning.optimizers import RULES
 from ld3_jax.learning.parametrisation import Parametrisation
 from ld3_jax.learning.task import Learner
@@ -41,7 +41,7 @@ RANGES = {
     "learn.history": COUNT.or_none(),
     "learn.tangents": COUNT,
     "learn.ridge": NOT_NEGATIVE,
-    **{f"learn.{key}": allowed for key, allowed in task.RANGES.items() if key != "held_out"},  # that is data.valid
+    **{f"learn.{key}": COUNT for key in ("steps", "batch_size", "validate_every", "valid_batch")},
     **{f"learn.{group}_rate": NOT_NEGATIVE.or_none() for group in WHAT.values()},
     **{f"learn.{group}_rule": one_of(RULES) for group in WHAT.values()},
     "learn.max_shift": SHIFT,
