@@ -69,7 +69,7 @@ def test_a_new_noise_schedule_learns_too():
 def test_a_new_loss_is_learned_by_gauss_newton(monkeypatch):
     monkeypatch.setattr(losses, "LOSSES", dict(losses.LOSSES))
     medians = example("add_loss").main()
-    assert medians["cauchy"] < 2 * medians["l2"]
+    assert 0 < medians["cauchy"] < 1e-4
 
 
 def test_a_new_learner_gets_below_the_start():
