@@ -22,7 +22,7 @@ from ld3_jax.schedules import NoiseSchedule, VELinear, VPLinear
 _SCHEDULE = VELinear()
 _SIGMA_DATA = 0.5
 
-Pretrained = tuple[denoisers.Denoiser, NoiseSchedule, tuple[int, int, int]]
+Loaded = tuple[denoisers.Denoiser, NoiseSchedule, tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def preconditioned_as(network: Network, config: Mapping[str, Any], what: str) ->
 
 def from_state(
     network: Network, state: Mapping[str, np.ndarray], what: str, *, dtype: jnp.dtype | type = jnp.float32
-) -> Pretrained:
+) -> Loaded:
     """A model with published weights as a noise prediction.
 
     Args:
@@ -128,7 +128,7 @@ def from_state(
     return _assemble(network, params, dtype)
 
 
-def from_random(network: Network, seed: int = 0, *, dtype: jnp.dtype | type = jnp.float32) -> Pretrained:
+def from_random(network: Network, seed: int = 0, *, dtype: jnp.dtype | type = jnp.float32) -> Loaded:
     """A model with random weights, where the published ones are not at hand; else as `from_state`.
 
     Args:
@@ -164,7 +164,7 @@ def preconditioned(
     return PRECONDITIONINGS[preconditioning](network, sigma_data)
 
 
-def _assemble(network: Network, params: PyTree, dtype: jnp.dtype | type) -> Pretrained:
+def _assemble(network: Network, params: PyTree, dtype: jnp.dtype | type) -> Loaded:
     raw = Partial(network.module.clone(dtype=dtype).apply, {"params": jax.tree.map(jnp.asarray, params)})
     model = preconditioned(raw, network.preconditioning, network.sigma_data)
     return model, network.schedule, network.shape

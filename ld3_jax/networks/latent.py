@@ -136,7 +136,7 @@ NETWORKS = {
 }
 
 
-class Pretrained(NamedTuple):
+class Loaded(NamedTuple):
     """A model with its weights, which are leaves of the pytrees `model`, `decode` and `embed`.
 
     Attributes:
@@ -257,7 +257,7 @@ def from_state(
     first_stage: tuple[Mapping[str, np.ndarray], str] | None = None,
     *,
     dtype: jnp.dtype | type = jnp.float32,
-) -> Pretrained:
+) -> Loaded:
     """A model with published weights, in any of `layouts`.
 
     Where the arrays hold moving averages of weights too (`model_ema.`), these are taken.
@@ -284,7 +284,7 @@ def from_state(
     return _assemble(network, params, dtype)
 
 
-def from_random(network: LatentDiffusion, seed: int = 0, *, dtype: jnp.dtype | type = jnp.float32) -> Pretrained:
+def from_random(network: LatentDiffusion, seed: int = 0, *, dtype: jnp.dtype | type = jnp.float32) -> Loaded:
     """A model with random weights, where the published ones are not at hand.
 
     Args:
@@ -298,14 +298,14 @@ def from_random(network: LatentDiffusion, seed: int = 0, *, dtype: jnp.dtype | t
     return _assemble(network, weights.random(shapes(network), seed), dtype)
 
 
-def _assemble(network: LatentDiffusion, params: PyTree, dtype: jnp.dtype | type) -> Pretrained:
+def _assemble(network: LatentDiffusion, params: PyTree, dtype: jnp.dtype | type) -> Loaded:
     params = jax.tree.map(jnp.asarray, params)
     unet, autoencoder = network.unet.clone(dtype=dtype), network.autoencoder.clone(dtype=dtype)
     raw = Partial(_CALLS[network.prediction], Partial(unet.apply, {"params": params["unet"]}))
     model = denoisers.to_noise(raw, network.schedule, network.prediction)
     decode = Partial(_decode, Partial(autoencoder.apply, {"params": params["autoencoder"]}), network.scale)
     embed = Partial(_embed, params["classes"]["embedding"]) if network.classes else None
-    return Pretrained(model, network.schedule, network.shape, decode, embed)
+    return Loaded(model, network.schedule, network.shape, decode, embed)
 
 
 def _decode(autoencoder: Partial, scale: Float[Array, ""] | float, latents: Float[Array, "batch h w c"]) -> Array:

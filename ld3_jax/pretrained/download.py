@@ -26,32 +26,14 @@ class Source(NamedTuple):
     sha256: str | None = None
 
 
-_EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained"
-_LDM = "https://ommer-lab.com/files/latent-diffusion"
-_HUB = "https://huggingface.co"
-SOURCES = {
-    "edm-cifar10-32x32-uncond-vp.pkl": Source(f"{_EDM}/edm-cifar10-32x32-uncond-vp.pkl"),
-    "edm-cifar10-32x32-uncond-ve.pkl": Source(f"{_EDM}/edm-cifar10-32x32-uncond-ve.pkl"),
-    "edm-ffhq-64x64-uncond-vp.pkl": Source(f"{_EDM}/edm-ffhq-64x64-uncond-vp.pkl"),
-    "edm-afhqv2-64x64-uncond-vp.pkl": Source(f"{_EDM}/edm-afhqv2-64x64-uncond-vp.pkl"),
-    "edm-imagenet-64x64-cond-adm.pkl": Source(f"{_EDM}/edm-imagenet-64x64-cond-adm.pkl"),
-    "lsun_bedrooms.zip": Source(f"{_LDM}/lsun_bedrooms.zip"),
-    "cin256-v2.ckpt": Source(f"{_LDM}/nitro/cin/model.ckpt"),
-    "sd-v1-4.ckpt": Source(
-        f"{_HUB}/CompVis/stable-diffusion-v-1-4-original/resolve/main/sd-v1-4.ckpt",
-        "fe4efff1e174c627256e44ec2991ba279b3816e364b49f9be2abc0b3ff3f8556",
-    ),
-    "v1-5-pruned-emaonly.safetensors": Source(
-        f"{_HUB}/stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main/v1-5-pruned-emaonly.safetensors",
-        "6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa",
-    ),
-    "2_rectified_flow_from_sd_1_5.bin": Source(
-        f"{_HUB}/XCLiu/2_rectified_flow_from_sd_1_5/resolve/main/unet/diffusion_pytorch_model.bin"
-    ),
-    "instaflow_0_9B_from_sd_1_5.bin": Source(
-        f"{_HUB}/XCLiu/instaflow_0_9B_from_sd_1_5/resolve/main/unet/diffusion_pytorch_model.bin"
-    ),
-}
+SOURCES: dict[str, Source] = {}  # by the name of the file; open to additions
+
+
+def read(file: str, on_progress: Callable[[str, int, int], None]) -> files.Checkpoint:
+    """The arrays in a file of weights, which is downloaded if an official one is missing; see `fetch`, `files.read`."""
+    if not file:
+        raise ValueError("network.file must name the file of the weights")
+    return files.read(fetch(Path(file), on_progress))
 
 
 def fetch(path: Path, on_progress: Callable[[str, int, int], None] = lambda label, done, total: None) -> Path:

@@ -4,14 +4,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
+from ld3_jax import batches
+from ld3_jax.denoisers import Model
 from ld3_jax.interop.standalone.table import Table as PlainTable
 from ld3_jax.learning import Discretization, Learned
 from ld3_jax.schedules import NoiseSchedule
-from ld3_jax.solvers import Solver, Table
+from ld3_jax.solvers import Solver, Table, integrate
 
 _DIGITS = 7  # significant; programs keep single precision
 _NOT_SHIFTED = {"shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None}
@@ -152,6 +155,38 @@ def as_run(listed: Listed, learned: Learned, schedule: NoiseSchedule) -> Table:
     """
     t = jnp.asarray(listed.t, learned.t.dtype)
     return Discretization(t, t).table(schedule, listed.solver)
+
+
+def distance(
+    listed: Listed,
+    learned: Learned,
+    model: Model,
+    schedule: NoiseSchedule,
+    x_T: PyTree,
+    cond: PyTree = None,
+    batch_size: int = 25,
+) -> tuple[float, float]:
+    """How far the samples of a list are from those of what was learned: mean square, and its root relative to these.
+
+    Args:
+        listed: the list.
+        learned: what was learned.
+        model, schedule: that it was learned for.
+        x_T, cond: noises, and their conditions.
+        batch_size: the most samples at a time.
+    """
+
+    @jax.jit
+    def run(table: Table) -> PyTree:
+        def of_batch(inputs: tuple[PyTree, PyTree]) -> PyTree:
+            return integrate(model, schedule, learned.solver, table, inputs[0], cond=inputs[1], remat=False)
+
+        return batches.in_batches(of_batch, (x_T, cond), batch_size)
+
+    tables = learned.table(schedule), as_run(listed, learned, schedule)
+    ours, theirs = (np.asarray(run(table)) for table in tables)
+    squared = np.mean((ours - theirs) ** 2)
+    return float(squared), float(np.sqrt(squared / np.mean(ours**2)))
 
 
 def _to_zero(solver: Solver) -> Solver:

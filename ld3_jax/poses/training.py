@@ -1,4 +1,4 @@
-"""Training of `networks.pose` by denoising score matching, and how near it comes to the exact score.
+"""Training of `poses.network` by denoising score matching, and how near it comes to the exact score.
 
 The loss of denoising score matching differs by a constant from the squared distance to the mean of the kernels' scores,
 given the noisy pose. Here the data are few, so that this mean is known exactly, and the target has no variance.
@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ld3_jax.networks import pose as networks
 from ld3_jax.networks import weights
-from ld3_jax.networks.pose import Context, PoseNet
 from ld3_jax.poses import Pose, PoseNoise, add_noise, noise_model
+from ld3_jax.poses import network as networks
+from ld3_jax.poses.network import Context, PoseNet
 from ld3_jax.ranges import COUNT, POSITIVE, check
 
 _JITTER = 0.2  # of a part's time about that of the pose: learned schedules give parts their own times
