@@ -45,7 +45,7 @@ class Source:
 
 
 class Written(NamedTuple):
-    """The content of a file, what it is in a few words, how it differs from what was learned; the list in it, if any."""
+    """What a file holds, a few words on it, how it differs from what was learned, and the list in it, if it is one."""
 
     content: str
     what: str
@@ -90,8 +90,9 @@ def _list(name: str, source: Source, **options: Any) -> Written:
     return Written(content, f"{len(listed.values)} numbers", notes, listed)
 
 
-FORMATS: dict[str, Format] = {"table": Format(_table)}
-FORMATS |= {
-    name: Format(partial(_list, name), is_list=True, options=("last",) * (name == "sigmas"))
-    for name in exported_lists.LISTS
+FORMATS = {
+    "table": Format(_table),
+    "sigmas": Format(partial(_list, "sigmas"), is_list=True, options=("last",)),
+    "diffusers-timesteps": Format(partial(_list, "diffusers-timesteps"), is_list=True),
+    "diffusers-sigmas": Format(partial(_list, "diffusers-sigmas"), is_list=True),
 }
