@@ -71,8 +71,8 @@ def test_the_units_are_the_norms_of_drawn_scores():
     def scores(zero):
         apart = poses.difference(poses.add_noise(KEY, zero, sigmas), zero)
         return (
-            poses.kernels.igso3_score(apart.rotation, sigmas.rotation) * sigmas.rotation,
-            poses.kernels.wrapped_normal_score(apart.torsions, sigmas.torsions) * sigmas.torsions,
+            poses.kernels.igso3(apart.rotation, sigmas.rotation)[1] * sigmas.rotation,
+            poses.kernels.wrapped_normal(apart.torsions, sigmas.torsions)[1] * sigmas.torsions,
         )
 
     for eps, expected in zip(scores(zero), unit[1:], strict=True):

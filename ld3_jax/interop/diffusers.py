@@ -123,13 +123,8 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         sigmas: Any = None,
         timesteps: Any = None,
     ) -> None:
-        """Begin anew. The times are always those that were learned.
-
-        Args:
-            num_inference_steps: network calls; None: as learned.
-            device: where timesteps go.
-            mu: what flows' pipelines shift their times by; not used.
-            sigmas, timesteps: what pipelines pass of their own accord; only their number is read.
+        """Begin anew. The times are always those that were learned; of `sigmas` and `timesteps`, which pipelines pass
+        of their own accord, only the number is read, and `mu`, by which flows' pipelines shift them, is not used.
 
         Raises:
             ValueError: if it was learned for another number.
@@ -145,7 +140,6 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         self.step_index, self._state = 0, None
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
-        """The state as it is."""
         return sample
 
     def step(
@@ -160,14 +154,8 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
     ) -> SchedulerOutput | tuple[torch.Tensor]:
         """From one network call to the next; sums are in single precision at least.
 
-        Args:
-            model_output: of the network, guided where the pipeline guides; a learned variance behind it is not used.
-            timestep: that of the call. Calls are counted; that of another call is refused.
-            sample: the state that the network got.
-            generator: not used; nothing is drawn.
-            return_dict: whether to return a `SchedulerOutput`, or a tuple.
-            eta: 0, since nothing is drawn.
-            options: what other schedulers take, such as `use_clipped_model_output`: None, False or 0.
+        Nothing is drawn, so the generator is not used, and eta and the options of other schedulers must not be set. A
+        learned variance behind the output is not used. Calls are counted; the timestep of another call is refused.
 
         Raises:
             ValueError: if all calls were made, or none was prepared, or the shapes differ; if an option is set.
@@ -199,16 +187,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         return SchedulerOutput(prev_sample=previous) if return_dict else (previous,)
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """alpha x_0 + sigma eps at the states of these calls.
-
-        Args:
-            original_samples: x_0, (batch, ...).
-            noise: eps.
-            timesteps: (batch,) or (1,), of this scheduler's.
-
-        Raises:
-            ValueError: if a timestep is none of this scheduler's.
-        """
+        """alpha x_0 + sigma eps at the states of these calls; a ValueError for a timestep of no call."""
         away = (timesteps.to(self.timesteps).reshape(-1, 1) - self.timesteps[None]).abs()
         if not bool((away.amin(1) < _CLOSE).all()):
             raise ValueError(f"timesteps must be among {self.timesteps.tolist()}, got {timesteps.tolist()}")
@@ -221,7 +200,6 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         return alpha * original_samples + sigma * noise
 
     def scale_noise(self, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """`add_noise` as flows' pipelines call it."""
         return self.add_noise(sample, noise, timestep)
 
 

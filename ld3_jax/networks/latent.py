@@ -29,14 +29,7 @@ _SHRUNKEN_IMAGE = 16  # pixels
 
 
 def scaled_linear(beta_start: float, beta_end: float) -> VPDiscrete:
-    """The schedule of latent diffusion: the square roots of 1000 betas are evenly spaced.
-
-    Args:
-        beta_start: the first beta.
-        beta_end: the last beta.
-
-    Returns:
-        `VPDiscrete` of alpha^2 = prod (1 - beta).
+    """The schedule of latent diffusion, alpha^2 = prod (1 - beta): the roots of 1000 betas are evenly spaced.
 
     Raises:
         ValueError: unless 0 < beta_start, beta_end < 1.
@@ -269,9 +262,6 @@ def from_state(
         first_stage: the arrays that hold the first stage, and what is read, if not `state`.
         dtype: of the computation inside the networks.
 
-    Returns:
-        The model.
-
     Raises:
         ValueError: if an array is missing, left over, of another shape or not finite, or there are averages of some
             alone; the message names it.
@@ -285,16 +275,7 @@ def from_state(
 
 
 def from_random(network: LatentDiffusion, seed: int = 0, *, dtype: jnp.dtype | type = jnp.float32) -> Loaded:
-    """A model with random weights, where the published ones are not at hand.
-
-    Args:
-        network: the architecture; see `shrink`.
-        seed: of the weights.
-        dtype: of the computation inside the networks.
-
-    Returns:
-        The model.
-    """
+    """A model with random weights, where the published ones are not at hand; see `shrink`."""
     return _assemble(network, weights.random(shapes(network), seed), dtype)
 
 

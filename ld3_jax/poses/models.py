@@ -3,9 +3,10 @@
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from jax.tree_util import Partial
 
-from ld3_jax.poses import mixture, molecules, network
+from ld3_jax.poses import mixture, molecules, network, view
 from ld3_jax.poses.ligand import atoms, mean_square
 from ld3_jax.poses.pose import PoseNoise, draw_prior
 from ld3_jax.pretrained.model import OnProgress, Pretrained, Settings, register
@@ -28,7 +29,8 @@ def load_network(name: str, settings: Settings, on_progress: OnProgress) -> Pret
 
 
 def _of_poses(name: str, settings: Settings, found: molecules.Complex, model: Partial, noise: PoseNoise) -> Pretrained:
-    torsions = len(found.ligand.bonds)
+    torsions, title = len(found.ligand.bonds), f"{found.name} in its pocket"
+    drawn = molecules.elements(found.molecule), molecules.bonds(found.molecule), found.pocket
     return Pretrained(
         name,
         settings,
@@ -36,10 +38,13 @@ def _of_poses(name: str, settings: Settings, found: molecules.Complex, model: Pa
         noise,
         found.ligand.positions.shape,
         shown=6,
-        display=partial(molecules.images, found),
+        display=lambda samples, like: view.images(np.asarray(samples), np.asarray(like), *drawn),
         decode=Partial(atoms, found.ligand),
         draw_prior=lambda key, count, first=0: draw_prior(key, count, torsions, noise, first),
         squared_error=mean_square(found.ligand),
         differences=False,
-        formats={".sdf": partial(molecules.sdf, found), ".html": partial(molecules.page, found)},
+        formats={
+            ".sdf": partial(molecules.sdf, found),
+            ".html": lambda samples: view.page(title, {"samples": np.asarray(samples)}, *drawn).encode(),
+        },
     )

@@ -230,10 +230,10 @@ def units(sigmas: Pose) -> Pose:
 
     angle = jnp.minimum(math.pi, 8 * sigmas.rotation) * angles
     v = angle[:, None] * jnp.eye(3, 1, dtype=angle.dtype)[:, 0][None]
-    value, score = kernels.igso3_with_score(v, sigmas.rotation)
+    value, score = kernels.igso3(v, sigmas.rotation)
     rotation = mean_square(angle, value + 2 * jnp.log(jnp.sin(angle / 2)), score[:, 0]) / 3
     angle = jnp.minimum(math.pi, 8 * sigmas.torsions) * angles
-    torsions = mean_square(angle, *kernels.wrapped_normal_with_score(angle, sigmas.torsions))
+    torsions = mean_square(angle, *kernels.wrapped_normal(angle, sigmas.torsions))
     return Pose(
         _SPREAD / jnp.sqrt(sigmas.translation**2 + _SPREAD**2),
         sigmas.rotation * jnp.sqrt(rotation),
