@@ -44,10 +44,7 @@ def main() -> None:
     out, path, name = Path(_OUT.value), Path(_SCHEDULE.value), _FORMAT.value
     form, options = FORMATS[name], {} if _LAST.value == "kept" else {"last": _LAST.value}
     if ((_CHECK.value or _LOSSY.value) and not form.is_list) or not options.keys() <= set(form.options):
-        lists = ", ".join(one for one in FORMATS if FORMATS[one].is_list)
-        raise ValueError(
-            f"--check and --lossy are for lists of times ({lists}), --last is for sigmas, got --format={name}"
-        )
+        raise ValueError(f"--check and --lossy are for lists of times, --last is for sigmas, got --format={name}")
     check_writable(out)
     loaded = functools.cache(lambda: models.of_schedule(path, _NFE.value, _MOVED))
     learned, record = (learning.load(path), read_json(path)) if _NFE.value is None else (loaded()[0], {})

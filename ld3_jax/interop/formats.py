@@ -79,20 +79,19 @@ def _table(source: Source) -> Written:
     return Written(json_text({**source.record, "table": table}), f"{len(table['t'])} network calls")
 
 
-def _list(name: str, source: Source, **options: Any) -> Written:
-    listed = exported_lists.LISTS[name](source.learned, from_record(source.table()), **options)
+def _list(listing: Callable[..., Listed], source: Source, **options: Any) -> Written:
+    listed = listing(source.learned, from_record(source.table()), **options)
     notes = [*listed.notes, *(f"not in it: {part}" for part in listed.lost)]
     if listed.record is None:
         content = exported_lists.text(listed.values) + "\n"
     else:
-        values = {name.removeprefix("diffusers-"): listed.values}
-        content = json_text({"format": name, **values, **listed.record, "notes": notes})
+        content = json_text({**listed.record, "notes": notes})
     return Written(content, f"{len(listed.values)} numbers", notes, listed)
 
 
 FORMATS = {
     "table": Format(_table),
-    "sigmas": Format(partial(_list, "sigmas"), is_list=True, options=("last",)),
-    "diffusers-timesteps": Format(partial(_list, "diffusers-timesteps"), is_list=True),
-    "diffusers-sigmas": Format(partial(_list, "diffusers-sigmas"), is_list=True),
+    "sigmas": Format(partial(_list, exported_lists.sigmas), is_list=True, options=("last",)),
+    "diffusers-timesteps": Format(partial(_list, exported_lists.diffusers_timesteps), is_list=True),
+    "diffusers-sigmas": Format(partial(_list, exported_lists.diffusers_sigmas), is_list=True),
 }
