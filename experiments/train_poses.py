@@ -44,7 +44,7 @@ def main() -> None:
         parts = training.accuracy(params, keys[1], found.poses, context, noise, jnp.asarray(t), _CHECKED)
         shown = (
             f"{name} {float(error):.3f} {float(cosine):.3f}"
-            for name, error, cosine in zip(poses.Pose._fields, parts.error, parts.cosine, strict=True)
+            for name, error, cosine in zip(poses.Pose._fields, *parts, strict=True)
         )
         print(f"  t {t:.1f}  " + "   ".join(shown), flush=True)
 
