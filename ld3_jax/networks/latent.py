@@ -130,19 +130,15 @@ NETWORKS = {
 
 
 class Loaded(NamedTuple):
-    """A model with its weights, which are leaves of the pytrees `model`, `decode` and `embed`.
+    """A model's functions, which hold its weights as leaves.
 
     Attributes:
         model: model(x, t, cond) -> eps, with cond the context (batch, tokens, channels) or None.
-        schedule: its noise schedule.
-        shape: of one latent.
         decode: latents (batch, size, size, channels) -> images (batch, height, width, 3), nominally in [-1, 1].
         embed: class numbers (batch,) -> contexts (batch, 1, channels); None if the model has no classes.
     """
 
     model: Partial
-    schedule: NoiseSchedule
-    shape: tuple[int, int, int]
     decode: Partial
     embed: Partial | None
 
@@ -286,7 +282,7 @@ def _assemble(network: LatentDiffusion, params: PyTree, dtype: jnp.dtype | type)
     model = denoisers.to_noise(raw, network.schedule, network.prediction)
     decode = Partial(_decode, Partial(autoencoder.apply, {"params": params["autoencoder"]}), network.scale)
     embed = Partial(_embed, params["classes"]["embedding"]) if network.classes else None
-    return Loaded(model, network.schedule, network.shape, decode, embed)
+    return Loaded(model, decode, embed)
 
 
 def _decode(autoencoder: Partial, scale: Float[Array, ""] | float, latents: Float[Array, "batch h w c"]) -> Array:
