@@ -41,7 +41,7 @@ flags.mark_flags_as_required(["schedule", "out", "format"])
 
 
 def main() -> None:
-    out, path, name = Path(_OUT.value), Path(_SCHEDULE.value), _FORMAT.value
+    out, path, name = Path(_OUT.value), Path(_SCHEDULE.value), str(_FORMAT.value)
     form, options = FORMATS[name], {} if _LAST.value == "kept" else {"last": _LAST.value}
     if ((_CHECK.value or _LOSSY.value) and not form.is_list) or not options.keys() <= set(form.options):
         raise ValueError(f"--check and --lossy are for lists of times, --last is for sigmas, got --format={name}")
@@ -61,7 +61,7 @@ def main() -> None:
     print(f"wrote {out}: {name}, {written.what}")
     for note in written.notes:
         print(note)
-    if _CHECK.value:
+    if _CHECK.value and written.listed is not None:
         _check(written.listed, *loaded())
 
 

@@ -14,7 +14,7 @@ from ld3_jax.interop.standalone.table import State, Table, advanced, converted, 
 # What a network predicts, as diffusers names it; x_0 - eps has no name there.
 _OUTPUTS = {"epsilon": "noise", "sample": "data", "v_prediction": "v", "flow_prediction": "flow"}
 _OUTPUTS |= {"reversed_flow": "reversed_flow"}
-_KINDS = {"vp": "variance-preserving noise", "ve": "variance-exploding noise", "flow": "a flow"}
+_KINDS: dict[str | None, str] = {"vp": "variance-preserving noise", "ve": "variance-exploding noise", "flow": "a flow"}
 _FLOW_STEPS = 1000  # what flows' networks multiply their time by
 _CLOSE = 0.05  # of timesteps: two ways to the same noise level
 _NOISE_ALONE = 1e-3  # alpha of a state without signal
@@ -70,9 +70,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         self._state: State | None = None
 
     @classmethod
-    def from_file(
-        cls, path: str | Path, like: SchedulerMixin | None = None, prediction_type: str | None = None
-    ) -> "LearnedScheduler":
+    def from_file(cls, path: str | Path, like: Any = None, prediction_type: str | None = None) -> "LearnedScheduler":
         """The scheduler of a schedule.json.
 
         Args:
@@ -102,13 +100,13 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
 
     def replaced(self) -> SchedulerMixin:
         """The scheduler that this one replaces, as it was; a ValueError where diffusers has none of its name."""
-        name, ours = self.config.replaces, ("table", "timesteps", "replaces")
+        name, ours = self.config["replaces"], ("table", "timesteps", "replaces")
         if not hasattr(diffusers, str(name)):
             raise ValueError(f"it replaces {name}, which is no scheduler of diffusers: give the pipeline's own (like=)")
         return getattr(diffusers, name).from_config({key: self.config[key] for key in self.config if key not in ours})
 
     def __len__(self) -> int:
-        return self.config.num_train_timesteps
+        return self.config["num_train_timesteps"]
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Refuse another start than the first call (image to image with a strength below 1)."""
@@ -132,7 +130,8 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         calls, given = self._table.calls, [times for times in (sigmas, timesteps) if times is not None]
         if not all(hasattr(times, "__len__") and np.ndim(times) for times in given):
             raise ValueError(f"sigmas and timesteps must be lists, one number for each call, got {given!r:.80}")
-        for asked in (num_inference_steps, *map(len, given)):
+        asked_for: list[Any] = [num_inference_steps, *map(len, given)]
+        for asked in asked_for:
             if np.ndim(asked) or asked not in (None, calls):
                 raise ValueError(f"learned for {calls} network calls: num_inference_steps must be {calls}, got {asked}")
         self.num_inference_steps = calls
@@ -170,7 +169,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
             now = float(torch.as_tensor(timestep).flatten()[0])
         except (TypeError, ValueError, IndexError, RuntimeError) as error:
             raise ValueError(f"timestep must be one of {self.timesteps.tolist()}, got {timestep!r:.80}") from error
-        calls = [call for call, t in enumerate(self.config.timesteps) if abs(t - now) < _CLOSE]
+        calls = [call for call, t in enumerate(self.config["timesteps"]) if abs(t - now) < _CLOSE]
         if calls and i not in calls:
             raise ValueError(f"call {i} got the timestep of call {calls[0]}; {_WHOLE}")
         if self.config.get("variance_type") in ("learned", "learned_range"):
@@ -181,7 +180,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
             )
         x, output = (array.to(torch.promote_types(array.dtype, torch.float32)) for array in (sample, model_output))
         state = State(x, x) if self._state is None else self._state._replace(x=x)
-        prediction = converted(self._table, i, x, output, _OUTPUTS[self.config.prediction_type])
+        prediction = converted(self._table, i, x, output, _OUTPUTS[self.config["prediction_type"]])
         self._state, self.step_index = advanced(self._table, i, state, prediction), i + 1
         previous = self._state.x.to(sample.dtype)
         return SchedulerOutput(prev_sample=previous) if return_dict else (previous,)
@@ -203,7 +202,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         return self.add_noise(sample, noise, timestep)
 
 
-def _described(like: SchedulerMixin) -> tuple[str | None, str | None]:
+def _described(like: Any) -> tuple[str | None, str | None]:
     """The kind of noise of a pipeline's scheduler, and what its network predicts, by what the scheduler has."""
     config, said = like.config, like.config.get("prediction_type")
     discrete = None if getattr(like, "alphas_cumprod", None) is None else "vp"
@@ -214,9 +213,9 @@ def _described(like: SchedulerMixin) -> tuple[str | None, str | None]:
     return "flow" if config.get("use_flow_sigmas") or said == "flow_prediction" else discrete, said
 
 
-def _predicted(table: Table, like: SchedulerMixin | None, given: str | None) -> str:
+def _predicted(table: Table, like: Any, given: str | None) -> str:
     """What the network predicts: what is given, or by the file and by the pipeline's scheduler."""
-    learned = {output: name for name, output in _OUTPUTS.items()}.get(table.output, table.output)
+    learned = next((name for name, output in _OUTPUTS.items() if output == table.output), table.output)
     said = like and _described(like)[1]
     if len(names := [given] if given is not None else [*{learned, said} - {None}]) != 1:
         raise ValueError(
@@ -226,7 +225,7 @@ def _predicted(table: Table, like: SchedulerMixin | None, given: str | None) -> 
     return names.pop()
 
 
-def _timesteps(table: Table, steps: int, like: SchedulerMixin | None) -> list[float]:
+def _timesteps(table: Table, steps: int, like: Any) -> list[float]:
     """The timestep of each call, by its time, or by its noise level among those of the pipeline."""
     config, kind = (like.config, _described(like)[0]) if like is not None else ({}, table.process)
     if kind != table.process:
@@ -242,7 +241,7 @@ def _timesteps(table: Table, steps: int, like: SchedulerMixin | None) -> list[fl
             "pipelines run flows, and variance-preserving noise by steps of training: give the pipeline's scheduler "
             f"(like=) for these, or use interop.solve; this one was learned for {_KINDS.get(kind, 'other noise')}"
         )
-    by_time = [table.train_steps * t - 1 for t in table.t] if table.train_steps else None
+    by_time = [table.train_steps * t - 1 for t in table.t] if table.train_steps else []
     if like is None:
         return by_time
     alphas, start = like.alphas_cumprod.double().cpu().numpy(), table.alpha[0]
@@ -251,7 +250,7 @@ def _timesteps(table: Table, steps: int, like: SchedulerMixin | None) -> list[fl
     known, wanted = 0.5 * np.log(alphas), np.log(table.alpha)
     found = np.interp(-wanted, -known, np.arange(len(known)))
     off = np.abs(np.interp(found, np.arange(len(known)), known) - wanted).max()
-    if noise_alone or off > 1e-3 or (by_time is not None and np.abs(found - by_time).max() > _CLOSE):
+    if noise_alone or off > 1e-3 or (by_time and np.abs(found - by_time).max() > _CLOSE):
         why = " (rescale_betas_zero_snr; leave it out of like= if the network was not trained so)" * noise_alone
         raise ValueError(
             "it was learned for other noise levels than those of the pipeline's scheduler: alpha begins at "

@@ -8,7 +8,7 @@ Reference: Rombach et al., arXiv:2112.10752; Liu et al., arXiv:2309.06380 (Insta
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -196,7 +196,7 @@ def as_trained(network: LatentDiffusion, checkpoint: Checkpoint, what: str, pred
         raise ValueError(
             f"{what}: network.prediction must be one of {allowed}; it, or the file's markers, say {found!r}"
         )
-    schedule = _schedule(network.schedule, checkpoint, what) if call is _at_step else network.schedule
+    schedule = _schedule(cast(VPDiscrete, network.schedule), checkpoint, what) if call is _at_step else network.schedule
     if schedule != network.schedule and found == "noise":
         raise ValueError(f"{what}: ends without signal (ztsnr), where noise says nothing; set network.prediction='v'")
     return replace(network, prediction=found, schedule=schedule)
@@ -225,15 +225,16 @@ def _same(alphas_cumprod: np.ndarray, schedule: VPDiscrete) -> bool:
 
 def _has_betas(config: Mapping[str, Any], schedule: VPDiscrete) -> bool:
     """Whether the configuration of a scheduler of diffusers, if it is one, is for a noise schedule."""
-    betas, root = config.get("trained_betas"), _ROOTS.get(str(config.get("beta_schedule")))
+    betas = config.get("trained_betas")
     if config.get("use_flow_sigmas") or config.get("timestep_type") == "continuous":
         return False
     try:
         if betas is None and {"_class_name", "beta_schedule"}.isdisjoint(config):
             return True
         if betas is None:
-            ends = np.array([config["beta_start"], config["beta_end"]], float) ** (1 / root)
-            betas = np.linspace(*ends, config["num_train_timesteps"]) ** root
+            root = _ROOTS[str(config["beta_schedule"])]
+            first, last = np.array([config["beta_start"], config["beta_end"]], float) ** (1 / root)
+            betas = np.linspace(first, last, config["num_train_timesteps"]) ** root
         return _same(np.cumprod(1 - np.asarray(betas, float)), schedule)
     except (LookupError, TypeError, ValueError):
         return False

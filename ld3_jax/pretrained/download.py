@@ -103,10 +103,10 @@ def download(
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req: urllib.request.Request, *args: Any) -> urllib.request.Request | None:
-        if req.type == "https" and not args[-1].startswith("https:"):
-            raise ConnectionError(f"redirects from https to {args[-1]:.200}")
-        return super().redirect_request(req, *args)
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if req.type == "https" and not newurl.startswith("https:"):
+            raise ConnectionError(f"redirects from https to {newurl:.200}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _receive(url: str, sha256: str | None, part: Path, on_progress: Callable[[int, int], None]) -> None:
@@ -127,7 +127,7 @@ def _receive(url: str, sha256: str | None, part: Path, on_progress: Callable[[in
         if here and response.status == 416 and sent == f"bytes */{here}":
             return note.unlink(missing_ok=True)  # an earlier run was killed after the last byte
         now, span = given["ETag"] or given["Last-Modified"] or "", re.fullmatch(rf"bytes {here}-\d+/(\d+)", sent)
-        resumed = response.status == 206 and span and now == (version or now)
+        resumed = span if response.status == 206 and now == (version or now) else None
         if not resumed and response.status != 200:  # other bytes, another version, or too many here
             if not here:
                 raise ConnectionError(f"answers with status {response.status} {sent:.80}")
@@ -135,7 +135,7 @@ def _receive(url: str, sha256: str | None, part: Path, on_progress: Callable[[in
             return _receive(url, sha256, part, on_progress)
         if given.get_content_type() == "text/html" or given["Content-Encoding"] not in (None, "identity"):
             raise ConnectionError(f"answers with {given['Content-Encoding'] or 'a web page'} in place of the file")
-        here, total = (here, int(span[1])) if resumed else (0, response.length)
+        here, total = (here, int(resumed[1])) if resumed else (0, response.length)
         note.write_text(now)
         with part.open("ab" if resumed else "wb") as file:
             while chunk := response.read(_CHUNK):
