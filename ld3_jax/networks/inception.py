@@ -20,6 +20,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
+from ld3_jax.losses import Loss
 from ld3_jax.networks import files, pytorch_fid, weights
 from ld3_jax.networks.layers import convolution
 from ld3_jax.networks.lazy import some
@@ -93,7 +94,7 @@ def load(path: Path | None = None) -> Partial:
     return Partial(features, _read(path))
 
 
-def load_distance(path: Path | None = None) -> Partial:
+def load_distance(path: Path | None = None) -> Loss:
     """The squared distance in Inception's features as a loss; see `Distance`.
 
     Args:
@@ -106,11 +107,11 @@ def load_distance(path: Path | None = None) -> Partial:
     Raises:
         FileNotFoundError, ValueError: see `load`; the loss itself raises ValueError if it is given other images.
     """
-    return Partial(Distance(Inception()).apply, {"params": {"network": _read(path)}})
+    return Loss(Partial(Distance(Inception()).apply, {"params": {"network": _read(path)}}), measure="Inception")
 
 
 class Distance(nn.Module):
-    """The squared distance of two batches of images in features, d(x, y) = sum_k (f_k(x) - f_k(y))^2.
+    """The residuals f(x) - f(y) of two batches of images, with d(x, y) = sum_k (f_k(x) - f_k(y))^2.
 
     Images are clipped to [-1, 1] and resized as for the FID, but not rounded to 8 bits, since rounding has no gradient.
     The mean of d over pairs is at least the squared Wasserstein distance between the features of all x and those of all
@@ -124,15 +125,9 @@ class Distance(nn.Module):
 
     network: nn.Module
 
-    def __call__(self, x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
-        """d(x, y)."""
-        (r,) = self.residuals(x, y)
-        return jnp.sum(r**2, -1)
-
-    def residuals(
+    def __call__(
         self, x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]
     ) -> list[Float[Array, "batch _"]]:
-        """r with d(x, y) = |r|^2: f(x) - f(y)."""
         # Two calls: derivatives with respect to x then cost nothing for y.
         of_x, of_y = (_features(self.network, jnp.clip(127.5 * images + 127.5, 0, 255)) for images in (x, y))
         return [of_x - of_y]

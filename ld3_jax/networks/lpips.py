@@ -20,6 +20,7 @@ from flax import traverse_util
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from ld3_jax.losses import Loss
 from ld3_jax.networks import files, pickles
 from ld3_jax.networks.files import Checkpoint
 from ld3_jax.networks.layers import Conv
@@ -91,7 +92,7 @@ BACKBONES = {
 
 
 class LPIPS(nn.Module):
-    """The distance of two batches of images.
+    """The residuals of two batches of images, whose sum of squares is their distance.
 
     d(x, y) = sum_l mean_pixels sum_c w_lc (u_lc(x) - u_lc(y))^2 with unit features u = f / (|f| + 1e-10).
 
@@ -101,14 +102,8 @@ class LPIPS(nn.Module):
 
     backbone: Backbone
 
-    def __call__(
-        self, x: Float[Array, "batch h w channels"], y: Float[Array, "batch h w channels"]
-    ) -> Float[Array, "batch"]:
-        """d(x, y)."""
-        return sum((jnp.sum(r**2, -1) for r in self.residuals(x, y)), start=jnp.zeros(len(x), x.dtype))
-
     @nn.compact
-    def residuals(
+    def __call__(
         self, x: Float[Array, "batch h w channels"], y: Float[Array, "batch h w channels"]
     ) -> list[Float[Array, "batch _"]]:
         """r with d(x, y) = |r|^2: at each depth sqrt(w_c / pixels) (u_c(x) - u_c(y))."""
@@ -136,7 +131,7 @@ class LPIPS(nn.Module):
         return found
 
 
-def load(net: str = "vgg", cache: Path | None = None) -> Partial:
+def load(net: str = "vgg", cache: Path | None = None) -> Loss:
     """LPIPS as a loss.
 
     Images of any size are compared as they are, without scaling, which is what the published code of LD3 does at
@@ -168,7 +163,7 @@ def load(net: str = "vgg", cache: Path | None = None) -> Partial:
         if path and is_first():
             files.write(path, Checkpoint("lpips", state, {}), {"source": backbone.file, "sha256": backbone.sha256})
     params = traverse_util.unflatten_dict({name: jnp.asarray(array) for name, array in state.items()}, sep=".")
-    return Partial(LPIPS(backbone).apply, {"params": params})
+    return Loss(Partial(LPIPS(backbone).apply, {"params": params}), measure="LPIPS")
 
 
 def weights_file(name: str) -> Path:

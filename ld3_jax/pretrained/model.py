@@ -14,6 +14,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from ld3_jax import denoisers, losses
 from ld3_jax.disk import digest
+from ld3_jax.losses import Loss
 from ld3_jax.ranges import COUNT_OR_ZERO, POSITIVE, check
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.teacher import draw_noise
@@ -102,7 +103,7 @@ class Pretrained:
     decode: Partial = dataclasses.field(default_factory=lambda: Partial(_unchanged))
     draw_condition: Draw | None = None
     draw_prior: Draw | None = None
-    squared_error: Partial = dataclasses.field(default_factory=lambda: Partial(losses.l2))
+    squared_error: Loss = losses.l2
     differences: bool = True
     formats: Mapping[str, Callable[[np.ndarray], bytes]] = dataclasses.field(default_factory=dict)
 
