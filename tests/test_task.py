@@ -56,7 +56,7 @@ def run(request):
 
 def test_a_learner_is_a_static_value(run):
     learner = run.task.learner
-    assert isinstance(learner, state.Learner)
+    assert isinstance(learner, learning.Learner)
     assert not jax.tree.leaves(learner)
     assert len({learner, LEARNERS[run.name]()}) == 1
 
