@@ -43,7 +43,7 @@ def load(module: str, what: str = "") -> ModuleType:
 
     Args:
         module: its full name.
-        what: what needs it, for the message; the module itself if empty.
+        what: what needs it, for the message; if empty, the module, or the extra that it is in.
 
     Raises:
         ImportError: if a package is missing; it says which extra brings it.
@@ -54,7 +54,7 @@ def load(module: str, what: str = "") -> ModuleType:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        raise missing(package, what or module) from error
+        raise missing(package, what or (EXTRAS[package] if module.startswith(package) else module)) from error
 
 
 def require(what: str, *extras: str) -> None:

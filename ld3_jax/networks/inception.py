@@ -105,7 +105,7 @@ def load_distance(path: Path | None = None) -> Partial:
         weights are leaves of the result.
 
     Raises:
-        ImportError, FileNotFoundError, ValueError: see `load`; the loss itself raises ValueError if it is given other images.
+        ImportError, FileNotFoundError, ValueError: see `load`; the loss itself, if it is given other images.
     """
     return Partial(Distance(Inception()).apply, {"params": {"network": _read(path)}})
 
