@@ -24,7 +24,7 @@ def get_config() -> config_dict.ConfigDict:
     c.solver.name = "dpmpp"  # euler ddim heun dpm2 dpmpp unipc ipndm deis
     c.solver.nfe = 5  # network calls
     c.solver.order = config_dict.placeholder(int)  # None: the highest that the solver has
-    c.solver.variant = "bh1"  # of UniPC: bh1 bh2
+    c.solver.variant = config_dict.placeholder(str)  # of UniPC: bh1 bh2; None: the first
     c.solver.lower_order_final = True  # whether the order falls over the last steps (dpmpp, unipc)
     c.solver.last_sigma = config_dict.placeholder(float)  # 0: ends in a data prediction, as programs do; None: at t_min
 
@@ -32,7 +32,7 @@ def get_config() -> config_dict.ConfigDict:
     c.teacher.name = "unipc"
     c.teacher.nfe = 40
     c.teacher.order = config_dict.placeholder(int)
-    c.teacher.variant = "bh1"
+    c.teacher.variant = config_dict.placeholder(str)
     c.teacher.lower_order_final = True
     c.teacher.last_sigma = config_dict.placeholder(float)
     c.teacher.grid = "logsnr"  # uniform quadratic logsnr edm

@@ -2,8 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,14 +12,13 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import PyTree
 
-from experiments.common import CACHE
 from ld3_jax import losses, metrics, programs, teacher_cache
 from ld3_jax.baselines import Probe, baseline
 from ld3_jax.batches import to_host
 from ld3_jax.disk import digest, read_arrays, write_arrays
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning import Discretization, Student, on_grid
-from ld3_jax.learning.student import losses_in_batches, run_in_batches
+from ld3_jax.learning.task import losses_in_batches, run_in_batches
 from ld3_jax.pretrained import Pretrained
 from ld3_jax.processes import is_first, of_first
 from ld3_jax.teacher import Pairs
@@ -28,11 +26,6 @@ from ld3_jax.teacher import Pairs
 Errors = dict[str, np.ndarray]  # name -> (n,) one number a noise
 Measures = dict[str, Partial]  # name -> a function of samples and targets, one number a noise
 SQUARED_ERROR = "squared error"
-# Losses of images, which need weights: the measure's name, and what loads it.
-_OF_IMAGES: dict[str, tuple[str, Callable[[], Partial]]] = {
-    "inception": ("Inception", losses.inception),
-    "lpips": ("LPIPS", partial(losses.lpips, cache=CACHE)),
-}
 
 
 class Comparison(NamedTuple):
@@ -57,11 +50,6 @@ def load_measures(loss: str, model: Pretrained) -> Measures:
         ValueError: if the loss does not take the model's samples.
     """
     found = {SQUARED_ERROR: model.squared_error}
-    if loss in _OF_IMAGES:
-        name, load = _OF_IMAGES[loss]
-        found[name] = load()
-        samples = jax.eval_shape(lambda: model.decode(model.draw(jax.random.key(0), 2)[0]))
-        jax.eval_shape(found[name], samples, samples)
     return found
 
 
@@ -73,11 +61,7 @@ def loss_function(loss: str, targets: PyTree, measures: Measures) -> Partial:
         targets: the teacher's samples, which scale "both".
         measures: see `load_measures`.
     """
-    if loss == "both":
-        return losses.both(targets, measures[SQUARED_ERROR])
-    if loss in _OF_IMAGES:
-        return measures[_OF_IMAGES[loss][0]]
-    return measures[SQUARED_ERROR] if loss == "l2" else Partial(losses.LOSSES[loss])
+    return losses.LOSSES[loss](measures[SQUARED_ERROR], targets)
 
 
 def compare(
@@ -133,7 +117,7 @@ def baselines(
         probe: the model with some initial states, for those that look at it.
         cache: a folder for their times, which some of them call the network hundreds of times for.
     """
-    if not student.schedule.space.flat:
+    if not student.solver.expands(student.schedule):
         return {}
     found, n, t = {}, student.solver.n_steps, jnp.asarray(student.schedule.t_max)
     of_model, looked_at = (probe.model, student.schedule, t, (probe.x_T, probe.cond)), ""

@@ -60,7 +60,7 @@ def measured(case: Case, found: Discretization, molecule: str) -> Row:
     """Distances to the teacher's poses, and the share of poses that pass PoseBusters' checks."""
     rmsd, held_out = np.sqrt(measurements.squared_errors(case, found)), case.held_out
     some = jax.tree.map(lambda leaf: leaf[:_CHECKED], held_out.x_T)
-    samples = learning.student.run_in_batches(case.student, found, some, batch_size=_CHECKED)
+    samples = learning.task.run_in_batches(case.student, found, some, batch_size=_CHECKED)
     shares = {
         "under 0.5": metrics.share(rmsd < 0.5),
         "under 2": metrics.share(rmsd < 2.0),

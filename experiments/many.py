@@ -14,7 +14,7 @@ from experiments import common, pictures, workdir
 from ld3_jax.batches import check_finite, to_host
 from ld3_jax.disk import digest, write_atomically
 from ld3_jax.learning import Learned
-from ld3_jax.learning.student import make_student, run_in_batches
+from ld3_jax.learning.task import make_student, run_in_batches
 from ld3_jax.pretrained import Pretrained
 from ld3_jax.processes import is_first, of_first
 

@@ -61,7 +61,8 @@ def of_schedule(path: Path, nfe: int | None = None, moved: dict[str, Any] | None
     if other:
         raise ValueError(f"{path} was learned for another model {record['name']}: {'; '.join(other)}")
     try:
-        learned = learned.for_calls(learned.solver.nfe if nfe is None else nfe, model.schedule)
+        if nfe is not None and nfe != learned.solver.nfe:
+            learned = learning.interpolate(learning.load_several(path, model.schedule), nfe, model.schedule)
         jax.eval_shape(partial(learned.table, model.schedule))  # refuses what does not fit
         return learned, model
     except ValueError as error:

@@ -10,10 +10,10 @@ from ml_collections import config_dict
 from configs import default
 from experiments import common
 from ld3_jax import grids, learning, losses
-from ld3_jax.learning import Discretization, Learned, Task, quadratic, state
+from ld3_jax.learning import Discretization, Learned, Task
 from ld3_jax.learning.optimizers import RULES
 from ld3_jax.learning.parametrisation import Parametrisation
-from ld3_jax.learning.state import Learner
+from ld3_jax.learning.task import Learner
 from ld3_jax.published import PUBLISHED
 from ld3_jax.ranges import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, POSITIVE, SEED, SHARE, SHIFT, UP_TO_ONE, check, one_of
 from ld3_jax.schedules import NoiseSchedule
@@ -41,7 +41,7 @@ RANGES = {
     "learn.history": COUNT.or_none(),
     "learn.tangents": COUNT,
     "learn.ridge": NOT_NEGATIVE,
-    **{f"learn.{key}": allowed for key, allowed in state.RANGES.items() if key != "held_out"},  # that is data.valid
+    **{f"learn.{key}": COUNT for key in ("steps", "batch_size", "validate_every", "valid_batch")},
     **{f"learn.{group}_rate": NOT_NEGATIVE.or_none() for group in WHAT.values()},
     **{f"learn.{group}_rule": one_of(RULES) for group in WHAT.values()},
     "learn.max_shift": SHIFT,
@@ -57,7 +57,7 @@ RANGES = {
     "teacher.grid": one_of([*grids.GRIDS, *PUBLISHED]),
 }
 _OPTIONAL = {
-    *(f"{of}.{key}" for of in ("solver", "teacher") for key in ("order", "last_sigma")),
+    *(f"{of}.{key}" for of in ("solver", "teacher") for key in ("order", "variant", "last_sigma")),
     "teacher.pairs",
     *(key for key, allowed in RANGES.items() if not allowed.lacks(None)),
 }
@@ -101,10 +101,7 @@ class Plan:
             _check_start(init, solver, learn)
         with _of("learn"):
             parametrisation = _parametrisation(learn, warm and init.coefficients is not None)
-            solvers = parametrisation.solvers(solver)  # refuses what the solver cannot do
-            if learn.learner != "optax":
-                quadratic.check(losses.l2, solvers)
-            if not parametrisation.rates(solver):
+            if not parametrisation.groups(solver):
                 raise ValueError(f"nothing is learned: {list(learn.what)} of {solver}")
             learner = _learner(config, parametrisation, solver)
         with _of("teacher"):
@@ -142,7 +139,7 @@ def _check(config: config_dict.ConfigDict) -> None:
     if missing := [key for key, value in values.items() if value is None and key not in _OPTIONAL]:
         raise ValueError(f"{', '.join(missing)} must have a value, got None")
     learn = config.learn
-    known = {*losses.LOSSES, *losses.OF_SQUARES} if learn.learner == "optax" else losses.OF_SQUARES
+    known = losses.LOSSES
     names = {"learn.loss": one_of(known)}
     if not learn.init.endswith(".json"):
         names["learn.init"] = one_of([*grids.GRIDS, *PUBLISHED, "race"])
@@ -168,8 +165,6 @@ def _parametrisation(learn: config_dict.ConfigDict, coefficients: bool) -> Param
     frozen = tuple(group for what, group in WHAT.items() if what not in learn.what)
     of_times = tuple(group for group in frozen if group != "coefficients")
     found = learning.Gaps(learn.space, learn.max_shift, of_times)
-    if learn.curve:
-        return learning.Curve(tuple(learn.nfes), found)
     if coefficients or "coefficients" not in frozen:
         own = tuple(group for group in frozen if group == "coefficients")
         found = learning.WithCoefficients(found, learn.consistent, learn.history, own)
@@ -186,14 +181,14 @@ def _learner(config: config_dict.ConfigDict, parametrisation: Parametrisation, s
             return learning.LevenbergMarquardt(**common)
         return learning.GaussNewton(ridge=learn.ridge, **common)
     rules, n = {}, solver.n_steps
-    for group, usual in parametrisation.rates(solver).items():
+    for group, (usual, *_) in parametrisation.groups(solver).items():
         given = learn[f"{group}_rate"]
         rules[group] = RULES[learn[f"{group}_rule"]](usual if given is None else given / n, learn.steps)
     floors = (("logits", learn.logits_floor), ("shifts", learn.shifts_floor), ("coefficients", learn.logits_floor))
     patience = learning.Patience(learn.patience, learn.decay, floors, learn.floor_visits) if learn.patience else None
     surrogate = learning.SoftSurrogate(learn.gamma, learn.noise_rate, learn.move_validation) if learn.gamma else None
     return learning.GradientDescent(
-        learning.by_group(rules),
+        optimizer=learning.by_group(rules),
         frozen_steps=learn.frozen_steps,
         patience=patience,
         surrogate=surrogate,

@@ -34,7 +34,7 @@ from ld3_jax.batches import to_host
 from ld3_jax.disk import check_writable, write_atomically
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning import Discretization, Ended, on_grid
-from ld3_jax.learning.student import losses_in_batches, run_in_batches
+from ld3_jax.learning.task import losses_in_batches, run_in_batches
 from ld3_jax.pretrained import MODELS, Pretrained
 from ld3_jax.solvers import SOLVERS
 

@@ -58,10 +58,6 @@ def _write(
     found = {"learned": learned.found} | ({"start": plan.init.found} if isinstance(plan.init, Learned) else {})
     arguments = {"measures": measures, "title": str(model), "batch_size": plan.learner.valid_batch}
     compared = comparison.compare(student, found, test, shown=model.shown, **arguments)
-    for other in task.students():  # of a curve
-        if other.solver != student.solver:
-            read_off = learned.for_calls(other.solver.nfe, model.schedule)
-            comparison.compare(other, {"learned": read_off.found}, test, **arguments)
     figures = {"loss": plan.loss, **learned.losses} | {
         "unseen" + ("" if measure == comparison.SQUARED_ERROR else f" {measure}"): comparison.summary(
             errors, compared.astray

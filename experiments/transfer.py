@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
+from ld3_jax.learning.curve import between
 
 from configs import times
 from experiments import models
@@ -16,7 +17,6 @@ from experiments.measurements import Case, Measure, Row, best_hand_made, configu
 from ld3_jax import learning
 from ld3_jax.denoisers import Model
 from ld3_jax.learning import Discretization
-from ld3_jax.learning.curve import between
 from ld3_jax.pretrained import Pretrained
 
 _SWEPT = Path("results/schedules.zip")  # what sweeps have learned

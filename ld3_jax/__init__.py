@@ -23,7 +23,6 @@ if importlib.util.find_spec("jax"):  # ld3_jax.interop runs tables without
     from ld3_jax.grids import grid
     from ld3_jax.learning import (
         ByPart,
-        Curve,
         Gaps,
         GaussNewton,
         GradientDescent,
@@ -32,6 +31,7 @@ if importlib.util.find_spec("jax"):  # ld3_jax.interop runs tables without
         Student,
         WithCoefficients,
         fit,
+        interpolate,
         load,
         make_student,
     )
@@ -46,7 +46,6 @@ _ON_DEMAND = ("baselines", "checkpoint", "interop", "metrics", "networks", "plot
 __all__ = [
     "SOLVERS",
     "ByPart",
-    "Curve",
     "Gaps",
     "GaussNewton",
     "GradientDescent",
@@ -64,6 +63,7 @@ __all__ = [
     "grid",
     "grids",
     "guided",
+    "interpolate",
     "learning",
     "load",
     "losses",

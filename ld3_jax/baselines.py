@@ -81,8 +81,9 @@ def baseline(name: str, schedule: NoiseSchedule, n: int, probe: Probe | None = N
         FloatingPointError: if the model's predictions are not finite.
     """
     check({"baseline": name}, {"baseline": one_of(BASELINES)})
-    if not schedule.space.flat or len(schedule.parts) > 1:
-        raise ValueError(f"the baseline {name!r} is for states in a vector space with one time, got {schedule}")
+    schedule.space.require_vectors(f"the baseline {name!r}")
+    if len(schedule.parts) > 1:
+        raise ValueError(f"the baseline {name!r} is for states with one time, got {schedule}")
     if name in OF_MODEL and probe is None:
         raise ValueError(f"the baseline {name!r} looks at the model: it needs a probe")
     check_ends(schedule, jnp.result_type(float))

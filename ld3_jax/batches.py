@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, PyTree
 
@@ -69,7 +70,7 @@ def in_batches(function: Callable[[PyTree], PyTree], inputs: PyTree, batch_size:
 def finite(samples: PyTree) -> Bool[np.ndarray, "n"]:
     """Which of n samples hold finite numbers only."""
     count_of(samples)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(samples)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(samples)):
         raise ValueError("pairs are made, and times are learned, outside jit: the numbers are looked at")
     return to_host(_finite(samples))
 

@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
 from ld3_jax.processes import is_first
 
+_HOME = os.path.expanduser("~")
+CACHE = None if _HOME == "~" else Path(_HOME, ".cache", "ld3_jax")  # None: nobody knows the user's home
 # What NumPy raises for a damaged file, or one of another kind.
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, AttributeError, TypeError, SyntaxError, MemoryError)
 _DAMAGE += (OverflowError, zipfile.BadZipFile, zlib.error)
@@ -98,7 +101,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
         OSError: if the disk does not take them.
     """
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.asarray(array) for name, array in arrays.items()})
+    np.savez(buffer, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})
     write_atomically(path, buffer.getvalue())
 
 
@@ -149,7 +152,7 @@ def digest(tree: PyTree) -> str:
     """SHA-256, as 16 hexadecimal digits, of a pytree's leaves: their paths, shapes, dtypes and bytes."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        is_key = jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
+        is_key = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
         sha.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
         sha.update(np.ascontiguousarray(array).tobytes())

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -54,7 +55,7 @@ def check_descent(t: Float[Array, "n_points"], *what: object) -> None:
     Raises:
         ValueError: it says what they are.
     """
-    if not isinstance(t, jax.core.Tracer) and not (np.diff(np.asarray(t)) < 0).all():
+    if not isinstance(t, Tracer) and not (np.diff(np.asarray(t)) < 0).all():
         raise ValueError(f"{' '.join(map(str, what))} must descend, got {np.asarray(t).tolist()!s:.200}")
 
 
@@ -79,7 +80,7 @@ def check_times(
         ValueError: it names what was given, what is allowed, and the remedy.
     """
     for name, times, least in (("t", t, 1e-6), ("t_c", t_c, -1e-4)):
-        if isinstance(times, jax.core.Tracer):
+        if isinstance(times, Tracer):
             continue
         given = np.asarray(times, float)
         if not np.isfinite(given).all():

@@ -2,145 +2,108 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
 from ld3_jax.batches import count_of
-from ld3_jax.ranges import STATES, call, check, shown
+from ld3_jax.denoisers import as_pytree
+from ld3_jax.ranges import FUNCTION, STATES, TEXT, call, check, settle, shown
 
 _EPS = 1e-12
 
 Samples = PyTree[Float[Array, "batch ?*shape"], "T"]  # an array, or several in one structure
 
 
-def l2(x: Samples, y: Samples) -> Float[Array, "batch"]:
-    """Mean squared error of each sample, mean_i (x_i - y_i)^2, over all numbers of a pytree."""
-    return _mean(jnp.square, x, y)
+def _itself(s: Array) -> Array:
+    return s
 
 
-def l1(x: Samples, y: Samples) -> Float[Array, "batch"]:
-    """Mean absolute error of each sample, mean_i |x_i - y_i|, over all numbers of a pytree."""
-    return _mean(jnp.abs, x, y)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Loss:
+    """A loss: a call, and where it is a function of squares, phi(|r|^2), what a learner of second order needs.
 
+    It is a pytree; the weights that its functions hold are its leaves. Give plain functions, or a
+    `jax.tree_util.Partial` of a function and its weights.
 
-def rmse(x: Samples, y: Samples) -> Float[Array, "batch"]:
-    """Root mean squared error of each sample, sqrt(mean_i (x_i - y_i)^2).
+    Attributes:
+        residuals: residuals(x, y) -> r in parts, each (batch, size); None if the loss is no function of squares.
+        phi: phi(s) of a scalar s = |r|^2, increasing.
+        call: call(x, y) -> (batch,) losses, at least 0; None: phi(|r|^2).
+        measure: the heading of its own table in a comparison; "" if that of the squared error is enough.
 
-    With few steps some samples end far from the teacher's, in another basin; under the root they weigh less, which
-    serves the median more than the mean. The gradient is finite where x = y, too.
+    Raises:
+        ValueError: if both residuals and call are None.
     """
-    return jnp.sqrt(l2(x, y) + _EPS)
+
+    residuals: Callable[[PyTree, PyTree], list[Array]] | None = None
+    phi: Callable[[Array], Array] = _itself
+    call: Callable[[PyTree, PyTree], Array] | None = None
+    measure: str = field(default="", metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        kinds = {"residuals": FUNCTION.or_none(), "phi": FUNCTION, "call": FUNCTION.or_none(), "measure": TEXT}
+        settle(self, kinds)
+        if self.residuals is None and self.call is None:
+            raise ValueError("a loss needs residuals or a call, got None for both")
+        for name in ("residuals", "phi", "call"):
+            if jax.tree_util.all_leaves([function := getattr(self, name)]):  # a plain function holds no weights
+                object.__setattr__(self, name, Partial(function))
+
+    def __call__(self, x: Samples, y: Samples) -> Float[Array, "batch"]:
+        """The loss of each sample x against its target y."""
+        return jax.vmap(self.phi)(squares(self.parts(x, y))) if self.call is None else self.call(x, y)
+
+    def parts(self, x: Samples, y: Samples) -> list[Float[Array, "batch _"]]:
+        """The residuals; a ValueError if the loss is no function of squares."""
+        if self.residuals is None:
+            raise ValueError(f"the loss has no residuals, whose squares it would be a function of: {self}")
+        return self.residuals(x, y)
 
 
-def both(targets: PyTree[Float[Array, "n ..."]], loss: Callable = l2) -> Partial:
-    """sqrt(s) + s / sqrt(b), where s is another loss and b = `other_basin(targets, loss)`.
+def squares(parts: list[Float[Array, "batch _"]]) -> Float[Array, "batch"]:
+    """|r|^2 of each sample, for residuals r in parts."""
+    return jnp.asarray(sum(jnp.sum(part**2, -1) for part in parts))
 
-    The mean of s is decided by the few samples that end in another basin than the teacher's, the mean of sqrt(s) by the
-    many that do not. Here each part counts: up to s = b the root is the larger one.
 
-    Args:
-        targets: the teacher's samples, decoded.
-        loss: s.
-    """
-    return Partial(_both, other_basin(targets, loss), loss if isinstance(loss, Partial) else Partial(loss))
+def as_loss(loss: Callable[[PyTree, PyTree], Array]) -> Loss:
+    """A loss as it is, or a plain function loss(x, y) as a `Loss` without residuals."""
+    return loss if isinstance(loss, Loss) else Loss(call=as_pytree(loss))
 
 
 def each(loss: Callable, x: PyTree, y: PyTree) -> Float[Array, "batch"]:
     """loss(x, y); a ValueError unless that is a number for each sample, at least 0."""
-    found = call(loss, "a loss is called as loss(samples, targets)", x, y)
-    wrong = STATES.lacks(found) or jax.tree.map(jnp.shape, found) != (count_of(y, "targets"),)
-    if wrong or not (isinstance(found, jax.core.Tracer) or found.min() >= 0):
+    values = call(loss, "a loss is called as loss(samples, targets)", x, y)
+    wrong = STATES.lacks(values) or jax.tree.map(jnp.shape, values) != (count_of(y, "targets"),)
+    if wrong or not (isinstance(values, Tracer) or values.min() >= 0):
         raise ValueError(
-            f"a loss must give a real number, at least 0, for each of {count_of(y)} samples, got {shown(found)}"
+            f"a loss must give a real number, at least 0, for each of {count_of(y)} samples, got {shown(values)}"
         )
-    return found
-
-
-def other_basin(targets: PyTree[Float[Array, "n ..."]], loss: Callable = l2) -> Float[Array, ""]:
-    """The loss above which a sample counts as having ended in another basin than the teacher's.
-
-    It is a quarter of the median loss between targets from different noise; infinite if there is one target only.
-
-    Args:
-        targets: n of the teacher's samples, decoded.
-        loss: loss(x, y) -> (batch,) losses.
-    """
-    if count_of(targets, "targets") < 2:
-        return jnp.asarray(jnp.inf)
-    return jnp.median(each(loss, targets, jax.tree.map(lambda leaf: jnp.roll(leaf, 1, 0), targets))) / 4 + _EPS
-
-
-def lpips(net: str = "vgg", cache: Path | None = None) -> Partial:
-    """LPIPS as a loss of images; see `networks.lpips.load`."""
-    from ld3_jax.networks import lpips  # with Flax, which nothing else here needs
-
-    return lpips.load(net, cache)
-
-
-def inception(path: Path | None = None) -> Partial:
-    """The squared distance in Inception's features as a loss of images; see `networks.inception.load_distance`."""
-    from ld3_jax.networks import inception
-
-    return inception.load_distance(path)
-
-
-class LeastSquares(NamedTuple):
-    """A loss of the form phi(|r|^2)."""
-
-    residuals: Callable[[PyTree, PyTree], list[Array]]  # residuals(x, y) -> r in parts, each (batch, size)
-    phi: Callable[[Array], Array]  # of a scalar
-
-
-def least_squares(loss: Callable) -> LeastSquares:
-    """What a learner of second order needs of a loss.
-
-    For `l2` and `rmse`, r = (x - y) / sqrt(d); for `lpips`, `inception` and any other bound method of an object that
-    has `residuals`, what that gives; for `both` those of the loss in it.
-
-    Args:
-        loss: `l2`, `rmse`, `lpips` or `inception`, as it is or in a `Partial`, or `both`.
-
-    Raises:
-        ValueError: if it is another loss.
-    """
-    function = getattr(loss, "func", loss)
-    if hasattr(getattr(function, "__self__", None), "residuals"):
-        return LeastSquares(partial(loss, method="residuals"), lambda s: s)
-    if function is _both:
-        scale, inner = loss.args
-        residuals, phi = least_squares(inner)
-        return LeastSquares(residuals, lambda s: _root_and_square(phi(s), scale))
-    if function in (l2, rmse):
-        return LeastSquares(_residuals, lambda s: jnp.sqrt(s + _EPS) if function is rmse else s)
-    raise ValueError(
-        f"steps of second order (GaussNewton, LevenbergMarquardt) need one of the losses {OF_SQUARES}; "
-        f"GradientDescent takes any loss, got {loss}"
-    )
-
-
-def _both(scale: Array, loss: Callable, x: PyTree, y: PyTree) -> Array:
-    return _root_and_square(loss(x, y), scale)
-
-
-def _root_and_square(s: Array, scale: Array) -> Array:
-    return jnp.sqrt(s + _EPS) + s / jnp.sqrt(scale)
-
-
-def _mean(of: Callable[[Array], Array], x: PyTree, y: PyTree) -> Float[Array, "batch"]:
-    """The mean of a function of each sample's differences."""
-    parts = _differences(x, y)
-    return sum(jnp.sum(of(part), 1) for part in parts) / _size(parts)
+    return values
 
 
 def _residuals(x: PyTree, y: PyTree) -> list[Array]:
     parts = _differences(x, y)
     return [part / math.sqrt(_size(parts)) for part in parts]
+
+
+def _root(s: Array) -> Array:
+    return jnp.sqrt(s + _EPS)
+
+
+def _mean(of: Callable[[Array], Array], x: PyTree, y: PyTree) -> Float[Array, "batch"]:
+    """The mean of a function of each sample's differences."""
+    parts = _differences(x, y)
+    return jnp.asarray(sum(jnp.sum(of(part), 1) for part in parts)) / _size(parts)
+
+
+def _root_of_mean(x: PyTree, y: PyTree) -> Float[Array, "batch"]:
+    return _root(_mean(jnp.square, x, y))
 
 
 def _differences(x: PyTree, y: PyTree) -> list[Array]:
@@ -158,5 +121,55 @@ def _size(parts: list[Array]) -> int:
     return sum(part.shape[1] for part in parts)
 
 
-LOSSES = {"l1": l1, "l2": l2, "rmse": rmse}
-OF_SQUARES = ("both", "inception", "l2", "lpips", "rmse")
+# The mean absolute error of each sample, mean_i |x_i - y_i|, over all numbers of a pytree.
+l1 = Loss(call=Partial(_mean, Partial(jnp.abs)))
+# The mean squared error, mean_i (x_i - y_i)^2.
+l2 = Loss(_residuals, call=Partial(_mean, Partial(jnp.square)))
+# The root mean squared error, sqrt(mean_i (x_i - y_i)^2). With few steps some samples end far from the teacher's, in
+# another basin; under the root they weigh less, which serves the median more than the mean. Its gradient is finite
+# where x = y, too.
+rmse = Loss(_residuals, _root, _root_of_mean)
+
+
+def both(targets: PyTree[Float[Array, "n ..."]], loss: Callable[[PyTree, PyTree], Array] = l2) -> Loss:
+    """sqrt(s) + s / sqrt(b), where s is another loss and b = `other_basin(targets, loss)`.
+
+    The mean of s is decided by the few samples that end in another basin than the teacher's, the mean of sqrt(s) by the
+    many that do not. Here each part counts: up to s = b the root is the larger one.
+
+    Args:
+        targets: the teacher's samples, decoded.
+        loss: s.
+    """
+    inner, scale = as_loss(loss), other_basin(targets, loss)
+    own_call = None if inner.call is None else Partial(_root_and_square, scale, inner.call)
+    return Loss(inner.residuals, Partial(_root_and_square, scale, inner.phi), own_call, inner.measure)
+
+
+def other_basin(targets: PyTree[Float[Array, "n ..."]], loss: Callable = l2) -> Float[Array, ""]:
+    """The loss above which a sample counts as having ended in another basin than the teacher's.
+
+    It is a quarter of the median loss between targets from different noise; infinite if there is one target only.
+
+    Args:
+        targets: n of the teacher's samples, decoded.
+        loss: loss(x, y) -> (batch,) losses.
+    """
+    if count_of(targets, "targets") < 2:
+        return jnp.asarray(jnp.inf)
+    return jnp.median(each(loss, targets, jax.tree.map(lambda leaf: jnp.roll(leaf, 1, 0), targets))) / 4 + _EPS
+
+
+def _root_and_square(scale: Array, of: Callable[..., Array], *args: PyTree) -> Array:
+    s = of(*args)
+    return jnp.sqrt(s + _EPS) + s / jnp.sqrt(scale)
+
+
+# By name, as a configuration gives it: make(squared_error, targets), where squared_error is the model's own and targets
+# are the teacher's samples. Open to additions: a loss of your own is one entry.
+LOSSES: dict[str, Callable[[Loss, PyTree], Loss]] = {
+    "both": lambda squared_error, targets: both(targets, squared_error),
+    "l1": lambda squared_error, targets: l1,
+    "l2": lambda squared_error, targets: squared_error,
+    "rmse": lambda squared_error, targets: rmse,
+}

@@ -17,7 +17,7 @@ One that `ld3_jax.schedules` lacks is one class statement:
 """
 
 import abc
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -43,10 +43,10 @@ class NoiseSchedule(abc.ABC):
     """
 
     if TYPE_CHECKING:  # at run time they would come first in the order of a subclass's fields
-        t_min: ClassVar[float]
-        t_max: ClassVar[float]
-        prior_scale: ClassVar[float]
-        space: ClassVar[Space]
+        t_min: Any
+        t_max: Any
+        prior_scale: Any
+        space: Space
 
     prior_scale = 1.0
     space = VECTORS

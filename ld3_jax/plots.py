@@ -57,7 +57,7 @@ def losses(path: Path, steps: Sequence[dict], baseline: tuple[str, float], title
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     winner = max(steps, key=lambda line: line["step"])["start"]
-    others = sorted({line["start"] for line in steps} - {winner})
+    others, own = sorted({line["start"] for line in steps} - {winner}), []
     for name in [*others, winner]:
         own = sorted((line for line in steps if line["start"] == name), key=lambda line: line["step"])
         x, losses = [line["step"] for line in own], [line["loss"] for line in own]

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ld3_jax.schedules import NoiseSchedule
@@ -75,7 +74,7 @@ class Levels:
             )
 
 
-def if_timesteps(largest: ArrayLike, most: ArrayLike) -> str:
+def if_timesteps(largest: float, most: float) -> str:
     """The remedy for a number so far above the largest allowed one that it may be a timestep; nothing for others."""
     remedy = "; if these are timesteps: timestep i of N is at t = (i + 1) / N, of a flow at i / N"
     return remedy * bool(2 * most < largest < np.inf)

@@ -5,13 +5,16 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 _INT32 = 2**31 - 1
+_Args = ParamSpec("_Args")
+_Result = TypeVar("_Result")
 
 
 class Range(NamedTuple):
@@ -26,7 +29,7 @@ class Range(NamedTuple):
 
     def lacks(self, value: Any) -> str:
         """What a value should be and is not; "" if it is allowed."""
-        if (value is None and self.optional) or (isinstance(value, jax.core.Tracer) and not self.whole):
+        if (value is None and self.optional) or (isinstance(value, Tracer) and not self.whole):
             return ""
         number = self.plain(value)
         if type(number) not in ((int,) if self.whole else (int, float)) or number != number:
@@ -126,10 +129,10 @@ def settle(record: Any, allowed: Mapping[str, Range | Kind]) -> None:
         object.__setattr__(record, name, value)
 
 
-def entrance(**allowed: Range | Kind) -> Callable[[Callable], Callable]:
+def entrance(**allowed: Range | Kind) -> Callable[[Callable[_Args, _Result]], Callable[_Args, _Result]]:
     """A decorator: `check` of the arguments of those names; numbers become Python's own."""
 
-    def of(function: Callable) -> Callable:
+    def of(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
         names = tuple(inspect.signature(function).parameters)
 
         @functools.wraps(function)

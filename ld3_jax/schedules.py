@@ -67,15 +67,12 @@ class VELinear(NoiseSchedule):
         return self.sigma_max
 
     def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """0."""
         return jnp.zeros_like(t)
 
     def log_sigma(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """log t."""
         return jnp.log(t)
 
     def inverse_lam(self, lam: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """exp(-lam)."""
         return jnp.exp(-lam)
 
 
@@ -107,16 +104,13 @@ class VEGeometric(NoiseSchedule):
         return self.sigma_max
 
     def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """0."""
         return jnp.zeros_like(t)
 
     def log_sigma(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """Linear in t, from log sigma_min to log sigma_max."""
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
         return low + t * (high - low)
 
     def inverse_lam(self, lam: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """Linear in lam."""
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
         return (-lam - low) / (high - low)
 
@@ -154,11 +148,9 @@ class VPLinear(NoiseSchedule):
         _require(0 < rates[0] <= rates[1] < math.inf, f"0 < beta_0 <= beta_1 < inf, got {rates}")
 
     def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """-t beta_0 / 2 - t^2 (beta_1 - beta_0) / 4."""
         return -0.25 * t**2 * (self.beta_1 - self.beta_0) - 0.5 * t * self.beta_0
 
     def log_sigma(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """log(1 - alpha^2) / 2."""
         return _half_log_one_minus_exp(self.log_alpha(t))
 
     def inverse_lam(self, lam: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -255,12 +247,10 @@ class VPDiscrete(NoiseSchedule):
         return 1.0 / len(self.alphas_cumprod)
 
     def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """log(alphas_cumprod) / 2, interpolated."""
         times, values = self._nodes(t.dtype)
         return jnp.interp(t, times, values)
 
     def log_sigma(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """log(1 - alpha^2) / 2."""
         return _half_log_one_minus_exp(self.log_alpha(t))
 
     def inverse_lam(self, lam: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -297,13 +287,10 @@ class RectifiedFlow(NoiseSchedule):
         _require_ascent(self, "t_min", "t_max", most=1.0)
 
     def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """log(1 - t)."""
         return jnp.log1p(-t)
 
     def log_sigma(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """log t."""
         return jnp.log(t)
 
     def inverse_lam(self, lam: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """1 / (1 + exp(lam))."""
         return jax.nn.sigmoid(-lam)

@@ -33,12 +33,19 @@ class Space:
         join: a value for each part of the noise schedule -> a pytree that is a prefix of the states.
         flat: whether states are vectors. On a manifold noise and steps are updates, so the noise schedule must have
             alpha = 1, and solvers take noise predictions; those for data predictions are converted.
+
+    Only solvers ask whether a space is flat. What needs vectors calls `require_vectors`.
     """
 
     retract: Callable[[PyTree, PyTree], PyTree] = add
     tangent: Callable[[PyTree], PyTree] = _itself
     join: Callable[[Sequence[Any]], Any] = _only
     flat: bool = True
+
+    def require_vectors(self, what: str) -> None:
+        """Raise a ValueError that names `what` if states lie on a manifold."""
+        if not self.flat:
+            raise ValueError(f"{what} is for states that are vectors, not for those on a manifold")
 
 
 VECTORS = Space()

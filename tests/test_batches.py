@@ -25,7 +25,7 @@ from ld3_jax.learning import (
     make_task,
     steps,
 )
-from ld3_jax.learning.gradient_descent import gradient_step
+from ld3_jax.learning.task import move
 from ld3_jax.networks import gaussian
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Teacher, make_pairs
@@ -110,7 +110,7 @@ def on_eight_devices():
     with jax.set_mesh(batches.all_devices()):
         together = _learn(learner)
         task, state = together
-        text = gradient_step.lower(task, state).compile().as_text()
+        text = move.lower(task, state).compile().as_text()
     uneven = []
     for learner in (GradientDescent(steps=3, batch_size=6), GaussNewton(steps=3, batch_size=6)):
         with jax.set_mesh(batches.all_devices()):

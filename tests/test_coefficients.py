@@ -10,7 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from ld3_jax import denoisers, learning, schedules, solvers
-from ld3_jax.learning import Curve, Gaps, WithCoefficients
+from ld3_jax.learning import Gaps, WithCoefficients
 from ld3_jax.learning.discretization import changed, consistent, no_change
 from ld3_jax.networks import gaussian
 from ld3_jax.solvers import SOLVERS, Solver
@@ -126,7 +126,6 @@ def test_a_change_for_another_number_of_calls_is_refused(tables):
     [
         ({"history": 0}, "history must be at least 1, got 0"),
         ({"frozen": ("weights",)}, r"some of \['coefficients'\], got \('weights',\)"),
-        ({"times": Curve()}, "of one number of network calls, so not of a curve, got Curve"),
     ],
 )
 def test_a_bad_choice_is_refused(choice, message):

@@ -20,7 +20,7 @@ import ld3_jax
 from ld3_jax import learning, losses, poses, pretrained
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning import ByPart, Discretization, Gaps, GaussNewton, GradientDescent, Learned, WithCoefficients
-from ld3_jax.learning.quadratic import network_calls, quadratic_model
+from ld3_jax.learning.second_order import quadratic_model
 from ld3_jax.poses import Pose, diffdock, molecules, rotations
 from ld3_jax.schedules import VPLinear
 from ld3_jax.solvers import Solver
@@ -73,18 +73,18 @@ def test_learning_on_the_manifold_beats_the_hand_made_grids_on_unseen_noise(sett
 def test_the_quadratic_model_on_a_manifold_has_the_gradient_of_the_loss(setting):
     student, known, _ = setting
     few = jax.tree.map(lambda leaf: leaf[:4], known)
-    student = student._replace(solver=Solver("euler", 2), loss=Partial(losses.l2))
+    student = student._replace(solver=Solver("euler", 2), loss=losses.l2)
     task = learning.make_task(student, few, KEY, ByPart(), GaussNewton(batch_size=4))
     params = task.parametrisation.init(learning.on_grid("uniform", NOISE, student.solver), NOISE, student.solver)
 
     @jax.jit
     @jax.value_and_grad
     def loss(params):
-        return learning.student.sample_losses(student, task.discretization(params, student), few).mean()
+        return learning.task.sample_losses(student, task.discretization(params), few).mean()
 
     value, gradient = loss(params)
     model = jax.jit(quadratic_model, static_argnums=3)(task, params, few, 12)
-    assert network_calls(task, params) == 2 + 2 * 9  # two logits and a shift for each part
+    assert task.learner.calls(task, params) == 2 + 2 * 9  # two logits and a shift for each part
     np.testing.assert_allclose(model.loss, value, rtol=1e-4)
     expected = jax.flatten_util.ravel_pytree(gradient)[0]
     np.testing.assert_allclose(model.gradient, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
@@ -101,11 +101,10 @@ def test_what_was_learned_for_parts_reads_back_bit_for_bit(tmp_path):
         own = jax.tree.map(lambda column, i=i: column[i], tuple(table), is_leaf=lambda x: isinstance(x, Pose))
         chex.assert_trees_all_close(own, tuple(again.found.of_part(i).table(part, again.solver)), rtol=1e-5)
     record = json.loads((tmp_path / "schedule.json").read_text())
-    assert record["version"] == 3
     for change, message in [
         ({"t": record["t"][::-1]}, "t must descend"),
         ({"t": [row[0] for row in record["t"]]}, r"t, t_c and lam must have one shape, got \(6,\), \(6, 3\)"),
-        ({"version": 2}, "t must be a list of finite numbers"),
+        ({"version": 2, "variant": "bh1"}, "t must be a list of finite numbers"),
     ]:
         (tmp_path / "other.json").write_text(json.dumps(record | change))
         with pytest.raises(ValueError, match=message):
@@ -125,27 +124,23 @@ def test_the_numbers_of_the_parts_are_those_of_each(each, float64):
     again = both.discretization(both.init(found, schedule, solver), schedule, solver)
     chex.assert_trees_all_close(again, found, atol=1e-9)
     for i, part in enumerate(schedule.parts):
-        own = jax.tree.map(lambda leaf, i=i: jnp.split(leaf, 3)[i], params)
+        own = jax.tree.map(lambda leaf, i=i: leaf[i], params)
         chex.assert_trees_all_close(found.of_part(i), each.discretization(own, part, solver), atol=1e-12)
     chex.assert_trees_all_equal_shapes(both.learned(params), params)
-    assert set(both.rates(solver)) == set(params)
+    assert set(both.groups(solver)) == set(params)
     assert set(both.starts("edm", schedule, solver)) == set(each.starts("edm", schedule.translation, solver))
     # A noise schedule of one part is learned as without parts.
     one = VPLinear()
     plain = each.init(learning.on_grid("edm", one, solver), one, solver)
-    chex.assert_trees_all_equal(both.init(learning.on_grid("edm", one, solver), one, solver), plain)
-    chex.assert_trees_all_equal(both.discretization(plain, one, solver), each.discretization(plain, one, solver))
-
-
-def test_a_curve_by_parts_is_refused():
-    with pytest.raises(ValueError, match="each part has gaps, or coefficients on top of them, got Curve"):
-        ByPart(learning.Curve())
+    of_one = both.init(learning.on_grid("edm", one, solver), one, solver)
+    chex.assert_trees_all_equal(jax.tree.map(lambda leaf: leaf[0], of_one), plain)
+    chex.assert_trees_all_equal(both.discretization(of_one, one, solver), each.discretization(plain, one, solver))
 
 
 def test_the_soft_surrogate_needs_vectors(setting):
     student, known, _ = setting
     learner = GradientDescent(surrogate=learning.SoftSurrogate())
-    with pytest.raises(ValueError, match="on a manifold surrogate must be None"):
+    with pytest.raises(ValueError, match=r"the soft surrogate, .* is for states that are vectors"):
         learning.make_task(student, known, KEY, ByPart(), learner)
 
 

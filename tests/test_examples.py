@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import ld3_jax
+from ld3_jax import losses
 from ld3_jax.solvers import SOLVERS
 
 EXAMPLES = sorted(Path("docs/examples").glob("*.py"))
@@ -19,7 +20,7 @@ def example(name):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_short_and_says_how_to_run_it(path):
-    assert len(path.read_text().splitlines()) <= 50
+    assert sum(bool(line.strip()) for line in path.read_text().splitlines()) <= 40
     assert f"python -m docs.examples.{path.stem}\n" in path.read_text()
     assert path.as_posix() in Path("README.md").read_text()
 
@@ -63,3 +64,19 @@ def test_a_new_parametrisation_learns_one_number():
 def test_a_new_noise_schedule_learns_too():
     before, after = example("add_noise_schedule").main()
     assert after < 0.7 * before
+
+
+def test_a_new_loss_is_learned_by_gauss_newton(monkeypatch):
+    monkeypatch.setattr(losses, "LOSSES", dict(losses.LOSSES))
+    medians = example("add_loss").main()
+    assert medians["cauchy"] < 2 * medians["l2"]
+
+
+def test_a_new_learner_gets_below_the_start():
+    found = example("add_learner").main().losses["valid"]
+    assert found["learned"] < 0.5 * found["start"]
+
+
+def test_a_new_domain_on_a_manifold_learns_too():
+    before, after = example("add_domain").main()
+    assert after < 0.5 * before

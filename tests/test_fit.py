@@ -18,7 +18,6 @@ from ld3_jax.learning import (
     SoftSurrogate,
     WithCoefficients,
     optimizers,
-    student,
 )
 from ld3_jax.networks import gaussian
 from ld3_jax.solvers import Solver
@@ -51,7 +50,7 @@ def part(pairs, first, last):
 
 
 def mean_loss(run_with, found, pairs):
-    return float(student.distances(run_with, found, pairs, batch_size=50).mean())
+    return float(distances(run_with, found, pairs, batch_size=50).mean())
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +149,7 @@ def test_going_on_from_any_step_ends_as_if_never_interrupted(step, quick):
 def test_the_start_is_kept_and_learning_ends_where_nothing_beats_it(quick, pairs):
     found = learning.on_grid("edm", SCHEDULE, Solver("ddim", 3))
     known = part(pairs, 0, 16)
-    known = known._replace(x_0=known.x_0.at[8:].set(student.run(make_student(), found, known.x_T[8:])))
+    known = known._replace(x_0=known.x_0.at[8:].set(run(make_student(), found, known.x_T[8:])))
     state, told = quick(start="edm", pairs=known)
     task = learning.make_task(make_student(), known, KEY, Gaps(), QUICK)
     chex.assert_trees_all_equal(state.best, learning.begin(task, "edm").params)
@@ -255,7 +254,7 @@ def test_states_may_be_pytrees():
     solver = Solver("ddim", 3)
     run_with = learning.make_student(Partial(_tree_model, jnp.float32(0.04)), SCHEDULE, solver, _tree_loss)
     x_T = {"position": jax.random.normal(KEY, (8, 3)), "angle": jax.random.normal(jax.random.key(4), (8, 2))}
-    x_0 = student.run(run_with, learning.on_grid("edm", SCHEDULE, solver), x_T)
+    x_0 = run(run_with, learning.on_grid("edm", SCHEDULE, solver), x_T)
     learner = GradientDescent(steps=20, batch_size=4, validate_every=5, surrogate=SoftSurrogate(gamma=0.5))
     task = learning.make_task(run_with, Pairs(x_T, x_0), KEY, Gaps(), learner)
     *_, (state, _) = learning.steps(task, learning.begin(task, "logsnr"))
@@ -286,7 +285,7 @@ def test_memory_holds_the_states_and_no_activations():
 
         def loss(params, run_with, pairs):
             found = Gaps().discretization(params, SCHEDULE, run_with.solver)
-            return student.sample_losses(run_with, found, pairs, remat=remat).mean()
+            return sample_losses(run_with, found, pairs, remat=remat).mean()
 
         params = {"logits": array(nfe), "shifts": array(nfe - 1)}
         compiled = jax.jit(jax.grad(loss)).lower(params, run_with, pairs).compile()

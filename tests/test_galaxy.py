@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ld3_jax.networks import galaxy
+from ld3_jax.networks import files, galaxy
 
 
 def published_network(survey):
     """The package's own module with its weights, loaded by path: the package's __init__ needs more than it ships."""
-    spec = importlib.util.spec_from_file_location("models_eqx", galaxy.weights_file("models_eqx.py"))
+    spec = importlib.util.spec_from_file_location("models_eqx", files.shipped("models_eqx.py", "galaxygrad"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    size, file = galaxy.SURVEYS[survey].size, galaxy.weights_file(galaxy.SURVEYS[survey].file)
+    size, file = galaxy.SURVEYS[survey].size, files.shipped(galaxy.SURVEYS[survey].file, "galaxygrad")
     network = module.ScoreNet((1, size, size), 4, 64, 512, 512, 4, 10.0, key=jax.random.key(0))
     return equinox.tree_deserialise_leaves(file, network)
 
@@ -61,22 +61,22 @@ def test_an_unknown_survey_is_refused_with_the_allowed_ones():
 )
 def test_a_damaged_file_is_refused_by_name(damage, message, tmp_path):
     path = tmp_path / "weights.eqx"
-    path.write_bytes(damage(galaxy.weights_file(galaxy.SURVEYS["hsc32"].file).read_bytes()))
+    path.write_bytes(damage(files.shipped(galaxy.SURVEYS["hsc32"].file, "galaxygrad").read_bytes()))
     with pytest.raises(ValueError, match=rf"weights\.eqx.*{message}"):
         galaxy.read_weights(path, 32)
 
 
 def test_a_file_for_another_size_is_refused_by_name():
     with pytest.raises(ValueError, match=r"ScoreNet32\.eqx: an array of shape .* where .* belongs"):
-        galaxy.read_weights(galaxy.weights_file(galaxy.SURVEYS["hsc32"].file), 64)
+        galaxy.read_weights(files.shipped(galaxy.SURVEYS["hsc32"].file, "galaxygrad"), 64)
 
 
 def _not_installed(package):
     raise importlib.metadata.PackageNotFoundError(package)
 
 
-@pytest.mark.parametrize("files", [_not_installed, lambda package: None, lambda package: []])
-def test_without_the_package_the_error_says_how_to_install_it(files, monkeypatch):
-    monkeypatch.setattr(importlib.metadata, "files", files)
+@pytest.mark.parametrize("found", [_not_installed, lambda package: None, lambda package: []])
+def test_without_the_package_the_error_says_how_to_install_it(found, monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "files", found)
     with pytest.raises(ImportError, match=r"needs galaxygrad: pip install 'ld3-jax\[galaxies\]'"):
         galaxy.load("hsc32")

@@ -104,7 +104,7 @@ def test_frozen_groups_are_not_learned_and_have_no_rate():
     learned = gaps.learned(random_numbers())
     assert learned["logits"].all()
     assert not learned["shifts"].any()
-    assert set(gaps.rates(SOLVER)) == {"logits"}
+    assert set(gaps.groups(SOLVER)) == {"logits"}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Learning by Gauss-Newton: exact on a quadratic, unbiased averages, a rate that rises and falls, refusals."""
 
+from types import SimpleNamespace
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,10 +10,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from ld3_jax import learning, losses, schedules
-from ld3_jax.learning import Gaps, GaussNewton, GradientDescent, WithCoefficients
-from ld3_jax.learning.gauss_newton import averaged_step
-from ld3_jax.learning.quadratic import Quadratic, quadratic_model, solution
-from ld3_jax.learning.state import batch_indices
+from ld3_jax.learning import Gaps, GaussNewton, GradientDescent, Group, WithCoefficients
+from ld3_jax.learning.second_order import Quadratic, quadratic_model, solution
+from ld3_jax.learning.task import batch_indices, move
 from ld3_jax.networks import gaussian
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, Teacher, draw_noise, make_pairs
@@ -67,7 +68,7 @@ def test_it_gets_further_than_adam_on_fewer_network_calls(solver, pairs):
 
 
 def test_averages_are_those_of_the_batches_and_the_rate_rises_and_falls(pairs):
-    settings = {"momentum": 0.4, "memory": 0.8, "damping": 1.0, "ridge": 0.5, "largest": 1e6}
+    settings = {"momentum": 0.4, "memory": 0.8, "damping": 1.0, "ridge": 0.5}
     learner = GaussNewton(steps=3, batch_size=30, validate_every=3, **settings)
     gaps = Gaps()
     object.__setattr__(gaps, "max_shift", 1e3)  # so that no number reaches its bound
@@ -78,7 +79,7 @@ def test_averages_are_those_of_the_batches_and_the_rate_rises_and_falls(pairs):
     for step in range(3):
         indices = batch_indices(task, jnp.int32(step))
         models.append(model(states[-1].params, jax.tree.map(lambda leaf, i=indices: leaf[i], task.train)))
-        states.append(averaged_step(task, states[-1])[0])
+        states.append(move(task, states[-1])[0])
 
     def average(values, decay):
         weights = [decay ** (len(values) - 1 - i) for i in range(len(values))]
@@ -95,7 +96,7 @@ def test_averages_are_those_of_the_batches_and_the_rate_rises_and_falls(pairs):
             gradient=expected.gradient + ridge * gone, matrix=expected.matrix + jnp.diag(ridge)
         )
         rate = 0.7 * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * k / 3))) * (1 - 0.8 ** (k + 1))
-        step = solution(expected, jnp.asarray(1.0), states[k].params, 1e6, lambda params: params)
+        step = solution(expected, jnp.asarray(1.0), states[k].params, task)
         moved = jax.tree.map(lambda new, old: new - old, states[k + 1].params, states[k].params)
         np.testing.assert_allclose(ravel_pytree(moved)[0], rate * ravel_pytree(step)[0], rtol=2e-2, atol=1e-5)
 
@@ -113,7 +114,6 @@ def test_a_number_out_of_its_range_is_refused(name):
         {"rate": 1.5},
         {"damping": -1.0},
         {"damping": float("nan")},
-        {"largest": 0.0},
         {"momentum": 1.0},
         {"memory": -0.1},
         {"ridge": -1.0},
@@ -127,7 +127,7 @@ def test_rates_out_of_their_range_are_refused(settings):
 
 def test_a_loss_that_is_no_function_of_squares_is_refused(pairs):
     student = learning.make_student(MODEL, SCHEDULE, Solver("dpmpp", 4), losses.l1)
-    with pytest.raises(ValueError, match=r"steps of second order .* need one of the losses"):
+    with pytest.raises(ValueError, match=r"steps of second order .* need a loss that has residuals, as"):
         learning.fit(student, pairs, KEY)
 
 
@@ -136,10 +136,13 @@ def test_numbers_stay_within_their_bounds_and_the_others_are_solved_for_again():
     matrix = jnp.asarray([[2.0, 0.2, 0.0], [0.2, 1.0, 0.3], [0.0, 0.3, 4.0]])
     model = Quadratic(jnp.zeros(()), jnp.asarray([-4.0, 0.0, 1.0]), matrix)
 
-    def project(params):
+    def project(params, schedule):
         return {"shifts": jnp.clip(params["shifts"], -0.5, 0.5)}
 
-    step = solution(model, jnp.zeros(()), params, 1.0, project)["shifts"]
+    bounded = SimpleNamespace(project=project, groups=lambda solver: {"shifts": Group(0.1)})
+    student = learning.make_student(MODEL, SCHEDULE, Solver("dpmpp", 4))
+    task = learning.Task(student, None, None, KEY, bounded, GaussNewton())
+    step = solution(model, jnp.zeros(()), params, task)["shifts"]
     # The first one wants to go to 2 and stops at 0.5; with it there, the others are at their least.
     others = -np.linalg.solve(matrix[1:, 1:], model.gradient[1:] + matrix[1:, 0] * 0.5)
     np.testing.assert_allclose(step, [0.5, *others], rtol=1e-5)
@@ -151,7 +154,7 @@ def _traced(network, solver):
     student = learning.make_student(network, SCHEDULE, Solver(solver, 4), losses.l2)
     task = learning.make_task(student, Pairs(x, x), KEY, WithCoefficients(), GaussNewton())
     state = jax.eval_shape(lambda: learning.begin(task, "logsnr"))
-    return jax.eval_shape(averaged_step, task, state)[0].params["logits"].dtype
+    return jax.eval_shape(move, task, state)[0].params["logits"].dtype
 
 
 @pytest.mark.parametrize(("solver", "dtype"), [("ipndm", "bfloat16"), ("heun", "float16")])

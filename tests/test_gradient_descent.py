@@ -24,8 +24,8 @@ from ld3_jax.learning import (
     on_grid,
     optimizers,
 )
-from ld3_jax.learning.gradient_descent import end_round, gradient_step
-from ld3_jax.learning.student import run_in_batches, sample_losses
+from ld3_jax.learning.gradient_descent import end_round
+from ld3_jax.learning.task import move, run_in_batches, sample_losses
 from ld3_jax.losses import l2
 from ld3_jax.networks import gaussian
 from ld3_jax.solvers import Solver
@@ -58,18 +58,21 @@ def rules(logits, shifts):
 def patient_learner():
     """All of it new: without moving noise, at a rate that drives the shifts to their bounds."""
     patience = Patience(2, 0.5, floors=(("logits", 0.25), ("shifts", 0.125)), visits=2)
-    return GradientDescent(rules(0.05, 100.0), STEPS, batch_size=2, frozen_steps=2, patience=patience)
+    return GradientDescent(optimizer=rules(0.05, 100.0), steps=STEPS, batch_size=2, frozen_steps=2, patience=patience)
 
 
 SOFT = GradientDescent(
-    rules(0.05, 0.01), STEPS, batch_size=4, surrogate=SoftSurrogate(gamma=2.0, rate=120.0, move_validation=True)
+    optimizer=rules(0.05, 0.01),
+    steps=STEPS,
+    batch_size=4,
+    surrogate=SoftSurrogate(gamma=2.0, rate=120.0, move_validation=True),
 )
 
 
 class Setting:
     """A task, and a run of so many steps on it."""
 
-    def __init__(self, student, learner, count=8, steps=0, step=gradient_step):
+    def __init__(self, student, learner, count=8, steps=0, step=move):
         train, valid = pairs_of(student, count, 0), pairs_of(student, count, 1)
         self.task = Task(student, train, valid, KEY, Gaps(), learner)
         self.step = step
@@ -84,14 +87,14 @@ class Setting:
         return learner.after_step(self.task._replace(learner=learner), state, learner.steps)
 
     def loss(self, params, x_T):
-        found = self.task.discretization(params, self.task.student)
+        found = self.task.discretization(params)
         return distances(self.task.student, found, self.task.valid._replace(x_T=x_T)).mean()
 
 
 @pytest.fixture(scope="module")
 def patient():
     """Seven steps, of a step that may be traced once."""
-    once = jax.jit(chex.assert_max_traces(gradient_step.__wrapped__, n=1))
+    once = jax.jit(chex.assert_max_traces(move.__wrapped__, n=1))
     return Setting(student_of(SCHEDULES["vp"]), patient_learner(), steps=7, step=once)
 
 
@@ -119,7 +122,7 @@ def losses_and_gradients(task, params, noise):
     """Each sample's loss, and its gradient with respect to that sample's noise."""
 
     def total(noise):
-        found = task.discretization(params, task.student)
+        found = task.discretization(params)
         each = sample_losses(task.student, found, task.train._replace(x_T=noise))
         return each.sum(), each
 
@@ -151,18 +154,21 @@ def test_equal_choices_newly_built_compile_nothing_and_repeat_the_run(patient):
     with jax.no_tracing():
         states = [begin(task, "logsnr")]
         for _ in range(3):
-            states.append(patient.step(task, states[-1])[0])
+            states.append(move(task, states[-1])[0])
         task.learner.after_step(task, states[1], STEPS)
     chex.assert_trees_all_equal(states, patient.states[:4])
 
 
 def test_frozen_groups_stay_and_an_equal_task_newly_built_compiles_nothing(patient):
     def task():
-        parametrisation = WithCoefficients(Gaps(frozen=("shifts",)))
-        return patient.task._replace(parametrisation=parametrisation, learner=GradientDescent(SGD, batch_size=4))
+        parametrisation, learner = (
+            WithCoefficients(Gaps(frozen=("shifts",))),
+            GradientDescent(optimizer=SGD, batch_size=4),
+        )
+        return patient.task._replace(parametrisation=parametrisation, learner=learner)
 
     def learn(task):
-        state, _ = task.learner.step(task, start)
+        state, _ = move(task, start)
         return task.learner.after_step(task, state, task.learner.steps)
 
     start = begin(task(), "logsnr")
@@ -189,7 +195,7 @@ def test_the_figures_of_a_step_are_those_before_it(patient):
     _, figures = patient.step(task, state)
 
     def mean_loss(params):
-        return sample_losses(task.student, task.discretization(params, task.student), alike).mean()
+        return sample_losses(task.student, task.discretization(params), alike).mean()
 
     loss, grads = jax.jit(jax.value_and_grad(mean_loss))(state.params)
     np.testing.assert_allclose(figures.loss, loss, rtol=1e-5)
@@ -309,7 +315,7 @@ def test_a_step_leaves_validation_noise_alone(soft):
 @only_vp
 def test_a_round_moves_validation_noise_and_measures_the_best_anew(soft):
     old, task = soft.states[-1], soft.task
-    new = end_round(task, old)
+    new = end_round(task.learner, task, old)
     radius = 2.0 * 2 / N**2 * task.student.schedule.prior_scale
     offset = np.linalg.norm(new.learner.valid_noise - task.valid.x_T, axis=-1)
     assert 0 < offset.max() < 1.00001 * radius
@@ -319,7 +325,7 @@ def test_a_round_moves_validation_noise_and_measures_the_best_anew(soft):
     same = (old.best, old.learner.noise, old.learner.noise_rate)
     chex.assert_trees_all_equal((new.params, new.learner.noise, new.learner.noise_rate), same)
     still = old._replace(done=jnp.asarray(True))
-    chex.assert_trees_all_equal(end_round(task, still), still)
+    chex.assert_trees_all_equal(end_round(task.learner, task, still), still)
 
 
 @only_vp
@@ -335,7 +341,7 @@ def test_validation_starts_from_moved_noise_only_if_told_to(soft):
 def test_a_round_in_which_nothing_moves_halves_the_rate(tagged):
     old = tagged.states[0]
     old = old._replace(learner=old.learner._replace(worse=jnp.int32(3)))
-    new = end_round(tagged.task, old).learner
+    new = end_round(tagged.task.learner, tagged.task, old).learner
     chex.assert_trees_all_equal(new.valid_noise, tagged.task.valid.x_T)
     assert (new.noise_rate, new.worse) == (old.learner.noise_rate / 2, 0)
 

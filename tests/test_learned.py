@@ -13,8 +13,16 @@ from jax.tree_util import Partial
 
 import ld3_jax
 from ld3_jax import denoisers, grids, schedules, solvers
-from ld3_jax.learning import Coefficients, Curve, Discretization, Gaps, GradientDescent, Learned, WithCoefficients, load
-from ld3_jax.learning.curve import between
+from ld3_jax.learning import (
+    Coefficients,
+    Discretization,
+    Gaps,
+    GradientDescent,
+    Learned,
+    WithCoefficients,
+    load,
+    load_several,
+)
 from ld3_jax.networks import gaussian
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Teacher, draw_noise, make_pairs
@@ -29,7 +37,6 @@ def same(one, other):
     """Whether two are equal, bit for bit."""
     assert (one.solver, one.model, one.losses) == (other.solver, other.model, other.losses)
     chex.assert_trees_all_equal((one.found, one.lam), (other.found, other.lam), strict=True)
-    chex.assert_trees_all_equal(one.curve, other.curve, strict=True)
 
 
 @pytest.fixture
@@ -53,19 +60,12 @@ def with_coefficients(learned):
     return replace(learned, found=learned.found._replace(coefficients=change))
 
 
-@pytest.fixture
-def with_curve(learned):
-    t = grids.grid("edm", SCHEDULE, 6)
-    return replace(learned, curve=(learned.found, Discretization(t, t.at[1:-1].multiply(0.98))))
-
-
-@pytest.mark.parametrize("kind", ["learned", "with_coefficients", "with_curve"])
+@pytest.mark.parametrize("kind", ["learned", "with_coefficients"])
 def test_all_of_it_reads_back_bit_for_bit(kind, request, path):
     one = request.getfixturevalue(kind)
     one.save(path)
     same(load(path), one)
-    versions = {"learned": 1, "with_coefficients": 2, "with_curve": 5}
-    assert json.loads(path.read_text())["version"] == versions[kind]
+    assert json.loads(path.read_text())["version"] == 6
     assert not np.array_equal(one.t, one.t_c)
 
 
@@ -86,23 +86,6 @@ def test_it_is_plain_json(learned, path):
     assert {"t", "t_c", "lam", "model", "losses"} <= record.keys()
 
 
-def test_a_curve_serves_other_numbers_of_calls(with_curve, path):
-    with_curve.save(path)
-    again = load(path)
-    other = again.for_calls(9, SCHEDULE)
-    assert other.solver == replace(again.solver, nfe=9)
-    chex.assert_trees_all_equal(other.found, between(with_curve.curve, SCHEDULE, other.solver))
-    np.testing.assert_array_equal(other.lam, SCHEDULE.lam(other.t))
-    assert again.for_calls(4, SCHEDULE) is again
-    with pytest.raises(ValueError, match=r"solver 'unipc' of order 2 needs .*nfe of at least 2, got 1"):
-        again.for_calls(1, SCHEDULE)
-
-
-def test_another_number_of_calls_needs_a_curve(learned):
-    with pytest.raises(ValueError, match="for 4 network calls and has no curve to read 9 off"):
-        learned.for_calls(9, SCHEDULE)
-
-
 def _network(variance, x, t, cond):
     """Exact for Gaussian data."""
     alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
@@ -117,9 +100,7 @@ def pairs():
     return make_pairs(SMALL, SCHEDULE, draw_noise(jax.random.key(0), 12, (2,)), teacher=Teacher(Solver("ddim", 20)))
 
 
-@pytest.mark.parametrize(
-    "parametrisation", [Gaps(), WithCoefficients(), Curve(nfes=(3,))], ids=lambda p: type(p).__name__
-)
+@pytest.mark.parametrize("parametrisation", [Gaps(), WithCoefficients()], ids=lambda p: type(p).__name__)
 def test_what_fit_returns_needs_nothing_else(parametrisation, pairs, path):
     student = ld3_jax.make_student(SMALL, SCHEDULE, Solver("ddim", 3), ld3_jax.losses.l2)
     learner = GradientDescent(steps=10, batch_size=12, validate_every=1)
@@ -163,16 +144,22 @@ def test_it_is_judged_with_its_own_solver(learned, pairs):
 def test_files_of_earlier_versions_sample_as_they_did(name, path, float64):
     model = gaussian.noise_model(gaussian.ring(), SCHEDULE)
     one = load(GOLDEN / f"schedule_{name}.json")
-    record = json.loads((GOLDEN / f"schedule_{name}.json").read_text())
     with np.load(GOLDEN / "schedules.npz") as golden:
         samples = jax.jit(one.sample)(model, SCHEDULE, jnp.asarray(golden["x_T"]))
         np.testing.assert_allclose(samples, golden[f"schedule_{name}"], atol=1e-8)
     one.save(path)
     same(load(path), one)
-    if "curve" in record:  # of another form, which is read no more
-        assert one.curve is None
-    else:
-        assert json.loads(path.read_text()) == record
+
+
+@pytest.mark.parametrize("nfe", [3, 5, 6, 7])
+def test_the_curve_of_a_file_of_version_5_samples_as_it_did(nfe, float64):
+    path = GOLDEN / "schedule_v5_curve.json"
+    one = load(path)
+    if nfe != one.solver.nfe:
+        one = ld3_jax.interpolate(load_several(path, SCHEDULE), nfe, SCHEDULE)
+    with np.load(GOLDEN / "schedules.npz") as golden:
+        samples = jax.jit(one.sample)(MODEL, SCHEDULE, jnp.asarray(golden["x_T"]))
+        np.testing.assert_allclose(samples, golden[f"schedule_v5_curve_{nfe}"], atol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +185,13 @@ def test_times_beyond_the_models_range_are_refused(change, message, learned, pai
     for use in uses:
         with pytest.raises(ValueError, match=message):
             use()
+
+
+def test_coefficients_for_states_of_another_space_are_refused(with_coefficients, pairs):
+    of_a_manifold = with_coefficients.found.coefficients._replace(base=())
+    one = replace(with_coefficients, found=with_coefficients.found._replace(coefficients=of_a_manifold))
+    with pytest.raises(ValueError, match="its coefficients were learned for states of another space"):
+        one.sample(MODEL, SCHEDULE, pairs.x_T)
 
 
 def test_another_noise_schedule_is_refused(learned, pairs):

@@ -19,9 +19,7 @@ from ld3_jax.learning import (
     make_student,
     make_task,
 )
-from ld3_jax.learning.gauss_newton import averaged_step
-from ld3_jax.learning.gradient_descent import gradient_step
-from ld3_jax.learning.levenberg_marquardt import damped_step
+from ld3_jax.learning.task import move
 from ld3_jax.networks import gaussian
 from ld3_jax.networks.layers import convolution
 from ld3_jax.solvers import Solver
@@ -63,9 +61,9 @@ def _task(model, x_T, learner, parametrisation=_GAPS):
 
 PROGRAMS = {
     "teacher": _teacher,
-    "gradient": lambda *given: (gradient_step, _task(*given, GradientDescent(batch_size=2, surrogate=SoftSurrogate()))),
-    "averaged": lambda *given: (averaged_step, _task(*given, GaussNewton(batch_size=2), WithCoefficients())),
-    "damped": lambda *given: (damped_step, _task(*given, LevenbergMarquardt(batch_size=2))),
+    "gradient": lambda *given: (move, _task(*given, GradientDescent(batch_size=2, surrogate=SoftSurrogate()))),
+    "averaged": lambda *given: (move, _task(*given, GaussNewton(batch_size=2), WithCoefficients())),
+    "damped": lambda *given: (move, _task(*given, LevenbergMarquardt(batch_size=2))),
 }
 
 

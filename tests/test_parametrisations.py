@@ -11,8 +11,9 @@ from jax.flatten_util import ravel_pytree
 from noise_schedules import SCHEDULES
 
 from ld3_jax.grids import GRIDS
-from ld3_jax.learning import Curve, Gaps, WithCoefficients, on_grid
+from ld3_jax.learning import ByPart, Gaps, WithCoefficients, on_grid
 from ld3_jax.learning.parametrisation import Parametrisation
+from ld3_jax.poses import PoseNoise
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, expand
 
@@ -23,20 +24,13 @@ class Row(NamedTuple):
     parametrisation: Parametrisation
     schedule: NoiseSchedule
     solver: Solver = Solver("ddim", N)
-    warped: bool = True  # whether it can start at any times, not at hand-made grids alone
 
     def numbers(self):
-        """Of times that are no hand-made grid where that is possible, and of coefficients that change."""
+        """Of times that are no hand-made grid, and of coefficients that change; none is at its bound."""
         start = on_grid("logsnr", self.schedule, self.solver)
         numbers = self.parametrisation.init(start, self.schedule, self.solver)
-        if self.warped:
-            numbers = _moved(numbers, 0.3)
-            numbers["shifts"] = 0.4 * numbers["shifts"] / jnp.abs(numbers["shifts"]).max()
-            bound = Gaps.shift_bound(
-                getattr(self.parametrisation, "times", self.parametrisation), numbers, self.schedule
-            )
-            numbers["shifts"] = 2 * bound * numbers["shifts"]
-        return numbers
+        far = self.parametrisation.project(_moved(numbers, 0.3), self.schedule)
+        return jax.tree.map(lambda one, other: (one + other) / 2, numbers, far)
 
     def discretization(self, numbers):
         return self.parametrisation.discretization(numbers, self.schedule, self.solver)
@@ -55,7 +49,8 @@ ROWS = {
     "coefficients": Row(WithCoefficients(), _VP, Solver("ipndm", N)),
     "coefficients_of_a_corrector": Row(WithCoefficients(Gaps("t"), history=2), _VP, Solver("unipc", N)),
     "coefficients_consistent": Row(WithCoefficients(consistent=True), _VP, Solver("ipndm", N)),
-    "curve": Row(Curve((4, 5)), _VP, Solver("ddim", 5), warped=False),
+    "by_part": Row(ByPart(WithCoefficients()), PoseNoise(), Solver("euler", N)),
+    "by_part_of_one": Row(ByPart(), _VP),
 }
 every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 
@@ -73,18 +68,18 @@ def test_init_and_discretization_are_inverse(row, float64):
 
 @every_row
 def test_times_descend_between_exact_ends(row, float64):
-    t, t_c, _ = row.discretization(row.numbers())
-    assert t.shape == t_c.shape == (row.solver.n_steps + 1,)
-    for times in (t, t_c):
-        assert np.all(np.diff(times) < 0)
-        np.testing.assert_array_equal(times[np.array([0, -1])], [row.schedule.t_max, row.schedule.t_min])
+    found = row.discretization(row.numbers())
+    for i, part in enumerate(row.schedule.parts):
+        t, t_c, _ = found.of_part(i)
+        assert t.shape == t_c.shape == (row.solver.n_steps + 1,)
+        for times in (t, t_c):
+            assert np.all(np.diff(times) < 0)
+            np.testing.assert_array_equal(times[np.array([0, -1])], [part.t_max, part.t_min])
 
 
 @every_row
 def test_gradients_equal_finite_differences(row, float64):
-    start, unravel = ravel_pytree(_moved(row.numbers(), 0.05))
-    numbers = row.parametrisation.project(unravel(start), row.schedule)
-    numbers["shifts"] = jax.tree.map(lambda leaf: 0.8 * leaf, numbers["shifts"])  # away from their bounds
+    numbers = row.numbers()
     flat, unravel = ravel_pytree(numbers)
 
     def total(flat):
@@ -98,20 +93,19 @@ def test_gradients_equal_finite_differences(row, float64):
         return jax.grad(total)(flat), (up - down) / 2e-5
 
     gradient, differences = map(unravel, gradient_and_differences(flat))
-    learned = row.parametrisation.learned(numbers)
     for name, group in gradient.items():
         largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(group))
         chex.assert_trees_all_close(group, differences[name], rtol=1e-6, atol=1e-6 * largest)
-        if name in ("logits", "shifts") and row.warped and np.all(learned[name]):
-            assert np.abs(group).min() > 0
+    moving = (np.abs(slope).min() > 0 for slope in jax.tree.leaves(gradient))
+    learned = (np.all(mask) for mask in jax.tree.leaves(row.parametrisation.learned(numbers)))
+    assert all(moves for moves, all_learned in zip(moving, learned, strict=True) if all_learned)
 
 
 @every_row
-def test_project_is_idempotent_and_changes_no_times_of_gaps(row, float64):
-    far = _moved(row.numbers(), 1e3)
-    far["logits"] = jax.tree.map(lambda leaf: leaf / 1e3, far["logits"])
+def test_project_is_idempotent_and_changes_no_times(row, float64):
+    far = _moved(row.numbers(), 5.0)
     once = row.parametrisation.project(far, row.schedule)
-    assert not np.array_equal(*(ravel_pytree(numbers["shifts"])[0] for numbers in (once, far)))
+    assert not np.array_equal(*(ravel_pytree(numbers)[0] for numbers in (once, far)))
     chex.assert_trees_all_equal(row.parametrisation.project(once, row.schedule), once)
     chex.assert_trees_all_equal(row.discretization(once), row.discretization(far))
 
@@ -125,7 +119,7 @@ def test_it_is_a_static_value_with_masks_and_rates_by_group(row, float64):
     learned = row.parametrisation.learned(numbers)
     chex.assert_trees_all_equal_shapes(learned, numbers)
     moving = {name for name, group in learned.items() if any(np.any(leaf) for leaf in jax.tree.leaves(group))}
-    assert set(row.parametrisation.rates(row.solver)) == moving
+    assert set(row.parametrisation.groups(row.solver)) == moving
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.schedule is _VP])

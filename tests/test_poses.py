@@ -235,9 +235,9 @@ def test_the_loss_is_the_squared_rmsd_of_the_nearest_symmetry():
     np.testing.assert_allclose(loss(x, x[:, ::-1]), 0, atol=1e-10)
     direct, mirrored = (((x - y) ** 2).sum(-1).mean(-1) for y in (y, y[:, ::-1]))
     np.testing.assert_allclose(loss(x, y), np.minimum(direct, mirrored), rtol=1e-5)
-    residuals, phi = losses.least_squares(losses.both(y, loss))
-    squares = sum(jnp.sum(part**2, -1) for part in residuals(x, y))
-    np.testing.assert_allclose(jax.vmap(phi)(squares), losses.both(y, loss)(x, y), rtol=1e-5)
+    both = losses.both(y, loss)
+    squares = sum(jnp.sum(part**2, -1) for part in both.residuals(x, y))
+    np.testing.assert_allclose(jax.vmap(both.phi)(squares), losses.both(y, loss)(x, y), rtol=1e-5)
 
 
 # Two CF3 on one ring that flips, between them a sulfonamide; three phosphates on a ring of three.

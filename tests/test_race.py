@@ -73,12 +73,12 @@ def test_the_better_half_goes_on_and_the_winner_keeps_what_it_has_learned(pairs)
 def test_a_heat_is_judged_on_the_pairs_that_are_learned_from_last(pairs):
     task = make_task(pairs, learner=replace(LEARNER, valid_batch=20))
     ended = learning.learn(task)
-    order = np.asarray(learning.state.order_of_round(task, jnp.int32(0)))
+    order = np.asarray(learning.task.order_of_round(task, jnp.int32(0)))
     assert set(order.tolist()) == set(range(80))
     heat, name = ended.heats[0], ended.start
     *_, (state, _) = learning.steps(task, learning.begin(task, name), heat.step)
     last = jax.tree.map(lambda leaf: leaf[order[-40:]], pairs)
-    found = task.discretization(state.params, task.student)
+    found = task.discretization(state.params)
     np.testing.assert_allclose(heat.losses[name], loss_of(task, found, last), rtol=1e-5)
 
 
@@ -86,7 +86,7 @@ def test_held_out_pairs_judge_where_there_are_some(pairs):
     task = make_task(pairs, learner=replace(LEARNER, held_out=20))
     ended = learning.learn(task)
     *_, (state, _) = learning.steps(task, learning.begin(task, ended.start), 4)
-    found = task.discretization(state.params, task.student)
+    found = task.discretization(state.params)
     last = jax.tree.map(lambda leaf: leaf[60:], pairs)
     np.testing.assert_allclose(ended.heats[1].losses[ended.start], loss_of(task, found, last), rtol=1e-5)
 

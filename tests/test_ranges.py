@@ -128,8 +128,14 @@ TABLE, GAPS, GN = ON_GRID.table(VP, SOLVER), learning.Gaps(), GaussNewton(batch_
         (lambda: batches.equal_batches(5, 0), "batch_size must be at least 1, got 0"),
         (lambda: Solver("dpmpp", 10**9), "nfe must be at most 10000, got 1000000000"),
         (lambda: Solver("heun").for_steps(10**9), "n must be at most 10000"),
-        (lambda: learning.WithCoefficients(history=5).solvers(SOLVER), "history must be at most 4, got 5"),
-        (lambda: learning.WithCoefficients(learning.WithCoefficients()), "so not of a curve"),
+        (
+            lambda: learning.WithCoefficients(history=5).init(ON_GRID, VP, SOLVER),
+            "history must be at most 4, got 5",
+        ),
+        (
+            lambda: learning.WithCoefficients(learning.WithCoefficients()).init(ON_GRID, VP, SOLVER),
+            "times must be a parametrisation without coefficients",
+        ),
     ],
 )
 def test_other_kinds_are_refused_at_the_entrance(call, message):
@@ -150,7 +156,6 @@ def test_other_kinds_are_refused_at_the_entrance(call, message):
         (learning.WithCoefficients(), "consistent", "no", "must be True or False, got 'no'"),
         (learning.ByPart(), "each", None, "must be of type Parametrisation, got None"),
         (learning.Gaps(), "space", ["t"], r"must be one of \['lambda', 't'\], got \['t'\]"),
-        (learning.Curve(), "nfes", (4, 10**9), r"nfes\[1\] must be at most 10000"),
         (GaussNewton(), "steps", "3", "must be a whole number, got '3'"),
         (VP, "beta_0", True, "must be a number, got True"),
         (schedules.VELinear(), "sigma_min", 1j, "must be a number, got 1j"),

@@ -372,7 +372,7 @@ def test_bad_choices_are_refused(n_points, choices, message):
         ({"name": ["ddim"]}, r"solver must be one of .*got \['ddim'\]"),
         ({"order": "3"}, "has the orders .*got '3'"),
         ({"name": "ddim", "order": True}, "has the orders .*got True"),
-        ({"name": "unipc", "variant": None}, "has the variants .*got None"),
+        ({"name": "euler", "order": 1, "variant": "bh2"}, r"'euler' has the variants \[\], got 'bh2'"),
         ({"nfe": 5.0}, "an integer nfe of at least 3, got 5.0"),
         ({"nfe": "5"}, "an integer nfe of at least 3, got '5'"),
         ({"lower_order_final": "no"}, "lower_order_final must be True or False, got 'no'"),

@@ -10,7 +10,8 @@ import pytest
 from jax.tree_util import Partial
 
 from ld3_jax import grids, losses, schedules, solvers
-from ld3_jax.learning import Discretization, student
+from ld3_jax.learning import Discretization
+from ld3_jax.learning.task import distances, make_student, run, run_in_batches, sample_losses
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs
 
@@ -37,7 +38,7 @@ def pairs():
 
 @pytest.fixture(scope="module")
 def perceptive():
-    return student.make_student(Partial(_network, jnp.float32(0.7)), SCHEDULE, SOLVER)
+    return make_student(Partial(_network, jnp.float32(0.7)), SCHEDULE, SOLVER)
 
 
 @pytest.fixture(scope="module")
@@ -48,38 +49,36 @@ def samples(perceptive, pairs):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
 def test_batches_of_any_size_make_no_difference(batch_size, perceptive, pairs, samples):
-    in_batches = student.run_in_batches(perceptive, FOUND, pairs.x_T, pairs.cond, batch_size=batch_size)
+    in_batches = run_in_batches(perceptive, FOUND, pairs.x_T, pairs.cond, batch_size=batch_size)
     np.testing.assert_allclose(in_batches, samples, rtol=1e-5, atol=1e-6)
-    distances = student.distances(perceptive, FOUND, pairs, batch_size=batch_size)
-    np.testing.assert_allclose(distances, np.mean((samples - pairs.x_0) ** 2, -1), rtol=1e-5)
+    each = distances(perceptive, FOUND, pairs, batch_size=batch_size)
+    np.testing.assert_allclose(each, np.mean((samples - pairs.x_0) ** 2, -1), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "norm"), [("l1", np.abs), ("l2", np.square)])
 def test_losses_are_those_of_the_samples_that_run_returns(name, norm, perceptive, pairs):
-    judged = student.make_student(perceptive.model, SCHEDULE, SOLVER, losses.LOSSES[name])
+    judged = make_student(perceptive.model, SCHEDULE, SOLVER, getattr(losses, name))
     decoupled = Discretization(GRID, grids.grid("edm", SCHEDULE, 3))
-    each = student.sample_losses(judged, decoupled, pairs)
-    expected = norm(np.asarray(student.run(judged, decoupled, pairs.x_T, pairs.cond)) - pairs.x_0).mean(-1)
+    each = sample_losses(judged, decoupled, pairs)
+    expected = norm(np.asarray(run(judged, decoupled, pairs.x_T, pairs.cond)) - pairs.x_0).mean(-1)
     np.testing.assert_allclose(each, expected, rtol=1e-5)
-    assert np.abs(each - student.sample_losses(judged, FOUND, pairs)).max() > 1e-4
+    assert np.abs(each - sample_losses(judged, FOUND, pairs)).max() > 1e-4
 
 
 def test_samples_are_decoded_before_the_loss_sees_them(perceptive, pairs, samples):
-    decoding = student.make_student(
-        perceptive.model, SCHEDULE, SOLVER, lambda x, y: losses.l2(x["image"], y["image"]), _decode
-    )
-    decoded = student.run(decoding, FOUND, pairs.x_T, pairs.cond)
+    decoding = make_student(perceptive.model, SCHEDULE, SOLVER, lambda x, y: losses.l2(x["image"], y["image"]), _decode)
+    decoded = run(decoding, FOUND, pairs.x_T, pairs.cond)
     np.testing.assert_allclose(decoded["image"], 2 * samples + 1, rtol=1e-5)
     targets = pairs._replace(x_0=_decode(pairs.x_0))
-    distances = student.distances(decoding, FOUND, targets)
-    np.testing.assert_allclose(distances, 4 * losses.l2(samples, pairs.x_0), rtol=1e-5)
+    each = distances(decoding, FOUND, targets)
+    np.testing.assert_allclose(each, 4 * losses.l2(samples, pairs.x_0), rtol=1e-5)
 
 
 def test_a_plain_function_serves_as_model(pairs, samples):
     def plain(x, t, cond):
         return _network(jnp.float32(0.7), x, t, cond)
 
-    found = student.run(student.make_student(plain, SCHEDULE, SOLVER), FOUND, pairs.x_T, pairs.cond)
+    found = run(make_student(plain, SCHEDULE, SOLVER), FOUND, pairs.x_T, pairs.cond)
     np.testing.assert_allclose(found, samples, rtol=1e-5)
 
 
@@ -87,14 +86,13 @@ def test_weights_are_leaves_and_other_weights_loss_and_times_trace_nothing(perce
     network = chex.assert_max_traces(_network, n=1)
     assert jax.tree.leaves(perceptive) == [jnp.float32(0.7)]
     first, other = (
-        student.distances(student.make_student(Partial(network, jnp.float32(w)), SCHEDULE, SOLVER), FOUND, pairs)
-        for w in (0.7, 0.9)
+        distances(make_student(Partial(network, jnp.float32(w)), SCHEDULE, SOLVER), FOUND, pairs) for w in (0.7, 0.9)
     )
     assert np.abs(other - first).max() > 1e-3
-    judged = student.make_student(Partial(network, jnp.float32(0.7)), SCHEDULE, SOLVER, losses.l1)
-    student.distances(judged, FOUND._replace(t_c=grids.grid("edm", SCHEDULE, 3)), pairs)
+    judged = make_student(Partial(network, jnp.float32(0.7)), SCHEDULE, SOLVER, losses.l1)
+    distances(judged, FOUND._replace(t_c=grids.grid("edm", SCHEDULE, 3)), pairs)
 
 
 def test_a_student_needs_the_number_of_network_calls():
     with pytest.raises(ValueError, match=r"number of network calls, nfe, got .*dpmpp"):
-        student.make_student(_network, SCHEDULE, Solver("dpmpp"))
+        make_student(_network, SCHEDULE, Solver("dpmpp"))

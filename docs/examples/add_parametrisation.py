@@ -30,11 +30,8 @@ class Power:  # times at lam_0 + (lam_n - lam_0) (i / n)^power; the number is lo
     def learned(self, params):  # which of them a learner may move
         return ld3_jax.learning.parametrisation.all_of(params, frozen=())
 
-    def solvers(self, solver):  # one for each number of calls that is learned together
-        return (solver,)
-
-    def rates(self, solver):  # for Adam
-        return {"log_power": 0.1}
+    def groups(self, solver):  # what learners ask of each group: its rate for Adam, its largest step, ...
+        return {"log_power": ld3_jax.learning.Group(rate=0.1, largest=0.5)}
 
 
 def main() -> ld3_jax.Learned:

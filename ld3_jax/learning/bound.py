@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from ld3_jax.batches import count_of, in_batches, to_host
 from ld3_jax.denoisers import Model
 from ld3_jax.learning.discretization import Discretization, on_grid
-from ld3_jax.learning.student import Student
+from ld3_jax.learning.task import Student
 from ld3_jax.ranges import STATES, entrance, instance
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, Table, integrate
@@ -83,8 +83,7 @@ def kl_bound(student: Student, found: Discretization, teacher: Teacher, x_T: PyT
 
     Reference: Tong et al., arXiv:2405.15506, section 4 and its appendix.
     """
-    if not student.schedule.space.flat:
-        raise ValueError(f"the bound is for states that are vectors, not for those of {student.schedule}")
+    student.schedule.space.require_vectors("the bound")
     count_of((x_T, cond), "x_T and cond")
     accurate = on_grid(teacher.grid, student.schedule, teacher.solver)
     solvers = (student.solver, found), (teacher.solver, accurate)

@@ -7,10 +7,9 @@ import jax
 import numpy as np
 
 from ld3_jax import grids
-from ld3_jax.learning.curve import Curve
 from ld3_jax.learning.discretization import Coefficients, Discretization, consistent, effective, like_another, no_change
 from ld3_jax.learning.gaps import Gaps
-from ld3_jax.learning.parametrisation import Mask, Parametrisation, Params, all_of, known_groups
+from ld3_jax.learning.parametrisation import Group, Mask, Parametrisation, Params, all_of, known_groups
 from ld3_jax.ranges import COUNT, FLAG, check, instance, settle
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, make_table
@@ -31,7 +30,7 @@ class WithCoefficients:
         frozen: ("coefficients",) keeps those that the start has.
 
     Raises:
-        ValueError: if history is less than 1, a group is unknown, or the times are those of a curve.
+        ValueError: if history is less than 1 or a group is unknown.
 
     Reference: arXiv:2502.17423 (S4S); arXiv:2403.01329 (BNS).
     """
@@ -43,23 +42,25 @@ class WithCoefficients:
 
     def __post_init__(self) -> None:
         settle(self, {"times": instance(Parametrisation), "consistent": FLAG, "history": COUNT.or_none()})
-        if isinstance(self.times, Curve | WithCoefficients):
-            raise ValueError(f"coefficients are of one number of network calls, so not of a curve, got {self.times}")
         known_groups(self.frozen, ("coefficients",))
 
     def init(self, start: Discretization, schedule: NoiseSchedule, solver: Solver) -> Params:
         """The numbers of the times, and the start's coefficients, or zeros where it has none.
 
         Raises:
-            ValueError: if the start's coefficients look back further than `history`, or are not consistent.
+            ValueError: if history is more than the solver's number of network calls, the start's coefficients look back
+                further or are not consistent, or the times have coefficients of their own.
         """
+        check({"history": self.history}, {"history": COUNT._replace(most=solver.calls).or_none()})
         numbers, change = self.times.init(start._replace(coefficients=None), schedule, solver), start.coefficients
+        if "coefficients" in numbers:
+            raise ValueError(f"times must be a parametrisation without coefficients, got {self.times}")
         if change is not None:
             self._check(change)
         else:
             part = schedule.parts[0]  # the tables of all parts have the same shape
             table = jax.eval_shape(partial(make_table, part, solver=solver), start.t)
-            change = no_change(table, self.history, base=part.space.flat)
+            change = no_change(table, self.history, base=solver.expands(part))
         return {**numbers, "coefficients": change}
 
     def _check(self, change: Coefficients) -> None:
@@ -77,24 +78,21 @@ class WithCoefficients:
         if self.consistent or self.history is not None or self.frozen or solver.calls_per_step > 1 or parts > 1:
             return starts  # the changes that make one solver another are not the same for all parts
         for name, order in _OTHERS:
-            other = Solver(name, solver.nfe, min(order, solver.n_steps), last_sigma=solver.last_sigma)
+            other = Solver(name, solver.calls, min(order, solver.n_steps), last_sigma=solver.last_sigma)
             if (other.name, other.order) != (solver.name, solver.order):
                 t = grids.grid(grid, schedule, solver.n_steps)
                 starts[f"{grid} as {name} {other.order}"] = _like_another(other, t, schedule, solver)
         return starts
 
     def discretization(self, params: Params, schedule: NoiseSchedule, solver: Solver) -> Discretization:
-        """The times, and the changes of the coefficients."""
         change = params["coefficients"]
         found = self.times.discretization(params, schedule, solver)
         return found._replace(coefficients=consistent(change) if self.consistent else change)
 
     def project(self, params: Params, schedule: NoiseSchedule) -> Params:
-        """The projection of the times' numbers; coefficients may be any."""
         return self.times.project(params, schedule)
 
     def learned(self, params: Params) -> Mask:
-        """The times' numbers, and those changes that have an effect."""
         times, change = dict(params), params["coefficients"]
         del times["coefficients"]
         if self.frozen:
@@ -104,19 +102,9 @@ class WithCoefficients:
             own = own._replace(base=jax.tree.map(np.logical_not, own.base))
         return self.times.learned(times) | {"coefficients": own}
 
-    def solvers(self, solver: Solver) -> tuple[Solver, ...]:
-        """The solver itself.
-
-        Raises:
-            ValueError: if history is more than its number of network calls.
-        """
-        check({"history": self.history}, {"history": COUNT._replace(most=solver.nfe).or_none()})
-        return (solver,)
-
-    def rates(self, solver: Solver) -> dict[str, float]:
-        """Learning rates for Adam: those of the times, and 0.05 / n for the coefficients."""
-        own = {} if self.frozen else {"coefficients": 0.05 / solver.n_steps}
-        return self.times.rates(solver) | own
+    def groups(self, solver: Solver) -> dict[str, Group]:
+        own = {} if self.frozen else {"coefficients": Group(0.05 / solver.n_steps)}
+        return self.times.groups(solver) | own
 
 
 _like_another = jax.jit(like_another)

@@ -40,8 +40,7 @@ class Discretization(NamedTuple):
         """The solver's table on these times, with the changes of its coefficients."""
         if self.coefficients is None:
             return make_table(schedule, self.t, self.t_c, solver=solver)
-        parts = enumerate(schedule.parts)
-        return joined(schedule, [self.of_part(i)._changed_table(part, solver) for i, part in parts])
+        return joined(schedule, [self.of_part(i)._changed_table(part, solver) for i, part in enumerate(schedule.parts)])
 
     def lam(self, schedule: NoiseSchedule) -> Float[Array, "n_points *parts"]:
         """Half the log-SNR at the times, each part's own."""
@@ -58,7 +57,8 @@ class Discretization(NamedTuple):
         return Discretization(t, t_c, change)
 
     def _changed_table(self, schedule: NoiseSchedule, solver: Solver) -> Table:
-        return changed(make_table(schedule, self.t, self.t_c, solver=solver), self.coefficients)
+        table = make_table(schedule, self.t, self.t_c, solver=solver)
+        return table if self.coefficients is None else changed(table, self.coefficients)
 
 
 @entrance(solver=instance(Solver))
@@ -85,7 +85,7 @@ def like_another(other: Solver, t: Float[Array, "n_points"], schedule: NoiseSche
     change = _changes_to(make_table(schedule, t, solver=solver), target)
     if solver.to_zero:  # both end in the data prediction, where the base may have no factor to change
         change = jax.tree.map(lambda leaf: leaf.at[-1].set(0.0), change)
-    return Discretization(t, t, change if schedule.space.flat else change._replace(base=()))
+    return Discretization(t, t, change if solver.expands(schedule) else change._replace(base=()))
 
 
 def no_change(table: Table, k: int | None = None, *, base: bool = True) -> Coefficients:
@@ -129,7 +129,7 @@ def changed(table: Table, change: Coefficients) -> Table:
         correct = _add_weights(correct, jnp.asarray(change.correct).reshape(len(correct), -1), k)
     return table._replace(
         correct_history=correct,
-        predict_base=table.predict_base * (1 + change.base) if len(change.base) else table.predict_base,
+        predict_base=table.predict_base * (1 + jnp.asarray(change.base)) if len(change.base) else table.predict_base,
         predict_history=_add_weights(table.predict_history, change.predict, k),
     )
 

@@ -15,22 +15,18 @@ from jaxtyping import PRNGKeyArray
 
 from ld3_jax import losses
 from ld3_jax.batches import check_finite, count_of, replicate
-from ld3_jax.denoisers import as_pytree, prediction_of
-from ld3_jax.grids import check_times
+from ld3_jax.denoisers import prediction_of
 from ld3_jax.learning.coefficients import WithCoefficients
-from ld3_jax.learning.curve import Curve
-from ld3_jax.learning.discretization import Discretization, on_grid
+from ld3_jax.learning.discretization import Discretization
 from ld3_jax.learning.gauss_newton import GaussNewton
 from ld3_jax.learning.learned import Learned
-from ld3_jax.learning.parametrisation import Parametrisation, Params
+from ld3_jax.learning.parametrisation import Parametrisation
 from ld3_jax.learning.race import Advance, Heat, Start, best_of_each_grid, race, rank
-from ld3_jax.learning.state import Learner, StepMetrics, Task, TrainState, init_state, validation_is_due
-from ld3_jax.learning.student import Student
+from ld3_jax.learning.task import START, Learner, StepMetrics, Student, Task, TrainState, begin, move, validation_is_due
 from ld3_jax.ranges import COUNT, FUNCTION, STATES, Kind, check, entrance, instance
 from ld3_jax.teacher import Pairs
 
 _EVERYTHING, _GAUSS_NEWTON = WithCoefficients(), GaussNewton()
-_START = Kind("a grid's name, 'race' or a Discretization", lambda value: isinstance(value, str | Discretization))
 
 
 def fit(
@@ -61,10 +57,11 @@ def fit(
             together.
         FloatingPointError: if pairs are not finite, a loss is not (it names the step), or that of no validation is.
 
-    For progress, checkpoints and resuming, give `learn` an `advance` of your own; this function is two lines around it.
+    For progress, checkpoints and resuming, give `learn` an `advance` of your own, as this function calls it.
     """
     task = make_task(student, pairs, key, parametrisation, learner)
-    return describe(task, learn(task, start).state)
+    ended = learn(task, start)
+    return describe(task, ended.state)
 
 
 @entrance(student=instance(Student), pairs=instance(Pairs), parametrisation=instance(Parametrisation))
@@ -85,7 +82,7 @@ def make_task(
     if learner.batch_size > known:
         raise ValueError(f"batch_size must be at most the {known} training pairs, got {learner.batch_size}")
     train, valid = jax.tree.map(lambda leaf: leaf[:known], pairs), jax.tree.map(lambda leaf: leaf[known:], pairs)
-    if not parametrisation.rates(student.solver):
+    if not parametrisation.groups(student.solver):
         raise ValueError(
             "nothing is learned: every group of numbers is frozen, or a single step has no times between its ends: "
             f"{parametrisation}, {student.solver}"
@@ -94,7 +91,7 @@ def make_task(
         student = student._replace(loss=losses.both(pairs.x_0))
     task = Task(student, train, valid if learner.held_out else train, key, parametrisation, learner)
     learner.check(task)
-    jax.eval_shape(losses.each, as_pytree(student.loss), *(jax.tree.map(lambda leaf: leaf[:2], pairs.x_0),) * 2)
+    jax.eval_shape(losses.each, student.loss, *(jax.tree.map(lambda leaf: leaf[:2], pairs.x_0),) * 2)
     return replicate(task)
 
 
@@ -108,7 +105,7 @@ class Ended(NamedTuple):
     network_calls: int  # for one sample each; a derivative along one direction counts as one
 
 
-@entrance(task=instance(Task), start=_START, advance=FUNCTION.or_none())
+@entrance(task=instance(Task), start=START, advance=FUNCTION.or_none())
 def learn(task: Task, start: str | Discretization = "race", advance: Advance | None = None) -> Ended:
     """Race if asked to, and learn to the last step.
 
@@ -124,17 +121,6 @@ def learn(task: Task, start: str | Discretization = "race", advance: Advance | N
     name, state, heats = race(task, states, advance)
     last = advance(name, state, task.learner.steps)
     return Ended(last, name, ranked, heats, _network_calls(task, last, len(ranked), len(states), heats))
-
-
-@entrance(task=instance(Task), start=_START)
-def begin(task: Task, start: str | Discretization) -> TrainState:
-    """The state before the first step.
-
-    Args:
-        task: what is learned.
-        start: a hand-made grid's name, or the times to start from.
-    """
-    return replicate(init_state(task, _numbers(task, start)))
 
 
 @entrance(task=instance(Task), state=instance(TrainState), until=COUNT.or_none())
@@ -156,7 +142,7 @@ def steps(task: Task, state: TrainState, until: int | None = None) -> Iterator[t
         return
     unchecked: tuple[TrainState, StepMetrics] | None = None
     for step in range(int(state.step) + 1, (task.learner.steps if until is None else until) + 1):
-        state, figures = task.learner.step(task, state)
+        state, figures = move(task, state)
         state = task.learner.after_step(task, state, step)
         if unchecked:  # look at the step before while this one runs
             yield _checked(*unchecked)
@@ -177,13 +163,10 @@ def describe(task: Task, state: TrainState) -> Learned:
     if not math.isfinite(state.best_loss):
         raise FloatingPointError("no validation had a finite loss, so that none of the learned times are the best")
     student, schedule = task.student, task.student.schedule
-    found = task.discretization(state.best, student)
+    found = task.discretization(state.best)
     figures = {"valid": {"start": float(state.start_loss), "learned": float(state.best_loss)}}
-    curve = None
-    if isinstance(task.parametrisation, Curve):
-        curve = tuple(task.discretization(state.best, one) for one in task.students())
     model = {"predicts": prediction_of(student.model)}
-    return Learned(student.solver, found, np.asarray(found.lam(schedule)), model, figures, curve)
+    return Learned(student.solver, found, np.asarray(found.lam(schedule)), model, figures)
 
 
 def _is_key(key: Any) -> bool:
@@ -211,16 +194,7 @@ def _network_calls(task: Task, last: TrainState, ranked: int, starts: int, heats
     samples = ranked * min(learner.valid_batch, n_train)
     samples += sum(len(heat.losses) for heat in heats) * min(2 * learner.valid_batch, n_valid)
     samples += (starts + validations) * n_valid
-    of_sampling = sum(one.solver.nfe for one in task.students())
-    return made * learner.batch_size * learner.calls(task, last.params) + samples * of_sampling
-
-
-def _numbers(task: Task, start: str | Discretization) -> Params:
-    """The numbers that stand for a start."""
-    schedule, solver = task.student.schedule, task.student.solver
-    found = on_grid(start, schedule, solver) if isinstance(start, str) else start
-    check_times(found.t, found.t_c, schedule, whole=True)
-    return task.parametrisation.init(found, schedule, solver)
+    return made * learner.batch_size * learner.calls(task, last.params) + samples * task.student.solver.calls
 
 
 def _checked(state: TrainState, figures: StepMetrics) -> tuple[TrainState, StepMetrics]:

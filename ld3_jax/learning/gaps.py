@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from ld3_jax.learning.discretization import Discretization, on_grid
-from ld3_jax.learning.parametrisation import Mask, Params, all_of, known_groups
+from ld3_jax.learning.parametrisation import Group, Mask, Params, all_of, known_groups
 from ld3_jax.ranges import SHIFT, one_of, settle
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
@@ -67,14 +68,13 @@ class Gaps:
         if t.shape != t_c.shape or t.shape != (solver.n_steps + 1,):
             raise ValueError(f"a start for {solver} has {solver.n_steps + 1} times, got shapes {t.shape}, {t_c.shape}")
         beyond = (t_c[1:] > t[:-1]) | (t_c[:-1] < t[1:])
-        if not isinstance(beyond, jax.core.Tracer) and beyond.any():
+        if not isinstance(beyond, Tracer) and beyond.any():
             raise ValueError(f"a start's t_c must lie between the neighbours of its t, got {t_c} for {t}")
         points, points_c = (SPACES[self.space].of_t(schedule, times) for times in (t, t_c))
         log_gaps = jnp.log(jnp.abs(jnp.diff(points)))
         return {"logits": log_gaps - log_gaps.mean(), "shifts": (points_c - points)[1:-1]}
 
     def starts(self, grid: str, schedule: NoiseSchedule, solver: Solver) -> dict[str, Discretization]:
-        """The grid."""
         return {grid: on_grid(grid, schedule, solver)}
 
     def discretization(self, params: Params, schedule: NoiseSchedule, solver: Solver) -> Discretization:
@@ -102,15 +102,11 @@ class Gaps:
         """All numbers but those of the frozen groups; a single step has none."""
         return all_of(params, self.frozen if len(params["logits"]) > 1 else tuple(params))
 
-    def solvers(self, solver: Solver) -> tuple[Solver, ...]:
-        """The solver itself."""
-        return (solver,)
-
-    def rates(self, solver: Solver) -> dict[str, float]:
-        """Learning rates for Adam: 0.12 / n for the logits, 0.05 / n for the shifts; none for a single step."""
+    def groups(self, solver: Solver) -> dict[str, Group]:
+        """Logits, each of which moves by at most 1 in a step of second order, and shifts; none for a single step."""
         n = solver.n_steps
-        rates = {"logits": 0.12 / n, "shifts": 0.05 / n} if n > 1 else {}
-        return {name: rate for name, rate in rates.items() if name not in self.frozen}
+        groups = {"logits": Group(0.12 / n, largest=1.0), "shifts": Group(0.05 / n, late=True, floor=1e-5)}
+        return {name: group for name, group in groups.items() if n > 1 and name not in self.frozen}
 
     def _range(self, schedule: NoiseSchedule, dtype: jnp.dtype) -> tuple[Array, Array]:
         """Where the coordinate starts, and how far it goes (with its sign)."""

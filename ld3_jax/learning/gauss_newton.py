@@ -5,7 +5,6 @@ averages without bias).
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,13 +14,22 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from ld3_jax.learning.parametrisation import Params
-from ld3_jax.learning.quadratic import Quadratic, SecondOrder, quadratic_model, solution
-from ld3_jax.learning.state import StepMetrics, Task, TrainState, batch_indices, unless_done
+from ld3_jax.learning.second_order import Quadratic, SecondOrder, project, solution
+from ld3_jax.learning.task import Task, TrainState
 from ld3_jax.ranges import LESS_THAN_ONE, NOT_NEGATIVE, POSITIVE, UP_TO_ONE, settle
+from ld3_jax.space import add
+from ld3_jax.teacher import Pairs
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
+class Averages(NamedTuple):
+    """Moving averages, which start at zero, and the numbers at the start."""
+
+    gradient: Float[Array, "p"]
+    matrix: Float[Array, "p p"]
+    start: Float[Array, "p"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class GaussNewton(SecondOrder):
     """Steps -rate (A + damping diag A)^-1 g, where A and g are moving averages of those of small batches.
 
@@ -41,9 +49,6 @@ class GaussNewton(SecondOrder):
         ValueError: if a number is out of its range.
     """
 
-    steps: int = 32
-    batch_size: int = 10
-    validate_every: int = 16
     rate: float = 0.7
     damping: float = 1e-3
     momentum: float = 0.5
@@ -55,52 +60,22 @@ class GaussNewton(SecondOrder):
         own = {"rate": UP_TO_ONE, "damping": POSITIVE, "ridge": NOT_NEGATIVE}
         settle(self, own | dict.fromkeys(("momentum", "memory"), LESS_THAN_ONE))
 
-    def init(self, task: Task, params: Params) -> "Averages":
-        """Empty averages, and the numbers as they are."""
+    def init(self, task: Task, params: Params) -> Averages:
         start = ravel_pytree(params)[0]
         return Averages(jnp.zeros(len(start)), jnp.zeros((len(start), len(start))), start)
 
-    def step(self, task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
-        """See `averaged_step`."""
-        return averaged_step(task, state)
-
-
-class Averages(NamedTuple):
-    """Moving averages, which start at zero, and the numbers at the start."""
-
-    gradient: Float[Array, "p"]
-    matrix: Float[Array, "p p"]
-    start: Float[Array, "p"]
-
-
-@jax.jit
-def averaged_step(task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
-    """One step on a batch.
-
-    Args:
-        task: what is learned.
-        state: the state.
-
-    Returns:
-        The next state, unchanged if the state is done, and the step's figures.
-    """
-    learner, old, done = task.learner, state.learner, state.step.astype(float)
-    indices = batch_indices(task, state.step)
-    pairs = jax.tree.map(lambda leaf: leaf[indices], task.train)
-    model = quadratic_model(task, state.params, pairs, learner.tangents)
-    new = Averages(
-        optax.incremental_update(model.gradient, old.gradient, 1 - learner.momentum),
-        optax.incremental_update(model.matrix, old.matrix, 1 - learner.memory),
-        old.start,
-    )
-    full = 1 - learner.memory ** (done + 1)
-    gradient, matrix = new.gradient / (1 - learner.momentum ** (done + 1)), new.matrix / full
-    ridge = learner.ridge * jnp.diag(matrix)
-    gone = ravel_pytree(state.params)[0] - old.start
-    averaged = Quadratic(model.loss, gradient + ridge * gone, matrix + jnp.diag(ridge))
-    project = partial(task.parametrisation.project, schedule=task.student.schedule)
-    step = solution(averaged, jnp.asarray(learner.damping), state.params, learner.largest, project)
-    rate = full * optax.cosine_decay_schedule(learner.rate, learner.steps, alpha=0.05)(done)
-    params = project(optax.apply_updates(state.params, jax.tree.map(lambda leaf: rate * leaf, step)))
-    next_state = state._replace(step=state.step + 1, params=params, learner=new)
-    return unless_done(state, next_state), StepMetrics(model.loss, jnp.linalg.norm(model.gradient), jnp.zeros(()))
+    def move_by(self, model: Quadratic, task: Task, state: TrainState, pairs: Pairs) -> tuple[Params, Averages]:
+        old, done = state.learner, state.step.astype(float)
+        new = Averages(
+            self.momentum * old.gradient + (1 - self.momentum) * model.gradient,
+            self.memory * old.matrix + (1 - self.memory) * model.matrix,
+            old.start,
+        )
+        full = 1 - self.memory ** (done + 1)
+        gradient, matrix = new.gradient / (1 - self.momentum ** (done + 1)), new.matrix / full
+        ridge = self.ridge * jnp.diag(matrix)
+        gone = ravel_pytree(state.params)[0] - old.start
+        averaged = Quadratic(model.loss, gradient + ridge * gone, matrix + jnp.diag(ridge))
+        step = solution(averaged, jnp.asarray(self.damping), state.params, task)
+        rate = full * optax.cosine_decay_schedule(self.rate, self.steps, alpha=0.05)(done)
+        return project(task, add(state.params, jax.tree.map(lambda leaf: rate * leaf, step))), new

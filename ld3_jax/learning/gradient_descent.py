@@ -16,21 +16,20 @@ from ld3_jax.learning import optimizers
 from ld3_jax.learning.optimizers import Optimizer
 from ld3_jax.learning.parametrisation import Mask, Params
 from ld3_jax.learning.patience import Patience, lower_rates
-from ld3_jax.learning.state import (
-    RANGES,
+from ld3_jax.learning.task import (
+    Learner,
     StepMetrics,
     Task,
     TrainState,
-    batch_indices,
     finite_or_inf,
     keep_best,
-    together,
+    sample_losses,
     unless_done,
     validation_is_due,
     validation_loss,
 )
-from ld3_jax.learning.student import sample_losses
 from ld3_jax.ranges import COUNT_OR_ZERO, FLAG, POSITIVE, instance, settle
+from ld3_jax.space import add
 from ld3_jax.teacher import Pairs
 
 
@@ -57,60 +56,47 @@ class SoftSurrogate:
         settle(self, {"gamma": POSITIVE, "rate": POSITIVE, "move_validation": FLAG})
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class GradientDescent:
+@dataclass(frozen=True, kw_only=True)
+class GradientDescent(Learner):
     """Steps along the gradient by any Optax transformation.
 
     The defaults reach a low error on held-out noise soon; they are not the paper's choices.
 
-    Attributes:
+    Attributes: those of `Learner`, and
         optimizer: any Optax transformation of the numbers, which are a dict of groups; see `optimizers.by_group`. None:
             Adam at the rates of the parametrisation.
-        steps: how many steps.
-        batch_size: training pairs a step.
-        validate_every: steps between validations.
-        frozen_steps: number of first steps in which the shifts do not move.
+        frozen_steps: number of first steps in which the groups that are `late` (the shifts) do not move.
         patience: when to lower the rates and to stop early; None: never.
         surrogate: the soft surrogate; None: off.
-        held_out: how many of the pairs are for validation alone; 0: all are for both.
-        valid_batch: validation samples to integrate at a time.
         remat: recompute activations in the backward pass, so that memory does not grow with the network calls.
 
     Raises:
         ValueError: if a number is out of its range.
     """
 
-    optimizer: Optimizer | None = None
     steps: int = 60
-    batch_size: int = 10
     validate_every: int = 10
+    optimizer: Optimizer | None = None
     frozen_steps: int = 0
     patience: Patience | None = None
     surrogate: SoftSurrogate | None = None
-    held_out: int = 0
-    valid_batch: int = 25
     remat: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         parts = {"optimizer": Optimizer, "patience": Patience, "surrogate": SoftSurrogate}
         kinds = {name: instance(of).or_none() for name, of in parts.items()}
-        settle(self, RANGES | kinds | {"frozen_steps": COUNT_OR_ZERO, "remat": FLAG})
+        settle(self, kinds | {"frozen_steps": COUNT_OR_ZERO, "remat": FLAG})
 
     def check(self, task: Task) -> None:
-        """The soft surrogate moves the noise under one number of network calls."""
-        if self.surrogate and not task.is_of_one_number():
-            raise ValueError("the soft surrogate learns for the student's own number of network calls, not several")
-        if self.surrogate and not task.student.schedule.space.flat:
-            raise ValueError(
-                "the soft surrogate moves noise in a ball of vectors; on a manifold surrogate must be None"
-            )
+        if self.surrogate:
+            task.student.schedule.space.require_vectors("the soft surrogate, which moves noise in a ball,")
 
     def init(self, task: Task, params: Params) -> "Memory":
         """Optimiser, rates, and where noise moves, the noise."""
         moving = self.surrogate is not None
         return Memory(
-            optimizer=_optimizer(task).init(params),
+            optimizer=_optimizer(self, task).init(params),
             factors={name: jnp.ones(()) for name in params},
             worse=jnp.zeros((), jnp.int32),
             floor_visits=jnp.zeros((), jnp.int32),
@@ -119,22 +105,51 @@ class GradientDescent:
             noise_rate=jnp.asarray(self.surrogate.rate / task.student.solver.n_steps if self.surrogate else 0.0),
         )
 
-    def step(self, task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
-        """See `gradient_step`."""
-        return gradient_step(task, state)
+    def move(self, task: Task, state: TrainState, batch: Int[Array, "batch"]) -> tuple[Params, "Memory", StepMetrics]:
+        """One gradient step on a batch, and one step of the batch's noise.
+
+        The loss is the mean of `sample_losses` from the noise x'_T. With the soft surrogate each x'_T then takes a
+        gradient step, is projected on its ball, and keeps the move if its own loss falls under the updated times.
+        """
+        memory = state.learner
+        noise = memory.noise if self.surrogate else task.train.x_T
+        pairs, noise = spread(jax.tree.map(lambda leaf: leaf[batch], (task.train, noise)))
+        (loss, each), (grads, noise_grads) = _gradients(self, task, state.params, noise, pairs)
+        params, optimizer, grads = self._stepped(task, state, grads)
+        memory, moved = memory._replace(optimizer=optimizer), jnp.zeros(())
+        if self.surrogate:
+            gamma, rate = self.surrogate.gamma, memory.noise_rate
+            noise, accepted = _move_noise(gamma, task, params, rate, pairs, noise, noise_grads, each)
+            scattered = jax.tree.map(lambda all, some: all.at[batch].set(some), memory.noise, noise)
+            memory, moved = memory._replace(noise=scattered), accepted.mean()
+        return params, memory, StepMetrics(loss, optax.tree.norm(grads), moved)
+
+    def _stepped(self, task: Task, state: TrainState, grads: Params) -> tuple[Params, optax.OptState, Params]:
+        """The numbers after the optimiser's step, its state, and the gradients of what is learned."""
+        learned = task.parametrisation.learned(grads)
+        grads = _only(learned, grads)
+        for name, group in task.groups().items():
+            if self.frozen_steps and group.late:
+                frozen = state.step < self.frozen_steps
+                grads[name] = jax.tree.map(lambda grad, frozen=frozen: jnp.where(frozen, 0.0, grad), grads[name])
+        updates, optimizer = _optimizer(self, task).update(grads, state.learner.optimizer, state.params)
+        updates = _only(learned, updates)  # an optimizer may move numbers without a gradient, by weight decay
+        factors = state.learner.factors
+        updates = {name: jax.tree.map(lambda u, f=factors[name]: u * f, updates[name]) for name in updates}
+        return task.parametrisation.project(add(state.params, updates), task.student.schedule), optimizer, grads
 
     def calls(self, task: Task, params: Params) -> int:
         """A gradient costs three calls, with recomputation four; noise that moves is tried once more."""
         each = (4 if self.remat else 3) + (self.surrogate is not None)
-        return each * sum(one.solver.nfe for one in task.students())
+        return each * task.student.solver.calls
 
     def after_step(self, task: Task, state: TrainState, step: int) -> TrainState:
         """A validation where one is due, and at a round's end a step of the validation noise."""
         if validation_is_due(task, step):
-            state = judge(task, state, validation_loss(task, state.params, _validation_pairs(task, state)))
+            state = judge(self, task, state, validation_loss(task, state.params, _validation_pairs(self, task, state)))
         per_round = len(jax.tree.leaves(task.train)[0]) // self.batch_size
         if self.surrogate and self.surrogate.move_validation and step % per_round == 0:
-            state = end_round(task, state)
+            state = end_round(self, task, state)
         return state
 
 
@@ -151,77 +166,39 @@ class Memory(NamedTuple):
 
 
 @jax.jit
-def gradient_step(task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
-    """One gradient step on a batch, and one step of the batch's noise.
-
-    The loss is the mean of `sample_losses` from the noise x'_T. With the soft surrogate each x'_T then takes a gradient
-    step, is projected on its ball, and keeps the move if its own loss falls under the updated times.
-
-    Args:
-        task: what is learned.
-        state: the state.
-
-    Returns:
-        The next state, unchanged if the state is done, and the step's figures.
-    """
-    learner, memory = task.learner, state.learner
-    indices = batch_indices(task, state.step)
-    noise = memory.noise if learner.surrogate else task.train.x_T
-    pairs, noise = spread(jax.tree.map(lambda leaf: leaf[indices], (task.train, noise)))
-    (loss, each), (grads, noise_grads) = _gradients(task, state.params, noise, pairs)
-    learned = task.parametrisation.learned(grads)
-    grads = _only(learned, grads)
-    if learner.frozen_steps and "shifts" in grads:
-        grads["shifts"] = jnp.where(state.step < learner.frozen_steps, 0.0, grads["shifts"])
-    updates, optimizer = _optimizer(task).update(grads, memory.optimizer, state.params)
-    updates = _only(learned, updates)  # an optimizer may move numbers without a gradient, by weight decay for instance
-    updates = {name: jax.tree.map(lambda u, f=memory.factors[name]: u * f, updates[name]) for name in updates}
-    params = task.parametrisation.project(optax.apply_updates(state.params, updates), task.student.schedule)
-    memory, moved = memory._replace(optimizer=optimizer), jnp.zeros(())
-    if learner.surrogate:
-        noise, accepted = _move_noise(task, params, memory.noise_rate, pairs, noise, noise_grads, each)
-        scattered = jax.tree.map(lambda all, some: all.at[indices].set(some), memory.noise, noise)
-        memory, moved = memory._replace(noise=scattered), accepted.mean()
-    new = state._replace(step=state.step + 1, params=params, learner=memory)
-    return unless_done(state, new), StepMetrics(loss, optax.tree.norm(grads), moved)
-
-
-@jax.jit
-def judge(task: Task, state: TrainState, loss: Float[Array, ""]) -> TrainState:
+def judge(learner: GradientDescent, task: Task, state: TrainState, loss: Float[Array, ""]) -> TrainState:
     """Keep the numbers if they are the best so far; out of patience, return to the best and lower the rates."""
     worse = jnp.where(loss < state.best_loss, 0, state.learner.worse + 1)
     new = keep_best(state, loss)
     new = new._replace(learner=state.learner._replace(worse=worse))
-    if task.learner.patience:
-        new = lower_rates(new, task.learner.patience, task.learner.frozen_steps)
+    if learner.patience:
+        new = lower_rates(new, learner.patience, task.groups(), learner.frozen_steps)
     return unless_done(state, new)
 
 
-def end_round(task: Task, state: TrainState) -> TrainState:
+def end_round(learner: GradientDescent, task: Task, state: TrainState) -> TrainState:
     """After a pass over the training pairs: validation noise takes a step as well, under the best numbers.
 
     Its rate halves when no sample moves. The best loss is measured anew, from the noise as moved.
     """
-    moved = _move_validation_noise(task, state)
-    return _measured_anew(state, moved, validation_loss(task, state.best, _validation_pairs(task, moved)))
+    moved = _move_validation_noise(learner, task, state)
+    return _measured_anew(state, moved, validation_loss(task, state.best, _validation_pairs(learner, task, moved)))
 
 
 def _only(learned: Mask, changes: Params) -> Params:
     return jax.tree.map(lambda on, change: jnp.where(on, change, 0.0), learned, changes)
 
 
-def _optimizer(task: Task) -> Optimizer:
-    learner = task.learner
+def _optimizer(learner: GradientDescent, task: Task) -> Optimizer:
     if learner.optimizer is not None:
         return learner.optimizer
-    rates = task.parametrisation.rates(task.student.solver)
-    return optimizers.by_group({name: optimizers.adam(rate, learner.steps) for name, rate in rates.items()})
+    rules = {name: optimizers.adam(group.rate, learner.steps) for name, group in task.groups().items()}
+    return optimizers.by_group(rules)
 
 
-def _validation_pairs(task: Task, state: TrainState) -> Pairs:
+def _validation_pairs(learner: GradientDescent, task: Task, state: TrainState) -> Pairs:
     """Validation noise is where the teacher started, unless it moves too."""
-    surrogate = task.learner.surrogate
-    moves = surrogate is not None and surrogate.move_validation
+    moves = learner.surrogate is not None and learner.surrogate.move_validation
     return task.valid._replace(x_T=state.learner.valid_noise) if moves else task.valid
 
 
@@ -231,38 +208,36 @@ def _measured_anew(state: TrainState, moved: TrainState, loss: Array) -> TrainSt
 
 
 @jax.jit
-def _move_validation_noise(task: Task, state: TrainState) -> TrainState:
-    memory = state.learner
+def _move_validation_noise(learner: GradientDescent, task: Task, state: TrainState) -> TrainState:
+    memory, surrogate = state.learner, learner.surrogate
+    assert surrogate is not None  # `after_step` has looked
 
     def move(batch: tuple[Pairs, PyTree]) -> tuple[PyTree, Array]:
         pairs, noise = batch
-        (_, each), (_, grads) = _gradients(task, state.best, noise, pairs)
-        return _move_noise(task, state.best, memory.noise_rate, pairs, noise, grads, each)
+        (_, each), (_, grads) = _gradients(learner, task, state.best, noise, pairs)
+        return _move_noise(surrogate.gamma, task, state.best, memory.noise_rate, pairs, noise, grads, each)
 
-    noise, accepted = in_batches(move, (task.valid, memory.valid_noise), task.learner.batch_size)
+    noise, accepted = in_batches(move, (task.valid, memory.valid_noise), learner.batch_size)
     rate = jnp.where(accepted.any(), memory.noise_rate, memory.noise_rate / 2)
     memory = memory._replace(valid_noise=noise, noise_rate=rate, worse=jnp.zeros_like(memory.worse))
     return state._replace(params=state.best, learner=memory)
 
 
 def _gradients(
-    task: Task, params: Params, noise: PyTree, pairs: Pairs
+    learner: GradientDescent, task: Task, params: Params, noise: PyTree, pairs: Pairs
 ) -> tuple[tuple[Array, Array], tuple[Params, PyTree]]:
     """Mean loss, each sample's loss, and the gradients of the mean with respect to the numbers and the noise."""
 
     def objective(params: Params, noise: PyTree) -> tuple[Array, Array]:
         moved = pairs._replace(x_T=noise)
-        each = [
-            sample_losses(student, task.discretization(params, student), moved, remat=task.learner.remat)
-            for student in task.students()
-        ]
-        return together([losses.mean() for losses in each]), each[0]
+        each = sample_losses(task.student, task.discretization(params), moved, remat=learner.remat)
+        return each.mean(), each
 
     return jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(params, noise)
 
 
 def _move_noise(
-    task: Task, params: Params, rate: Array, pairs: Pairs, noise: PyTree, grads: PyTree, each: Array
+    gamma: float, task: Task, params: Params, rate: Array, pairs: Pairs, noise: PyTree, grads: PyTree, each: Array
 ) -> tuple[PyTree, Array]:
     """The soft surrogate's step on initial noise, kept where a sample's loss falls; and where it was kept.
 
@@ -270,14 +245,13 @@ def _move_noise(
     """
     student, scale = task.student, task.student.schedule.prior_scale
     elements = sum(leaf[0].size for leaf in jax.tree.leaves(noise))
-    radius = task.learner.surrogate.gamma * elements / student.solver.n_steps**2 * scale
+    radius = gamma * elements / student.solver.n_steps**2 * scale
 
     def step(origin: PyTree, noise: PyTree, grad: PyTree) -> PyTree:
         offset = jax.tree.map(lambda origin, x, grad: x - rate * scale**2 * grad - origin, origin, noise, grad)
         return jax.tree.map(jnp.add, origin, optax.projections.projection_l2_ball(offset, radius))
 
     candidate = jax.vmap(step)(pairs.x_T, noise, grads)
-    found = task.discretization(params, student)
-    accepted = sample_losses(student, found, pairs._replace(x_T=candidate)) < each
+    accepted = sample_losses(student, task.discretization(params), pairs._replace(x_T=candidate)) < each
     keep = jax.vmap(lambda accepted, new, old: jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old))
     return keep(accepted, candidate, noise), accepted

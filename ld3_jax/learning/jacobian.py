@@ -94,7 +94,7 @@ def sample_and_jacobian(
         def chunk(c: Array, moved: PyTree) -> PyTree:
             t, *own = (some(part[:, i], c * size) for part in change)
             so_far = jax.tree.map(lambda m: some(m, c * size, axis=1), moved)
-            new = jax.vmap(linear)(tangent(row, tuple(own), past, so_far), t)
+            new = jax.vmap(linear)(tangent(row, (own[0], own[1]), past, so_far), t)
             return jax.tree.map(
                 lambda m, d: jax.lax.dynamic_update_slice(m, d[None], (i, c * size, *[0] * (d.ndim - 1))), moved, new
             )

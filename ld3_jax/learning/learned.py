@@ -14,19 +14,19 @@ from jaxtyping import Array, Float, PyTree
 from ld3_jax.denoisers import Model
 from ld3_jax.disk import numbers, read_json, write_atomically
 from ld3_jax.grids import check_times
-from ld3_jax.learning import curve
 from ld3_jax.learning.discretization import Coefficients, Discretization
-from ld3_jax.learning.student import Student, distances
+from ld3_jax.learning.task import Student, distances
 from ld3_jax.ranges import CALLS, COUNT, FLAG, PATH, TEXT, check, entrance, instance, settle
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, Table, integrate, plain
 from ld3_jax.teacher import Pairs
 
 FORMAT = "ld3_jax schedule"
-# 2 has coefficients, or a curve of another form, of which its own times alone are read; 3 is of a manifold, where each
-# part may have its own times; 4 ends at sigma 0; 5 has a curve.
-VERSIONS = (1, 2, 3, 4, 5)
-_KINDS = {"solver": TEXT, "nfe": CALLS, "order": COUNT, "variant": TEXT, "lower_order_final": FLAG}
+VERSION = 6
+# Files of earlier versions: 2 has coefficients, or a curve of another form, of which its own times alone are read; 3 is
+# of a manifold, where each part may have its own times; 4 ends at sigma 0; 5 has times for several numbers of calls.
+VERSIONS = (1, 2, 3, 4, 5, VERSION)
+_KINDS = {"solver": TEXT, "nfe": CALLS, "order": COUNT, "variant": TEXT.or_none(), "lower_order_final": FLAG}
 _KINDS |= dict.fromkeys(("model", "losses"), instance(dict))
 
 
@@ -41,7 +41,6 @@ class Learned:
         model: what is needed to build the model again; its "digest" tells whether it is the same one, and
             "predicts" what its network predicts, one of `denoisers.PREDICTIONS`.
         losses: figures measured while learning, at least those of the validation at the start and of what was learned.
-        curve: times for several numbers of calls, from which those for others are interpolated; None if none.
     """
 
     solver: Solver
@@ -49,7 +48,6 @@ class Learned:
     lam: Float[np.ndarray, "n_points *parts"]
     model: dict[str, Any] = field(default_factory=dict)
     losses: dict[str, Any] = field(default_factory=dict)
-    curve: tuple[Discretization, ...] | None = None
 
     def __post_init__(self) -> None:
         parts = {"solver": Solver, "found": Discretization, "model": dict, "losses": dict}
@@ -106,27 +104,11 @@ class Learned:
         self.check_range(student.schedule)
         return distances(student._replace(solver=self.solver), self.found, pairs, batch_size=batch_size)
 
-    @entrance(nfe=CALLS, schedule=instance(NoiseSchedule))
-    def for_calls(self, nfe: int, schedule: NoiseSchedule) -> "Learned":
-        """The same for another number of network calls, where a curve was learned; see `curve.between`.
-
-        Raises:
-            ValueError: if no curve was learned and nfe is another number, or the solver cannot take so few calls.
-        """
-        if nfe == self.solver.nfe:
-            return self
-        if self.curve is None:
-            raise ValueError(
-                f"it was learned for {self.solver.nfe} network calls and has no curve to read {nfe} off; learn a Curve "
-                "(in a configuration: learn.curve=True)"
-            )
-        solver = replace(self.solver, nfe=nfe)
-        found = curve.between(self.curve, schedule, solver)
-        return replace(self, solver=solver, found=found, lam=np.asarray(found.lam(schedule)))
-
     def check_range(self, schedule: NoiseSchedule) -> None:
-        """Refuse a noise schedule of another range or another log-SNR, and network times beyond it."""
+        """Refuse a noise schedule of another space, range or log-SNR, and network times beyond it."""
         check_times(self.t, self.t_c, schedule, whole=True, to_zero=self.solver.to_zero)
+        if self.coefficients is not None and bool(len(self.coefficients.base)) != self.solver.expands(schedule):
+            raise ValueError(f"its coefficients were learned for states of another space than those of {schedule}")
         with jax.ensure_compile_time_eval():
             lam = np.asarray(self.found.lam(schedule))
         if not np.allclose(lam, self.lam, rtol=1e-2, atol=1e-2):
@@ -150,22 +132,16 @@ class Learned:
         """
         solver = dataclasses.asdict(self.solver)
         lists = {"t": self.t, "t_c": self.t_c, "lam": self.lam}
-        if not self.solver.to_zero:
-            del solver["last_sigma"]
-        record = {"format": FORMAT, "version": VERSIONS[0], "solver": solver.pop("name")} | solver
+        record = {"format": FORMAT, "version": VERSION, "solver": solver.pop("name")} | solver
         record["n_steps"] = self.solver.n_steps
         record |= {name: np.asarray(array).tolist() for name, array in lists.items()}
         record |= {"model": self.model, "losses": self.losses}
         if self.coefficients is not None:
             change = self.coefficients._asdict()
             record["coefficients"] = {name: np.asarray(leaf).tolist() for name, leaf in change.items()}
-        if self.curve is not None:
-            record["curve"] = curve.to_record(self.curve)
-        by_part = self.t.ndim > 1 or (self.coefficients is not None and not len(self.coefficients.base))
-        needs = (True, self.coefficients is not None, by_part, self.solver.to_zero, self.curve is not None)
-        record["version"] = max(version for version, needed in zip(VERSIONS, needs, strict=True) if needed)
-        if schedule is not None and schedule.space.flat:
-            record["table"] = plain(self.table(schedule), schedule, self.t, self.solver, self.model.get("predicts"))
+        if schedule is not None:
+            table = plain(self.table(schedule), schedule, self.t, self.solver, self.model.get("predicts"))
+            record |= {} if table is None else {"table": table}
         write_atomically(Path(path), (json.dumps(record, indent=2) + "\n").encode())
 
 
@@ -180,7 +156,29 @@ def load(path: str | Path) -> Learned:
         FileNotFoundError: if there is none.
         ValueError: if the file is cut short, is no such file, or holds impossible values; the message names what.
     """
-    path = Path(path)
+    return _read(Path(path))[0]
+
+
+@entrance(path=PATH, schedule=instance(NoiseSchedule))
+def load_several(path: str | Path, schedule: NoiseSchedule) -> list[Learned]:
+    """All that a file holds, for `interpolate`: one, or of version 5 perhaps one for each of several numbers of calls.
+
+    Args:
+        path: a schedule.json.
+        schedule: the noise schedule of its model.
+
+    Raises: see `load` and `Learned.check_range`.
+    """
+    own, others = _read(Path(path))
+    own.check_range(schedule)
+    solvers = [replace(own.solver, nfe=None).for_steps(len(one.t) - 1) for one in others]
+    return [
+        replace(own, solver=solver, found=one, lam=np.asarray(one.lam(schedule)))
+        for solver, one in zip(solvers, others, strict=True)
+    ] or [own]
+
+
+def _read(path: Path) -> tuple[Learned, list[Discretization]]:
     record = read_json(path)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"{path}: not a schedule of ld3_jax")
@@ -188,12 +186,13 @@ def load(path: str | Path) -> Learned:
     if version not in VERSIONS or isinstance(version, bool):
         raise ValueError(f"{path}: schedule of version {version}, this program reads {list(VERSIONS)}")
     names = [f.name for f in dataclasses.fields(Solver)[1:]]
-    if version != VERSIONS[3]:
+    if version not in (4, VERSION):
         record = {"last_sigma": None} | record
     if missing := [key for key in ("solver", *names, "t", "t_c", "lam", "model", "losses") if key not in record]:
         raise ValueError(f"{path}: lacks {missing}")
     try:
-        return _from_record(record, names)
+        learned = _from_record(record, names)
+        return learned, _of_curve(record.get("curve"), learned) if version == 5 else []
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -202,8 +201,11 @@ def _from_record(record: dict[str, Any], names: list[str]) -> Learned:
     check(record, _KINDS)
     if not isinstance(loss := record["losses"].get("loss", ""), str):
         raise ValueError(f"losses must have the name of a loss as their loss, got {loss!r}")
-    solver = Solver(record["solver"], **{name: record[name] for name in names})
-    t, t_c, lam = (_times(record[key], key, by_part=record["version"] > 2) for key in ("t", "t_c", "lam"))
+    version, choices = record["version"], {name: record[name] for name in names}
+    if version < VERSION and Solver(record["solver"]).variant is None:
+        choices["variant"] = None  # "bh1" stood in every file
+    solver = Solver(record["solver"], **choices)
+    t, t_c, lam = (_times(record[key], key, by_part=version > 2) for key in ("t", "t_c", "lam"))
     if not len(t) == len(t_c) == len(lam) == solver.n_steps + 1:
         raise ValueError(
             f"{len(t)} times, {len(t_c)} network times and {len(lam)} lam for {solver.n_steps} steps; with nfe = "
@@ -212,13 +214,34 @@ def _from_record(record: dict[str, Any], names: list[str]) -> Learned:
     if not t.shape == t_c.shape == lam.shape:
         raise ValueError(f"t, t_c and lam must have one shape, got {t.shape}, {t_c.shape} and {lam.shape}")
     check_times(jnp.asarray(t), jnp.asarray(t_c), to_zero=solver.to_zero)
-    change = record.get("coefficients") if record["version"] > 1 else None
-    if record["version"] == 2 and change is None and "curve" not in record:
+    change = record.get("coefficients") if version > 1 else None
+    if version == 2 and change is None and "curve" not in record:
         raise ValueError("lacks coefficients or a curve, which a schedule of version 2 has")
-    coefficients = None if change is None else _read_coefficients(change, solver, flat=record["version"] != 3)
-    found = Discretization(jnp.asarray(t), jnp.asarray(t_c), coefficients)
-    several = curve.from_record(record.get("curve"), (t[0], t[-1])) if record["version"] == VERSIONS[4] else None
-    return Learned(solver, found, np.asarray(jnp.asarray(lam)), record["model"], record["losses"], several)
+    coefficients = None if change is None else _read_coefficients(change, solver, version)
+    discretization = Discretization(jnp.asarray(t), jnp.asarray(t_c), coefficients)
+    return Learned(solver, discretization, np.asarray(jnp.asarray(lam)), record["model"], record["losses"])
+
+
+def _of_curve(record: Any, own: Learned) -> list[Discretization]:
+    """Times for several numbers of steps."""
+    given = record if isinstance(record, dict) else {}
+    t, t_c = (list(map(numbers, rows)) if isinstance(rows := given.get(name), list) else [] for name in ("t", "t_c"))
+    ends = own.t[jnp.array([0, -1])]
+    sound = {
+        "t": bool(t) and all(_are_times(one, ends) and (np.diff(one) < 0).all() for one in t),
+        "t_c": [one.shape for one in t_c] == [one.shape for one in t] and all(_are_times(one, ends) for one in t_c),
+    }
+    if wrong := [name for name in sound if not sound[name]]:
+        raise ValueError(
+            f"a curve has lists t and t_c of times for each number of steps, descending from {ends[0]:g} to "
+            f"{ends[1]:g}; wrong here: {wrong}"
+        )
+    return [Discretization(jnp.asarray(one), jnp.asarray(other)) for one, other in zip(t, t_c, strict=True)]
+
+
+def _are_times(array: np.ndarray, ends: Float[Array, "2"]) -> bool:
+    sound = array.ndim == 1 and len(array) > 1 and np.isfinite(array).all()
+    return bool(sound and np.allclose(array[[0, -1]], ends, rtol=1e-6))
 
 
 def _times(values: Any, name: str, *, by_part: bool) -> np.ndarray:
@@ -229,7 +252,7 @@ def _times(values: Any, name: str, *, by_part: bool) -> np.ndarray:
     return array
 
 
-def _read_coefficients(change: Any, solver: Solver, *, flat: bool) -> Coefficients:
+def _read_coefficients(change: Any, solver: Solver, version: int) -> Coefficients:
     names = Coefficients._fields
     if not isinstance(change, dict) or not set(names) <= set(change):
         raise ValueError(f"coefficients must be the lists of {names}, got {change!r:.80}")
@@ -238,7 +261,8 @@ def _read_coefficients(change: Any, solver: Solver, *, flat: bool) -> Coefficien
     base, *histories = arrays if arrays[2].size else arrays[:2]
     shapes = [rows.shape for rows in histories]
     whole = all(len(shape) in (2, 3) and shape[0] == solver.nfe and shape[2:] == shapes[0][2:] for shape in shapes)
-    whole = whole and base.shape == ((solver.nfe, *shapes[0][2:]) if flat else (0,))
+    of_vectors = {3: False, VERSION: base.shape != (0,)}.get(version, True)
+    whole = whole and base.shape == ((solver.nfe, *shapes[0][2:]) if of_vectors else (0,))
     if not whole or not all(np.isfinite(array).all() for array in arrays):
         raise ValueError(f"coefficients must be finite and have {solver.nfe} rows, one for each network call")
-    return Coefficients(jnp.asarray(base) if flat else (), *map(jnp.asarray, histories))
+    return Coefficients(jnp.asarray(base) if of_vectors else (), *map(jnp.asarray, histories))

@@ -1,11 +1,12 @@
 """Parametrisations: how learned numbers stand for a discretisation. A new one is a frozen dataclass with these methods.
 
-The numbers are a dict of named groups of arrays. Learners treat all groups alike but for one: steps of second order
-bound the change of `logits`, the logits of gaps.
+The numbers are a dict of named groups of arrays. Learners know the groups by what `Parametrisation.groups` states of
+them, and never by their names.
 """
 
+import math
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -19,12 +20,28 @@ Params = dict[str, PyTree[Array]]
 Mask = dict[str, PyTree[Bool[np.ndarray, "..."]]]  # which of the numbers
 
 
+class Group(NamedTuple):
+    """What learners ask of a group of numbers.
+
+    Attributes:
+        rate: learning rate for Adam.
+        largest: the most that one of its numbers may change in a step of second order, whose model means little beyond.
+        late: whether the group waits for the second phase of LD3 (`GradientDescent.frozen_steps`).
+        floor: the least factor on its rate (`Patience`).
+    """
+
+    rate: float
+    largest: float = math.inf
+    late: bool = False
+    floor: float = 0.01
+
+
 @runtime_checkable
 class Parametrisation(Protocol):
     """Pure functions from numbers to times and coefficients; hashable, and registered as static (`register_static`)."""
 
     def init(self, start: Discretization, schedule: NoiseSchedule, solver: Solver) -> Params:
-        """The numbers that stand for `start`."""
+        """The numbers that stand for `start`; a ValueError if the solver or the start does not fit."""
         ...
 
     def starts(self, grid: str, schedule: NoiseSchedule, solver: Solver) -> dict[str, Discretization]:
@@ -32,32 +49,20 @@ class Parametrisation(Protocol):
         ...
 
     def discretization(self, params: Params, schedule: NoiseSchedule, solver: Solver) -> Discretization:
-        """What the numbers stand for, for a solver with its number of network calls."""
+        """What the numbers stand for."""
         ...
 
     def project(self, params: Params, schedule: NoiseSchedule) -> Params:
-        """The nearest numbers that are allowed; a learner applies it after each step."""
+        """The nearest numbers within their bounds; a learner applies it after each step."""
         ...
 
     def learned(self, params: Params) -> Mask:
-        """Booleans shaped like the numbers (arrays or their shapes): which are learned and have an effect."""
+        """Booleans shaped like the numbers: which are learned and have an effect."""
         ...
 
-    def solvers(self, solver: Solver) -> tuple[Solver, ...]:
-        """The solver for each number of network calls that is learned together."""
+    def groups(self, solver: Solver) -> dict[str, Group]:
+        """The groups of which anything is learned; empty if nothing is."""
         ...
-
-    def rates(self, solver: Solver) -> dict[str, float]:
-        """Learning rates for Adam, one for each group that is learned."""
-        ...
-
-
-@jax.jit
-def discretize(
-    parametrisation: Parametrisation, params: Params, schedule: NoiseSchedule, solver: Solver
-) -> Discretization:
-    """What the numbers stand for, as one program."""
-    return parametrisation.discretization(params, schedule, solver)
 
 
 def known_groups(given: tuple[str, ...], groups: tuple[str, ...]) -> None:

@@ -3,14 +3,17 @@
 Reference: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv:2405.15506.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
-from ld3_jax.learning.state import TrainState
+from ld3_jax.learning.parametrisation import Group
+from ld3_jax.learning.task import TrainState
 from ld3_jax.ranges import COUNT, SHARE, UP_TO_ONE, Kind, check, instance, settle
 
+_NOT_LEARNED = Group(rate=0.0)
 _PAIR = Kind("a tuple of a group and its floor", lambda pair: isinstance(pair, tuple) and len(pair) == 2)
 
 
@@ -21,7 +24,7 @@ class Patience:
     Attributes:
         validations: how many in a row without a new best one.
         decay: factor on the rates.
-        floors: the least factor of each group's rate, as (group, factor).
+        floors: the least factor on a group's rate, as (group, factor), where it is not the parametrisation's own.
         visits: stop after this many returns with all rates at their floors.
 
     Raises:
@@ -30,7 +33,7 @@ class Patience:
 
     validations: int = 5
     decay: float = 0.8
-    floors: tuple[tuple[str, float], ...] = (("logits", 0.01), ("shifts", 1e-5), ("coefficients", 0.01))
+    floors: tuple[tuple[str, float], ...] = ()
     visits: int = 5
 
     def __post_init__(self) -> None:
@@ -41,14 +44,15 @@ class Patience:
         check(floors, dict.fromkeys(floors, SHARE))
 
 
-def lower_rates(state: TrainState, patience: Patience, frozen_steps: int) -> TrainState:
-    """Out of patience: back to the best with lower rates; shifts that are still frozen keep theirs."""
+def lower_rates(state: TrainState, patience: Patience, groups: Mapping[str, Group], frozen_steps: int) -> TrainState:
+    """Out of patience: back to the best with lower rates; groups that are still frozen keep theirs."""
     memory, floors = state.learner, dict(patience.floors)
     out = memory.worse >= patience.validations
     factors, at_floor = {}, out
     for name, old in memory.factors.items():
-        floor = floors.get(name, 0.01)
-        lower = out & (state.step > frozen_steps) if name == "shifts" else out
+        group = groups.get(name, _NOT_LEARNED)
+        floor = floors.get(name, group.floor)
+        lower = out & (state.step > frozen_steps) if group.late else out
         factors[name] = jnp.where(lower, jnp.maximum(old * patience.decay, floor), old)
         at_floor &= factors[name] <= floor
     memory = memory._replace(

@@ -17,8 +17,7 @@ import numpy as np
 
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning.discretization import Discretization
-from ld3_jax.learning.state import Task, TrainState, order_of_round, together
-from ld3_jax.learning.student import distances
+from ld3_jax.learning.task import Task, TrainState, distances, order_of_round
 from ld3_jax.ranges import entrance, instance
 
 Advance = Callable[[str, TrainState, int], TrainState]  # (name, state, step) -> the state at that step
@@ -48,15 +47,8 @@ def rank(task: Task) -> list[Start]:
     student, size, ranked = task.student, task.learner.valid_batch, []
     some = jax.tree.map(lambda leaf: leaf[:size], task.train)
     for grid in GRIDS:
-        own, *those_of = (
-            task.parametrisation.starts(grid, student.schedule, one.solver) for one in (student, *task.students())
-        )
-        for name, found in own.items():
-            each = [
-                distances(one, starts[name], some, batch_size=size).mean()
-                for one, starts in zip(task.students(), those_of, strict=True)
-            ]
-            ranked.append(Start(name, found, float(together(each))))
+        for name, found in task.parametrisation.starts(grid, student.schedule, student.solver).items():
+            ranked.append(Start(name, found, float(distances(student, found, some, batch_size=size).mean())))
     return sorted(ranked, key=lambda start: _last_if_nan(start.loss))
 
 
@@ -116,13 +108,9 @@ def _loss_of_the_last(task: Task, state: TrainState) -> float:
     else:
         pairs, order = task.train, np.asarray(order_of_round(task, jnp.zeros((), jnp.int32)))
     judged = np.split(order[-2 * size :], 2) if len(order) >= 2 * size else [order]
-    means = []
-    for one in task.students():
-        found = task.discretization(state.params, one)
-        parts = [jax.tree.map(lambda leaf, part=part: leaf[part], pairs) for part in judged]
-        each = [distances(one, found, part, batch_size=size) for part in parts]
-        means.append(jnp.concatenate(each).mean())
-    return float(together(means))
+    found = task.discretization(state.params)
+    parts = [jax.tree.map(lambda leaf, part=part: leaf[part], pairs) for part in judged]
+    return float(jnp.concatenate([distances(task.student, found, part, batch_size=size) for part in parts]).mean())
 
 
 def _last_if_nan(loss: float) -> float:

@@ -1,8 +1,27 @@
-"""Networks and the readers of published weights, most of which need the extra `models`; loaded when asked for."""
+"""Networks in Flax, readers of published weights, and losses that need weights; a module loads when it is asked for."""
 
 from types import ModuleType
 
+from jaxtyping import PyTree
+
 from ld3_jax import extras
+from ld3_jax.disk import CACHE
+from ld3_jax.losses import LOSSES, Loss
+
+
+def _lpips(squared_error: Loss, targets: PyTree) -> Loss:
+    from ld3_jax.networks import lpips  # Flax, which the names alone do not need
+
+    return lpips.load(cache=CACHE)
+
+
+def _inception(squared_error: Loss, targets: PyTree) -> Loss:
+    from ld3_jax.networks import inception
+
+    return inception.load_distance()
+
+
+LOSSES |= {"lpips": _lpips, "inception": _inception}
 
 
 def __getattr__(name: str) -> ModuleType:

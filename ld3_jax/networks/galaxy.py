@@ -21,7 +21,6 @@ from ld3_jax import denoisers
 from ld3_jax.networks import files
 from ld3_jax.schedules import NoiseSchedule, VPLinear
 
-PACKAGE = "galaxygrad"
 _PATCH = 4
 _BLOCKS = 4
 
@@ -113,18 +112,9 @@ def load(survey: str) -> tuple[denoisers.Model, NoiseSchedule, tuple[int, int, i
         raise ValueError(f"survey must be one of {sorted(SURVEYS)}, got {survey!r}")
     size = SURVEYS[survey].size
     schedule = VPLinear(beta_0=1.0, beta_1=1.0, t_min=1e-3, t_max=10.0)
-    weights = read_weights(weights_file(SURVEYS[survey].file), size)
+    weights = read_weights(files.shipped(SURVEYS[survey].file, "galaxygrad"), size)
     network = Partial(_apply, {"params": jax.tree.map(jnp.asarray, weights)})
     return denoisers.to_noise(network, schedule, "score"), schedule, (size, size, 1)
-
-
-def weights_file(name: str) -> Path:
-    """Where the installed package keeps one of its weight files; the package itself is not imported.
-
-    Raises:
-        ImportError: if the package is not installed in the version that ships weights.
-    """
-    return files.shipped(name, PACKAGE)
 
 
 def read_weights(path: Path, size: int) -> PyTree:

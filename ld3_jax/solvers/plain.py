@@ -23,7 +23,7 @@ _PROCESSES: dict[str, Callable[[Any, Any], Any]] = {
 
 def plain(
     table: Table, schedule: NoiseSchedule, t: Float[Array, "n_points"], solver: Solver, output: str | None = None
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """A table and the noise levels that belong to it, as JSON takes them.
 
     Args:
@@ -38,12 +38,10 @@ def plain(
         `t`, `grid_alpha` and `grid_sigma` at the grid's, where 1 and 0 end a solver that ends without noise;
         `prior_scale`; `process`, "vp", "ve", "flow" or None for any other; `train_steps`, the N of a `VPDiscrete`,
         whose time t is (i + 1) / N at step i, or None; `betas`, its steps by diffusers' arguments, or None; `output`.
-
-    Raises:
-        ValueError: if the states are no vectors: other programs only add.
+        None if states are no vectors with one time for all: other programs only add.
     """
-    if not schedule.space.flat or len(schedule.parts) > 1:
-        raise ValueError(f"a table of plain numbers is of vectors with one time for all, got {schedule}")
+    if not solver.expands(schedule) or len(schedule.parts) > 1:
+        return None
     alpha, sigma = np.array(schedule.alpha(t)), np.array(schedule.sigma(t))
     if solver.to_zero:
         alpha[-1], sigma[-1] = 1.0, 0.0
@@ -65,7 +63,7 @@ def _betas(alphas_cumprod: np.ndarray) -> dict[str, Any]:
     """As diffusers' schedulers take them: by a formula where it gives these, else one by one."""
     betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
     for name, root in {"linear": 1, "scaled_linear": 2}.items():
-        by_formula = np.linspace(*betas[[0, -1]] ** (1 / root), len(betas)) ** root
+        by_formula = np.linspace(betas[0] ** (1 / root), betas[-1] ** (1 / root), len(betas)) ** root
         if np.allclose(by_formula, betas, rtol=1e-4, atol=1e-7):  # checkpoints have single precision
             return {"beta_schedule": name, "beta_start": float(betas[0]), "beta_end": float(betas[-1])}
     return {"trained_betas": betas.tolist()}

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from ld3_jax import denoisers
 from ld3_jax.denoisers import Model
 from ld3_jax.grids import check_times
-from ld3_jax.ranges import ARRAYS, CALLS, FLAG, NUMBER, STATES, TEXT, check, entrance, instance, settle
+from ld3_jax.ranges import ARRAYS, CALLS, FLAG, NUMBER, STATES, check, entrance, instance, settle
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import deis, dpmpp, euler, ipndm, two_stage, unipc
 from ld3_jax.solvers.expansion import as_updates, converted, expand
@@ -39,7 +39,7 @@ class Solver:
         name: a name in SOLVERS.
         nfe: network calls in all, at most 10,000; None: as many as the grid asks for.
         order: an order that the family has; None becomes its highest.
-        variant: for UniPC, "bh1" or "bh2"; other families have none and ignore it.
+        variant: for UniPC, "bh1" or "bh2"; None becomes the family's first one. Other families have none.
         lower_order_final: whether the order falls to 1 over the last steps (dpmpp, unipc).
         last_sigma: None: the last step ends at the noise schedule's own t_min. 0: it ends without noise, in the data
             prediction of its call, as programs do whose noise levels end at 0; t_min is then the end of the grid only.
@@ -53,7 +53,7 @@ class Solver:
     name: str = "dpmpp"
     nfe: int | None = None
     order: int | None = None
-    variant: str = "bh1"
+    variant: str | None = None
     lower_order_final: bool = True
     last_sigma: float | None = None
 
@@ -64,7 +64,8 @@ class Solver:
         order = family.orders[-1] if self.order is None else NUMBER.plain(self.order)
         if not _one_of(order, family.orders):
             raise ValueError(f"solver {self.name!r} has the orders {list(family.orders)}, got {order!r}")
-        if family.variants and not _one_of(self.variant, family.variants):
+        variant = next(iter(family.variants), None) if self.variant is None else self.variant
+        if variant is not None and not _one_of(variant, family.variants):
             raise ValueError(f"solver {self.name!r} has the variants {list(family.variants)}, got {self.variant!r}")
         nfe, last_sigma = NUMBER.plain(self.nfe), NUMBER.plain(self.last_sigma)
         if nfe is not None and (type(nfe) is not int or nfe < order):
@@ -73,13 +74,13 @@ class Solver:
             )
         if not _one_of(last_sigma, (None, 0, 0.0)):
             raise ValueError(f"last_sigma must be None or 0, got {self.last_sigma!r}")
-        settle(self, {"nfe": CALLS.or_none(), "variant": TEXT, "lower_order_final": FLAG})
+        settle(self, {"nfe": CALLS.or_none(), "lower_order_final": FLAG})
         if self.to_zero and self.nfe is not None and family.calls_per_step > 1 and self.nfe % 2 == 0:
             raise ValueError(
                 f"with last_sigma 0 the last step of {self.name!r} has one call, so nfe must be odd, got {self.nfe}"
             )
-        object.__setattr__(self, "order", order)
-        object.__setattr__(self, "last_sigma", last_sigma)
+        for name, value in {"order": order, "variant": variant, "last_sigma": last_sigma}.items():
+            object.__setattr__(self, name, value)
 
     def __str__(self) -> str:
         calls, end = "" if self.nfe is None else f", {self.nfe} calls", ", to sigma 0" if self.to_zero else ""
@@ -105,16 +106,24 @@ class Solver:
             raise ValueError(f"last_sigma must be None where states lie on a manifold, got {self.last_sigma} of {self}")
         return self.prediction if schedule.space.flat else "noise"
 
-    @property
-    def n_steps(self) -> int:
-        """Intervals of the grid: nfe, or (nfe + 1) // 2 with two calls a step, where the last of an odd nfe has one.
+    def expands(self, schedule: NoiseSchedule) -> bool:
+        """Whether each of its states is a sum of the initial state and past predictions (`expand`), as vectors are.
 
-        Raises:
-            ValueError: if nfe is None.
+        Then all factors of these sums can be changed. On a manifold a base has no factor but 1.
         """
+        return schedule.space.flat
+
+    @property
+    def calls(self) -> int:
+        """Network calls in all: nfe, or a ValueError if that is None."""
         if self.nfe is None:
             raise ValueError(f"{self!r} has as many steps as its grid: give it nfe, its number of network calls")
-        return -(-self.nfe // self.calls_per_step)
+        return self.nfe
+
+    @property
+    def n_steps(self) -> int:
+        """Intervals of the grid: nfe, or (nfe + 1) // 2 with two calls a step, where the last of an odd nfe has one."""
+        return -(-self.calls // self.calls_per_step)
 
     @property
     def calls_per_step(self) -> int:

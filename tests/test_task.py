@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ld3_jax import learning, schedules
-from ld3_jax.learning import Gaps, GradientDescent, LevenbergMarquardt, Patience, Task, TrainState, state
+from ld3_jax.learning import Gaps, GradientDescent, LevenbergMarquardt, Patience, Task, TrainState
+from ld3_jax.learning.task import batch_indices, validation_is_due
 from ld3_jax.networks import gaussian
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs
@@ -97,13 +98,13 @@ def test_a_start_whose_loss_is_no_number_is_no_obstacle(run):
 
 
 def test_a_validation_is_due_after_every_so_many_steps_and_after_the_last(run):
-    assert [step for step in range(1, 6) if state.validation_is_due(run.task, step)] == [2, 4, 5]
+    assert [step for step in range(1, 6) if validation_is_due(run.task, step)] == [2, 4, 5]
 
 
 def test_a_round_visits_whole_batches_of_different_samples_in_an_order_of_its_own():
     noise = jnp.zeros((14, 2))
     task = make_task("gradient_descent", noise)
-    indices = jax.jit(state.batch_indices)
+    indices = jax.jit(batch_indices)
 
     def rounds(key):
         """Four rounds of three batches of four."""
@@ -116,9 +117,3 @@ def test_a_round_visits_whole_batches_of_different_samples_in_an_order_of_its_ow
     assert len({tuple(order) for order in found.tolist()}) == 4
     np.testing.assert_array_equal(rounds(KEY), found)
     assert not np.array_equal(rounds(jax.random.key(8)), found)
-
-
-@pytest.mark.parametrize("losses", [[0.3], [0.1, 0.4], [0.1, 0.4, 0.9]])
-def test_several_losses_count_as_their_geometric_mean(losses):
-    together = state.together([jnp.asarray(loss) for loss in losses])
-    np.testing.assert_allclose(together, np.prod(losses) ** (1 / len(losses)), rtol=1e-6)

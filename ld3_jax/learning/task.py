@@ -1,0 +1,314 @@
+"""What is learned and how it is judged: a student, its pairs, how numbers stand for its times, and how they move.
+
+Reference: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv:2405.15506.
+"""
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from ld3_jax.batches import count_of, in_batches, replicate, whole
+from ld3_jax.denoisers import Model, as_pytree
+from ld3_jax.grids import check_times
+from ld3_jax.learning.discretization import Discretization, on_grid
+from ld3_jax.learning.parametrisation import Group, Parametrisation, Params
+from ld3_jax.losses import Loss, as_loss, each, l2
+from ld3_jax.ranges import COUNT, COUNT_OR_ZERO, Kind, call, entrance, instance, settle
+from ld3_jax.schedules import NoiseSchedule
+from ld3_jax.solvers import Solver, integrate
+from ld3_jax.teacher import Pairs
+
+START = Kind("a grid's name, 'race' or a Discretization", lambda value: isinstance(value, str | Discretization))
+
+
+class Student(NamedTuple):
+    """What is run and how it is judged; see `make_student`. The weights are its leaves."""
+
+    model: Model
+    schedule: NoiseSchedule
+    solver: Solver
+    loss: Loss | None
+    decode: Callable[[PyTree], PyTree]
+
+    @property
+    def judged_by(self) -> Loss:
+        """The loss, or the squared error where it has none."""
+        return l2 if self.loss is None else self.loss
+
+
+@entrance(schedule=instance(NoiseSchedule), solver=instance(Solver))
+def make_student(
+    model: Model,
+    schedule: NoiseSchedule,
+    solver: Solver,
+    loss: Callable[[PyTree, PyTree], Array] | None = None,
+    decode: Callable[[PyTree], PyTree] = lambda x: x,
+) -> Student:
+    """A `Student` of any callables; those that are no pytrees of their own are taken to hold no weights.
+
+    Args:
+        model: model(x, t, cond) -> noise prediction.
+        schedule: its noise schedule.
+        solver: the solver, with its number of network calls.
+        loss: loss(samples, targets) -> (batch,) losses, at least 0: of a likeness s <= 1 take 1 - s. None: it is judged
+            by `losses.l2` and learns by `losses.both`.
+        decode: from a state at t_min to what the loss sees, for instance a latent's image.
+
+    Raises:
+        ValueError: if the solver has no number of network calls.
+    """
+    if solver.nfe is None:
+        raise ValueError(f"a student's solver needs its number of network calls, nfe, got {solver!r}")
+    own = None if loss is None else as_loss(loss)
+    return Student(as_pytree(model), schedule, solver, own, as_pytree(decode))
+
+
+def run(student: Student, found: Discretization, x_T: PyTree, cond: PyTree = None, *, remat: bool = False) -> PyTree:
+    """The student's samples, decoded.
+
+    Args:
+        student: the student.
+        found: the times and coefficients to run it with.
+        x_T: a batch of initial states, scaled by the prior.
+        cond: their conditions.
+        remat: see `solvers.solve`.
+    """
+    _, schedule, solver, _, decode = student
+    x = integrate(student.model, schedule, solver, found.table(schedule, solver), x_T, cond=cond, remat=remat)
+    return call(decode, "a decoder is called as decode(x)", x)
+
+
+def sample_losses(
+    student: Student, found: Discretization, pairs: Pairs, *, remat: bool = False
+) -> Float[Array, "batch"]:
+    """The loss of each sample of `run` against `pairs.x_0`, the teacher's sample, decoded."""
+    return each(student.judged_by, run(student, found, pairs.x_T, pairs.cond, remat=remat), pairs.x_0)
+
+
+@entrance(student=instance(Student), found=instance(Discretization), pairs=instance(Pairs), batch_size=COUNT)
+def distances(student: Student, found: Discretization, pairs: Pairs, *, batch_size: int = 25) -> Float[Array, "n"]:
+    """`sample_losses` of any number of pairs, a batch at a time.
+
+    Integrating and comparing are two programs, so that another loss does not compile the network again.
+
+    Args:
+        student: the student.
+        found: the times and coefficients to run it with.
+        pairs: n pairs.
+        batch_size: the most samples to integrate at a time; the batches are made equal.
+
+    Returns:
+        (n,) losses.
+    """
+    count_of(pairs, "pairs")
+    samples = run_in_batches(student, found, pairs.x_T, pairs.cond, batch_size=batch_size)
+    return losses_in_batches(student.judged_by, samples, pairs.x_0, batch_size=batch_size)
+
+
+def run_in_batches(
+    student: Student, found: Discretization, x_T: PyTree, cond: PyTree = None, *, batch_size: int = 25
+) -> PyTree:
+    """`run` for any number of initial states, a batch at a time."""
+    return _run_in_batches(student._replace(loss=None), found, (x_T, cond), batch_size)
+
+
+@partial(jax.jit, static_argnums=3)
+def _run_in_batches(student: Student, found: Discretization, inputs: tuple[PyTree, PyTree], batch_size: int) -> PyTree:
+    return in_batches(lambda batch: run(student, found, *batch), inputs, batch_size)
+
+
+@partial(jax.jit, static_argnames="batch_size")
+def losses_in_batches(loss: Loss, samples: PyTree, targets: PyTree, *, batch_size: int = 25) -> Float[Array, "n"]:
+    """`loss(samples, targets)` for any number of samples, a batch at a time; `loss` is a pytree."""
+    return in_batches(lambda batch: each(loss, *batch), (samples, targets), batch_size)
+
+
+class StepMetrics(NamedTuple):
+    """Scalars of one step."""
+
+    loss: Float[Array, ""]  # of the batch, before the step
+    grad_norm: Float[Array, ""]
+    moved: Float[Array, ""]  # share of the batch whose noise moved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner(abc.ABC):
+    """How the numbers move. One of your own is a frozen dataclass with `move`.
+
+    Attributes:
+        steps: how many steps.
+        batch_size: training pairs a step.
+        validate_every: steps between validations.
+        held_out: how many of the pairs are for validation alone; 0: all are for both.
+        valid_batch: validation samples to integrate at a time.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    steps: int = 32
+    batch_size: int = 10
+    validate_every: int = 16
+    held_out: int = 0
+    valid_batch: int = 25
+
+    def __init_subclass__(cls) -> None:
+        jax.tree_util.register_static(cls)
+
+    def __post_init__(self) -> None:
+        counts = dict.fromkeys(("steps", "batch_size", "validate_every", "valid_batch"), COUNT)
+        settle(self, counts | {"held_out": COUNT_OR_ZERO})
+
+    def check(self, task: "Task") -> None:  # noqa: B027, most learners learn any task
+        """Refuse a task that this learner cannot learn, with a ValueError."""
+
+    def init(self, task: "Task", params: Params) -> Any:
+        """What the learner remembers before the first step."""
+        return ()
+
+    @abc.abstractmethod
+    def move(self, task: "Task", state: "TrainState", batch: Int[Array, "batch"]) -> tuple[Params, Any, StepMetrics]:
+        """The numbers after a step, what the learner remembers then, and the step's figures. Pure.
+
+        Args:
+            task: what is learned.
+            state: the state before the step.
+            batch: which of the training pairs the step is for.
+        """
+
+    @abc.abstractmethod
+    def calls(self, task: "Task", params: Params) -> int:
+        """Network calls that a step makes for each sample; a derivative along one direction counts as one."""
+
+    def after_step(self, task: "Task", state: "TrainState", step: int) -> "TrainState":
+        """What follows the step of that number: a validation where one is due."""
+        if not validation_is_due(task, step):
+            return state
+        return judge(state, validation_loss(task, state.params, task.valid))
+
+
+class Task(NamedTuple):
+    """All that does not change while learning. The static parts are no leaves, so a task crosses jit as it is."""
+
+    student: Student
+    train: Pairs
+    valid: Pairs
+    key: PRNGKeyArray  # fixes the order of the batches
+    parametrisation: Parametrisation
+    learner: Learner
+
+    def groups(self) -> dict[str, Group]:
+        """The groups of numbers that are learned."""
+        return self.parametrisation.groups(self.student.solver)
+
+    def discretization(self, params: Params) -> Discretization:
+        """What the numbers stand for."""
+        return _discretize(self.parametrisation, params, self.student.schedule, self.student.solver)
+
+
+@jax.jit  # one program, where it is asked for outside of any other
+def _discretize(
+    parametrisation: Parametrisation, params: Params, schedule: NoiseSchedule, solver: Solver
+) -> Discretization:
+    return parametrisation.discretization(params, schedule, solver)
+
+
+class TrainState(NamedTuple):
+    """Everything that changes while learning."""
+
+    step: Int[Array, ""]
+    params: Params
+    learner: PyTree  # what the learner remembers
+    best: Params  # by validation
+    best_loss: Float[Array, ""]
+    start_loss: Float[Array, ""]  # validation loss of the start
+    valid_loss: Float[Array, ""]  # of the latest validation
+    done: Bool[Array, ""]
+
+
+@entrance(task=instance(Task), start=START)
+def begin(task: Task, start: str | Discretization) -> TrainState:
+    """The state before the first step, in which the start is the best so far.
+
+    Args:
+        task: what is learned.
+        start: a hand-made grid's name, or the times to start from.
+    """
+    schedule, solver = task.student.schedule, task.student.solver
+    times = on_grid(start, schedule, solver) if isinstance(start, str) else start
+    check_times(times.t, times.t_c, schedule, whole=True)
+    params = task.parametrisation.init(times, schedule, solver)
+    loss = validation_loss(task, params, task.valid)
+    if not isinstance(loss, Tracer) and loss < 0:
+        raise ValueError(f"a loss must be at least 0, as a distance is, got {loss}; of a likeness s <= 1 take 1 - s")
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        learner=task.learner.init(task, params),
+        best=params,
+        best_loss=finite_or_inf(loss),
+        start_loss=loss,
+        valid_loss=loss,
+        done=jnp.zeros((), bool),
+    )
+    return replicate(state)
+
+
+@jax.jit
+def move(task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
+    """One step of the learner: the next state, unchanged if learning is done, and the step's figures."""
+    params, memory, figures = task.learner.move(task, state, batch_indices(task, state.step))
+    new = state._replace(step=state.step + 1, params=params, learner=memory)
+    return unless_done(state, new), figures
+
+
+def batch_indices(task: Task, step: Array) -> Int[Array, "batch"]:
+    """The next batch of this round's permutation; samples that do not fill a batch wait for another round."""
+    count, size = len(jax.tree.leaves(task.train)[0]), task.learner.batch_size
+    per_round = count // size
+    return jax.lax.dynamic_slice(order_of_round(task, step // per_round), (step % per_round * size,), (size,))
+
+
+def order_of_round(task: Task, number: Int[Array, ""]) -> Int[Array, "n"]:
+    """The permutation of the training pairs in a round."""
+    return jax.random.permutation(jax.random.fold_in(task.key, number), len(jax.tree.leaves(task.train)[0]))
+
+
+def validation_is_due(task: Task, step: int) -> bool:
+    """Whether a validation follows the step of that number."""
+    return step % task.learner.validate_every == 0 or step == task.learner.steps
+
+
+def validation_loss(task: Task, params: Params, pairs: Pairs) -> Float[Array, ""]:
+    """The mean loss of any number of pairs."""
+    return distances(task.student, task.discretization(params), pairs, batch_size=task.learner.valid_batch).mean()
+
+
+def keep_best(state: TrainState, loss: Array) -> TrainState:
+    """The state after a validation: its numbers are the best if their loss is below all earlier ones."""
+    better = loss < state.best_loss
+    best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.params, state.best)
+    return state._replace(valid_loss=loss, best=best, best_loss=jnp.where(better, loss, state.best_loss))
+
+
+@jax.jit
+def judge(state: TrainState, loss: Array) -> TrainState:
+    """`keep_best`, unless learning is done."""
+    return unless_done(state, keep_best(state, loss))
+
+
+def unless_done(state: TrainState, new: TrainState) -> TrainState:
+    """The new state, or where learning is done the old one."""
+    return whole(jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, new))
+
+
+def finite_or_inf(loss: Array) -> Array:
+    """The loss, or infinity in place of NaN, which nothing would ever be better than."""
+    return jnp.where(jnp.isfinite(loss), loss, jnp.inf)
