@@ -17,7 +17,7 @@ from ml_collections import config_flags
 from experiments import common, models
 from experiments.plan import Plan
 from ld3_jax.disk import check_writable
-from ld3_jax.interop.others import read_times
+from ld3_jax.interop.imported_files import read_times
 from ld3_jax.learning import Learned
 from ld3_jax.published import PUBLISHED
 

@@ -14,7 +14,7 @@ from ml_collections import config_dict
 
 from experiments import common
 from ld3_jax import batches, learning, pretrained
-from ld3_jax.interop import others
+from ld3_jax.interop import imported_files
 from ld3_jax.learning import Learned
 from ld3_jax.pretrained import Pretrained
 from ld3_jax.teacher import Pairs, Teacher, make_pairs
@@ -73,7 +73,7 @@ def known_and_held_out(config: config_dict.ConfigDict, teacher: Teacher, model: 
     """The pairs to learn from, the teacher's or those of teacher.pairs, and the teacher's held-out ones.
 
     Raises:
-        FileNotFoundError, ValueError: see `interop.others.read_pairs`; and `make_pairs`.
+        FileNotFoundError, ValueError: see `interop.imported_files.read_pairs`; and `make_pairs`.
     """
     keys, count = jax.random.split(jax.random.key(config.seed), 2), config.data.train + config.data.valid
     if config.teacher.pairs:
@@ -88,7 +88,7 @@ def _pairs_of_ld3(path: Path, model: Pretrained, count: int) -> Pairs:
         x_T, cond = model.draw(jax.random.key(0), 1)
         return jax.tree.map(lambda leaf: leaf[0], Pairs(x_T, model.decode(x_T), cond))
 
-    return others.read_pairs(path, model.schedule, count, jax.eval_shape(one))
+    return imported_files.read_pairs(path, model.schedule, count, jax.eval_shape(one))
 
 
 def teacher_pairs(label: str, model: Pretrained, teacher: Teacher, key: Array, count: int) -> Pairs:

@@ -15,12 +15,11 @@ from absl import flags
 from experiments import common
 from ld3_jax import poses
 from ld3_jax.disk import check_writable
-from ld3_jax.networks import pose, pose_training
-from ld3_jax.poses import molecules
+from ld3_jax.poses import molecules, network, training
 
 _OUT = common.path_flag("out", None, "Where the weights go, as safetensors.")
-_STEPS = flags.DEFINE_integer("steps", pose_training.Recipe.steps, "Steps of Adam.", **common.COUNT)
-_BATCH = flags.DEFINE_integer("batch_size", pose_training.Recipe.batch_size, "Noisy poses a step.", **common.COUNT)
+_STEPS = flags.DEFINE_integer("steps", training.Recipe.steps, "Steps of Adam.", **common.COUNT)
+_BATCH = flags.DEFINE_integer("batch_size", training.Recipe.batch_size, "Noisy poses a step.", **common.COUNT)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the first parameters and of the noise.", **common.SEED)
 flags.mark_flags_as_required(["out"])
 
@@ -31,21 +30,21 @@ def main() -> None:
     out = Path(_OUT.value)
     check_writable(out)
     found, noise = molecules.load(molecules.TRAJECTORY), poses.PoseNoise()
-    context = pose.context_of(found)
-    recipe = pose_training.Recipe(_STEPS.value, _BATCH.value)
+    context = network.context_of(found)
+    recipe = training.Recipe(_STEPS.value, _BATCH.value)
     keys = jax.random.split(jax.random.key(_SEED.value))
     with common.progress("training", recipe.steps) as update:
-        for done, loss, params in pose_training.train(keys[0], found.poses, context, noise, recipe):
+        for done, loss, params in training.train(keys[0], found.poses, context, noise, recipe):
             update(done, loss=loss)
             if done == recipe.steps:
-                pose.write(out, params)
-    params = pose.read(out, context)  # in the precision of the file
+                network.write(out, params)
+    params = network.read(out, context)  # in the precision of the file
     print(f"wrote {out}\nrelative error and cosine of eps in {_CHECKED} noisy poses:")
     for t in _TIMES:
-        parts = pose_training.accuracy(params, keys[1], found.poses, context, noise, jnp.asarray(t), _CHECKED)
+        parts = training.accuracy(params, keys[1], found.poses, context, noise, jnp.asarray(t), _CHECKED)
         shown = (
             f"{name} {float(error):.3f} {float(cosine):.3f}"
-            for name, error, cosine in zip(poses.Pose._fields, parts.error, parts.cosine, strict=True)
+            for name, error, cosine in zip(poses.Pose._fields, *parts, strict=True)
         )
         print(f"  t {t:.1f}  " + "   ".join(shown), flush=True)
 

@@ -74,7 +74,7 @@ class Levels:
             )
 
 
-def if_timesteps(largest: float, most: float) -> str:
+def if_timesteps(largest: float | np.floating, most: float | np.floating) -> str:
     """The remedy for a number so far above the largest allowed one that it may be a timestep; nothing for others."""
     remedy = "; if these are timesteps: timestep i of N is at t = (i + 1) / N, of a flow at i / N"
     return remedy * bool(2 * most < largest < np.inf)

@@ -19,6 +19,7 @@ from test_poses import NOISE
 import ld3_jax
 from ld3_jax import learning, losses, poses, pretrained
 from ld3_jax.grids import GRIDS
+from ld3_jax.interop import formats
 from ld3_jax.learning import ByPart, Discretization, Gaps, GaussNewton, GradientDescent, Learned, WithCoefficients
 from ld3_jax.learning.second_order import quadratic_model
 from ld3_jax.poses import Pose, diffdock, molecules, rotations
@@ -184,6 +185,16 @@ def test_the_export_command_writes_what_the_sampler_takes(tmp_path):
     assert not out.exists()
     main("export", *arguments, "--format=diffdock")
     assert json.loads(out.read_text()) == diffdock.schedules(learning.load(schedule), NOISE)
+
+
+def test_a_form_of_ones_own_is_one_line(tmp_path, monkeypatch):
+    own = formats.Format(lambda source: formats.Written(str(source.learned.solver), "a line"))
+    monkeypatch.setitem(formats.FORMATS, "mine", own)
+    schedule, out = tmp_path / "schedule.json", tmp_path / "mine.txt"
+    learned_times().save(schedule)
+    said = main("export", f"--schedule={schedule}", f"--out={out}", "--format=mine").stdout
+    assert said == f"wrote {out}: mine, a line\n"
+    assert out.read_text() == "euler of order 1, 5 calls"
 
 
 def test_the_documented_wrapper_gives_diffdocks_sampler_what_was_learned(tmp_path, monkeypatch):

@@ -208,7 +208,7 @@ def test_what_no_network_has_is_refused(change, message):
 
 def test_an_unknown_preconditioning_and_labels_of_another_width_are_refused():
     net = edm.shrink(edm.NETWORKS["cifar10"])
-    with pytest.raises(ValueError, match=r"preconditioning must be one of \['edm', 'vp', 've'\], got 'iddpm'"):
+    with pytest.raises(ValueError, match=r"preconditioning must be one of \['edm', 've', 'vp'\], got 'iddpm'"):
         edm.from_random(dataclasses.replace(net, preconditioning="iddpm"))
     model, _, shape = edm.from_random(net)
     with pytest.raises(ValueError, match=r"labels must be one-hot of 0 classes .* got 10"):

@@ -66,10 +66,18 @@ def test_a_new_noise_schedule_learns_too():
     assert after < 0.7 * before
 
 
+def test_a_model_of_ones_own_is_loaded_by_its_name(tmp_path):
+    samples = example("add_pretrained").main(str(tmp_path / "points.npy"))
+    points = np.array([[0, 0], [1, 2], [3, -1]])
+    assert np.abs(samples[:, None] - points[None]).max(-1).min(-1).max() < 0.4
+    with pytest.raises(ValueError, match="'points' has no guidance"):
+        ld3_jax.pretrained.load("points", guidance=2.0)
+
+
 def test_a_new_loss_is_learned_by_gauss_newton(monkeypatch):
     monkeypatch.setattr(losses, "LOSSES", dict(losses.LOSSES))
     medians = example("add_loss").main()
-    assert medians["cauchy"] < 2 * medians["l2"]
+    assert 0 < medians["cauchy"] < 1e-4
 
 
 def test_a_new_learner_gets_below_the_start():

@@ -12,7 +12,7 @@ from learned_anything import moved
 
 from ld3_jax import learning, pretrained
 from ld3_jax.interop import read
-from ld3_jax.interop.others import read_times
+from ld3_jax.interop.imported_files import read_times
 from ld3_jax.networks.latent import scaled_linear
 from ld3_jax.schedules import RectifiedFlow, VELinear
 from ld3_jax.solvers import Solver

@@ -12,12 +12,16 @@ import pytest
 from ld3_jax.networks import files, galaxy
 
 
+def weights_file(name):
+    return files.shipped(name, "galaxygrad")
+
+
 def published_network(survey):
     """The package's own module with its weights, loaded by path: the package's __init__ needs more than it ships."""
-    spec = importlib.util.spec_from_file_location("models_eqx", files.shipped("models_eqx.py", "galaxygrad"))
+    spec = importlib.util.spec_from_file_location("models_eqx", weights_file("models_eqx.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    size, file = galaxy.SURVEYS[survey].size, files.shipped(galaxy.SURVEYS[survey].file, "galaxygrad")
+    size, file = galaxy.SURVEYS[survey].size, weights_file(galaxy.SURVEYS[survey].file)
     network = module.ScoreNet((1, size, size), 4, 64, 512, 512, 4, 10.0, key=jax.random.key(0))
     return equinox.tree_deserialise_leaves(file, network)
 
@@ -61,14 +65,14 @@ def test_an_unknown_survey_is_refused_with_the_allowed_ones():
 )
 def test_a_damaged_file_is_refused_by_name(damage, message, tmp_path):
     path = tmp_path / "weights.eqx"
-    path.write_bytes(damage(files.shipped(galaxy.SURVEYS["hsc32"].file, "galaxygrad").read_bytes()))
+    path.write_bytes(damage(weights_file(galaxy.SURVEYS["hsc32"].file).read_bytes()))
     with pytest.raises(ValueError, match=rf"weights\.eqx.*{message}"):
         galaxy.read_weights(path, 32)
 
 
 def test_a_file_for_another_size_is_refused_by_name():
     with pytest.raises(ValueError, match=r"ScoreNet32\.eqx: an array of shape .* where .* belongs"):
-        galaxy.read_weights(files.shipped(galaxy.SURVEYS["hsc32"].file, "galaxygrad"), 64)
+        galaxy.read_weights(weights_file(galaxy.SURVEYS["hsc32"].file), 64)
 
 
 def _not_installed(package):

@@ -154,7 +154,7 @@ def test_equal_choices_newly_built_compile_nothing_and_repeat_the_run(patient):
     with jax.no_tracing():
         states = [begin(task, "logsnr")]
         for _ in range(3):
-            states.append(move(task, states[-1])[0])
+            states.append(patient.step(task, states[-1])[0])
         task.learner.after_step(task, states[1], STEPS)
     chex.assert_trees_all_equal(states, patient.states[:4])
 

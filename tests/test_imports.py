@@ -1,8 +1,10 @@
 """What an import costs: nothing that only some need is loaded before it is asked for."""
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -76,3 +78,23 @@ def test_names_are_completed():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'ld3_jax' has no attribute 'magic'"):
         _ = ld3_jax.magic
+
+
+@pytest.mark.parametrize(
+    ("folder", "above"),
+    [
+        ("networks", ("pretrained", "poses", "interop", "learning")),
+        ("interop", ("pretrained", "poses")),
+        ("learning", ("pretrained", "poses", "interop", "networks")),
+        ("solvers", ("pretrained", "poses", "interop", "networks", "learning")),
+    ],
+)
+def test_nothing_imports_what_stands_above_it(folder, above):
+    for path in Path("ld3_jax", folder).rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        froms = [
+            (node.module, alias.name) for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
+        ]
+        plain = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        imported = {*plain, *(f"{module}.{name}" for module, name in froms)}
+        assert not [name for name in imported if name.startswith(tuple(f"ld3_jax.{one}" for one in above))], path

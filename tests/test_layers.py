@@ -98,12 +98,6 @@ def test_channels_that_do_not_divide_into_groups_are_refused():
         layers.GroupNorm(4, epsilon=1e-5).init(jax.random.key(0), jnp.ones((1, 2, 2, 10)))
 
 
-def test_attention_is_a_softmax_over_tokens():
-    q, k, v = draw(2, 5, 3, 4), draw(2, 6, 3, 4, seed=1), draw(2, 6, 3, 4, seed=2)
-    weights = jax.nn.softmax(jnp.einsum("bqhc,bkhc->bhqk", q, k) / 2, axis=-1)
-    np.testing.assert_allclose(layers.attention(q, k, v), jnp.einsum("bhqk,bkhc->bqhc", weights, v), atol=1e-5)
-
-
 @pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1)])
 def test_resampling_is_a_strided_filter_and_its_transpose(taps, float64):
     x, margin = draw(2, 6, 4, 3), len(taps) // 2 - 1

@@ -11,7 +11,7 @@ from learned_anything import moved
 from noise_schedules import SCHEDULES
 
 from ld3_jax import interop
-from ld3_jax.interop import lists
+from ld3_jax.interop import exported_lists as lists
 from ld3_jax.interop.standalone.table import from_record
 from ld3_jax.networks.latent import scaled_linear
 from ld3_jax.schedules import VPDiscrete

@@ -11,26 +11,26 @@ from scipy.spatial.transform import Rotation
 from test_poses import NOISE, chain, toy
 
 from ld3_jax import poses, pretrained
-from ld3_jax.networks import pose, pose_training, weights
-from ld3_jax.poses import Pose, rotations
+from ld3_jax.networks import weights
+from ld3_jax.poses import Pose, network, rotations, training
 
 KEY = jax.random.key(4)
-SMALL = pose.PoseNet(hidden=8, layers=1, bases=6)
+SMALL = network.PoseNet(hidden=8, layers=1, bases=6)
 EXTRA = all(importlib.util.find_spec(name) for name in ("rdkit", "MDAnalysis", "prolif"))
 with_extra = pytest.mark.skipif(not EXTRA, reason="needs the extra docking")
 TIMES = Pose(*jnp.asarray([[0.3, 0.8], [0.5, 0.2], [0.1, 0.9]]))
 
 
-def drawn(context, network=None):
-    return jax.tree.map(jnp.asarray, weights.random(pose.shapes(context, network)))
+def drawn(context, size=None):
+    return jax.tree.map(jnp.asarray, weights.random(network.shapes(context, size)))
 
 
 @pytest.fixture(scope="module")
 def setting():
     """A chain of atoms in a pocket of a few, with parameters as they are drawn."""
     pocket = 4 * np.asarray(jax.random.normal(KEY, (9, 3)), float)
-    context = pose.make_context(chain(6), "CCNCOX", pocket, "CNOCSCCNP", nearest=8)
-    return context, drawn(context, SMALL), jax.jit(pose.predict, static_argnums=2)
+    context = network.make_context(chain(6), "CCNCOX", pocket, "CNOCSCCNP", nearest=8)
+    return context, drawn(context, SMALL), jax.jit(network.predict, static_argnums=2)
 
 
 def moved(context, x, rotation, shift):
@@ -64,15 +64,15 @@ def test_scores_turn_with_ligand_and_pocket(setting, mirrored):
 
 def test_the_units_are_the_norms_of_drawn_scores():
     sigmas = NOISE.sigmas(jnp.asarray(0.8))
-    unit = jax.jit(pose.units)(sigmas)
+    unit = jax.jit(network.units)(sigmas)
     zero = Pose(jnp.zeros((4000, 3)), rotations.identity(4000), jnp.zeros((4000, 1)))
 
     @jax.jit
     def scores(zero):
         apart = poses.difference(poses.add_noise(KEY, zero, sigmas), zero)
         return (
-            poses.kernels.igso3_score(apart.rotation, sigmas.rotation) * sigmas.rotation,
-            poses.kernels.wrapped_normal_score(apart.torsions, sigmas.torsions) * sigmas.torsions,
+            poses.kernels.igso3(apart.rotation, sigmas.rotation)[1] * sigmas.rotation,
+            poses.kernels.wrapped_normal(apart.torsions, sigmas.torsions)[1] * sigmas.torsions,
         )
 
     for eps, expected in zip(scores(zero), unit[1:], strict=True):
@@ -80,30 +80,30 @@ def test_the_units_are_the_norms_of_drawn_scores():
 
 
 def test_training_comes_nearer_the_exact_score(setting):
-    recipe = pose_training.Recipe(steps=50, batch_size=8, rate=0.01, average=0.9)
-    trained = list(pose_training.train(KEY, toy(2, torsions=3), setting[0], NOISE, recipe, SMALL))
+    recipe = training.Recipe(steps=50, batch_size=8, rate=0.01, average=0.9)
+    trained = list(training.train(KEY, toy(2, torsions=3), setting[0], NOISE, recipe, SMALL))
     assert [done for done, _, _ in trained] == [25, 50]
     assert trained[1][1] < 0.95 * trained[0][1]  # 0.91 as measured; nothing learned would be 1
-    chex.assert_trees_all_equal_shapes(trained[1][2], pose.shapes(setting[0], SMALL))
+    chex.assert_trees_all_equal_shapes(trained[1][2], network.shapes(setting[0], SMALL))
 
 
 def test_weights_read_back_in_half_precision_and_damage_is_named(setting, tmp_path):
     context, params = setting[0], drawn(setting[0])
     path = tmp_path / "weights.safetensors"
-    pose.write(path, params)
-    chex.assert_trees_all_close(pose.read(path, context), params, rtol=1e-3, atol=1e-6)
+    network.write(path, params)
+    chex.assert_trees_all_close(network.read(path, context), params, rtol=1e-3, atol=1e-6)
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
-        pose.read(tmp_path / "none.safetensors", context)
+        network.read(tmp_path / "none.safetensors", context)
     other = jax.tree.map(lambda leaf: leaf[..., :1], params)
-    pose.write(path, other)
+    network.write(path, other)
     with pytest.raises(ValueError, match=r"weights\.safetensors: .* has the shape"):
-        pose.read(path, context)
+        network.read(path, context)
 
 
 def test_a_single_atom_has_finite_scores():
-    context = pose.make_context(chain(1), "C", np.eye(3) * 4.0, "CNO")
+    context = network.make_context(chain(1), "C", np.eye(3) * 4.0, "CNO")
     x = poses.draw_prior(KEY, 2, 0)
-    model = pose.noise_model(drawn(context, SMALL), context, NOISE)
+    model = network.noise_model(drawn(context, SMALL), context, NOISE)
     eps = jax.jit(model)(x, jnp.asarray(0.5))
     chex.assert_tree_all_finite(eps)
     assert eps.torsions.shape == (2, 0)
@@ -117,5 +117,5 @@ def test_the_committed_weights_predict_the_exact_score_as_measured():
     model = pretrained.load("ergotamine_network").model
     params, context = model.args[1:3]
     found = molecules.load("ergotamine")
-    parts = pose_training.accuracy(params, KEY, found.poses, context, NOISE, jnp.asarray(0.5), 100)
-    assert all(error < limit for error, limit in zip(parts.error, (0.25, 0.35, 0.65), strict=True))
+    errors, _ = training.accuracy(params, KEY, found.poses, context, NOISE, jnp.asarray(0.5), 100)
+    assert all(error < limit for error, limit in zip(errors, (0.25, 0.35, 0.65), strict=True))

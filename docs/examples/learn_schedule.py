@@ -22,7 +22,7 @@ def main(
         ld3_jax.make_pairs(model, schedule, *galaxies.draw(jax.random.key(seed), count)) for seed in (0, 1)
     )
     student = ld3_jax.make_student(model, schedule, ld3_jax.Solver("dpmpp", nfe=5))
-    learner = ld3_jax.GaussNewton(steps, batch_size)
+    learner = ld3_jax.GaussNewton(steps=steps, batch_size=batch_size)
     learned = ld3_jax.fit(student, known, jax.random.key(2), learner=learner)
     out.parent.mkdir(parents=True, exist_ok=True)
     learned.save(out, schedule)

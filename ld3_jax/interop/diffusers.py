@@ -14,7 +14,7 @@ from ld3_jax.interop.standalone.table import State, Table, advanced, converted, 
 # What a network predicts, as diffusers names it; x_0 - eps has no name there.
 _OUTPUTS = {"epsilon": "noise", "sample": "data", "v_prediction": "v", "flow_prediction": "flow"}
 _OUTPUTS |= {"reversed_flow": "reversed_flow"}
-_KINDS = {"vp": "variance-preserving noise", "ve": "variance-exploding noise", "flow": "a flow"}
+_KINDS: dict[str | None, str] = {"vp": "variance-preserving noise", "ve": "variance-exploding noise", "flow": "a flow"}
 _FLOW_STEPS = 1000  # what flows' networks multiply their time by
 _CLOSE = 0.05  # of timesteps: two ways to the same noise level
 _NOISE_ALONE = 1e-3  # alpha of a state without signal
@@ -70,9 +70,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         self._state: State | None = None
 
     @classmethod
-    def from_file(
-        cls, path: str | Path, like: SchedulerMixin | None = None, prediction_type: str | None = None
-    ) -> "LearnedScheduler":
+    def from_file(cls, path: str | Path, like: Any = None, prediction_type: str | None = None) -> "LearnedScheduler":
         """The scheduler of a schedule.json.
 
         Args:
@@ -102,13 +100,13 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
 
     def replaced(self) -> SchedulerMixin:
         """The scheduler that this one replaces, as it was; a ValueError where diffusers has none of its name."""
-        name, ours = self.config.replaces, ("table", "timesteps", "replaces")
+        name, ours = self.config["replaces"], ("table", "timesteps", "replaces")
         if not hasattr(diffusers, str(name)):
             raise ValueError(f"it replaces {name}, which is no scheduler of diffusers: give the pipeline's own (like=)")
         return getattr(diffusers, name).from_config({key: self.config[key] for key in self.config if key not in ours})
 
     def __len__(self) -> int:
-        return self.config.num_train_timesteps
+        return self.config["num_train_timesteps"]
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Refuse another start than the first call (image to image with a strength below 1)."""
@@ -123,13 +121,8 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         sigmas: Any = None,
         timesteps: Any = None,
     ) -> None:
-        """Begin anew. The times are always those that were learned.
-
-        Args:
-            num_inference_steps: network calls; None: as learned.
-            device: where timesteps go.
-            mu: what flows' pipelines shift their times by; not used.
-            sigmas, timesteps: what pipelines pass of their own accord; only their number is read.
+        """Begin anew. The times are always those that were learned; of `sigmas` and `timesteps`, which pipelines pass
+        of their own accord, only the number is read, and `mu`, by which flows' pipelines shift them, is not used.
 
         Raises:
             ValueError: if it was learned for another number.
@@ -137,7 +130,8 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         calls, given = self._table.calls, [times for times in (sigmas, timesteps) if times is not None]
         if not all(hasattr(times, "__len__") and np.ndim(times) for times in given):
             raise ValueError(f"sigmas and timesteps must be lists, one number for each call, got {given!r:.80}")
-        for asked in (num_inference_steps, *map(len, given)):
+        asked_for: list[Any] = [num_inference_steps, *map(len, given)]
+        for asked in asked_for:
             if np.ndim(asked) or asked not in (None, calls):
                 raise ValueError(f"learned for {calls} network calls: num_inference_steps must be {calls}, got {asked}")
         self.num_inference_steps = calls
@@ -145,7 +139,6 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         self.step_index, self._state = 0, None
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
-        """The state as it is."""
         return sample
 
     def step(
@@ -160,14 +153,8 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
     ) -> SchedulerOutput | tuple[torch.Tensor]:
         """From one network call to the next; sums are in single precision at least.
 
-        Args:
-            model_output: of the network, guided where the pipeline guides; a learned variance behind it is not used.
-            timestep: that of the call. Calls are counted; that of another call is refused.
-            sample: the state that the network got.
-            generator: not used; nothing is drawn.
-            return_dict: whether to return a `SchedulerOutput`, or a tuple.
-            eta: 0, since nothing is drawn.
-            options: what other schedulers take, such as `use_clipped_model_output`: None, False or 0.
+        Nothing is drawn, so the generator is not used, and eta and the options of other schedulers must not be set. A
+        learned variance behind the output is not used. Calls are counted; the timestep of another call is refused.
 
         Raises:
             ValueError: if all calls were made, or none was prepared, or the shapes differ; if an option is set.
@@ -182,7 +169,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
             now = float(torch.as_tensor(timestep).flatten()[0])
         except (TypeError, ValueError, IndexError, RuntimeError) as error:
             raise ValueError(f"timestep must be one of {self.timesteps.tolist()}, got {timestep!r:.80}") from error
-        calls = [call for call, t in enumerate(self.config.timesteps) if abs(t - now) < _CLOSE]
+        calls = [call for call, t in enumerate(self.config["timesteps"]) if abs(t - now) < _CLOSE]
         if calls and i not in calls:
             raise ValueError(f"call {i} got the timestep of call {calls[0]}; {_WHOLE}")
         if self.config.get("variance_type") in ("learned", "learned_range"):
@@ -193,22 +180,13 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
             )
         x, output = (array.to(torch.promote_types(array.dtype, torch.float32)) for array in (sample, model_output))
         state = State(x, x) if self._state is None else self._state._replace(x=x)
-        prediction = converted(self._table, i, x, output, _OUTPUTS[self.config.prediction_type])
+        prediction = converted(self._table, i, x, output, _OUTPUTS[self.config["prediction_type"]])
         self._state, self.step_index = advanced(self._table, i, state, prediction), i + 1
         previous = self._state.x.to(sample.dtype)
         return SchedulerOutput(prev_sample=previous) if return_dict else (previous,)
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """alpha x_0 + sigma eps at the states of these calls.
-
-        Args:
-            original_samples: x_0, (batch, ...).
-            noise: eps.
-            timesteps: (batch,) or (1,), of this scheduler's.
-
-        Raises:
-            ValueError: if a timestep is none of this scheduler's.
-        """
+        """alpha x_0 + sigma eps at the states of these calls; a ValueError for a timestep of no call."""
         away = (timesteps.to(self.timesteps).reshape(-1, 1) - self.timesteps[None]).abs()
         if not bool((away.amin(1) < _CLOSE).all()):
             raise ValueError(f"timesteps must be among {self.timesteps.tolist()}, got {timesteps.tolist()}")
@@ -221,11 +199,10 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         return alpha * original_samples + sigma * noise
 
     def scale_noise(self, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """`add_noise` as flows' pipelines call it."""
         return self.add_noise(sample, noise, timestep)
 
 
-def _described(like: SchedulerMixin) -> tuple[str | None, str | None]:
+def _described(like: Any) -> tuple[str | None, str | None]:
     """The kind of noise of a pipeline's scheduler, and what its network predicts, by what the scheduler has."""
     config, said = like.config, like.config.get("prediction_type")
     discrete = None if getattr(like, "alphas_cumprod", None) is None else "vp"
@@ -236,9 +213,9 @@ def _described(like: SchedulerMixin) -> tuple[str | None, str | None]:
     return "flow" if config.get("use_flow_sigmas") or said == "flow_prediction" else discrete, said
 
 
-def _predicted(table: Table, like: SchedulerMixin | None, given: str | None) -> str:
+def _predicted(table: Table, like: Any, given: str | None) -> str:
     """What the network predicts: what is given, or by the file and by the pipeline's scheduler."""
-    learned = {output: name for name, output in _OUTPUTS.items()}.get(table.output, table.output)
+    learned = next((name for name, output in _OUTPUTS.items() if output == table.output), table.output)
     said = like and _described(like)[1]
     if len(names := [given] if given is not None else [*{learned, said} - {None}]) != 1:
         raise ValueError(
@@ -248,7 +225,7 @@ def _predicted(table: Table, like: SchedulerMixin | None, given: str | None) -> 
     return names.pop()
 
 
-def _timesteps(table: Table, steps: int, like: SchedulerMixin | None) -> list[float]:
+def _timesteps(table: Table, steps: int, like: Any) -> list[float]:
     """The timestep of each call, by its time, or by its noise level among those of the pipeline."""
     config, kind = (like.config, _described(like)[0]) if like is not None else ({}, table.process)
     if kind != table.process:
@@ -264,7 +241,7 @@ def _timesteps(table: Table, steps: int, like: SchedulerMixin | None) -> list[fl
             "pipelines run flows, and variance-preserving noise by steps of training: give the pipeline's scheduler "
             f"(like=) for these, or use interop.solve; this one was learned for {_KINDS.get(kind, 'other noise')}"
         )
-    by_time = [table.train_steps * t - 1 for t in table.t] if table.train_steps else None
+    by_time = [table.train_steps * t - 1 for t in table.t] if table.train_steps else []
     if like is None:
         return by_time
     alphas, start = like.alphas_cumprod.double().cpu().numpy(), table.alpha[0]
@@ -273,7 +250,7 @@ def _timesteps(table: Table, steps: int, like: SchedulerMixin | None) -> list[fl
     known, wanted = 0.5 * np.log(alphas), np.log(table.alpha)
     found = np.interp(-wanted, -known, np.arange(len(known)))
     off = np.abs(np.interp(found, np.arange(len(known)), known) - wanted).max()
-    if noise_alone or off > 1e-3 or (by_time is not None and np.abs(found - by_time).max() > _CLOSE):
+    if noise_alone or off > 1e-3 or (by_time and np.abs(found - by_time).max() > _CLOSE):
         why = " (rescale_betas_zero_snr; leave it out of like= if the network was not trained so)" * noise_alone
         raise ValueError(
             "it was learned for other noise levels than those of the pipeline's scheduler: alpha begins at "

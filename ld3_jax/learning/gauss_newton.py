@@ -67,8 +67,8 @@ class GaussNewton(SecondOrder):
     def move_by(self, model: Quadratic, task: Task, state: TrainState, pairs: Pairs) -> tuple[Params, Averages]:
         old, done = state.learner, state.step.astype(float)
         new = Averages(
-            self.momentum * old.gradient + (1 - self.momentum) * model.gradient,
-            self.memory * old.matrix + (1 - self.memory) * model.matrix,
+            (1 - self.momentum) * model.gradient + self.momentum * old.gradient,
+            (1 - self.memory) * model.matrix + self.memory * old.matrix,
             old.start,
         )
         full = 1 - self.memory ** (done + 1)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ld3_jax.networks.layers import Conv, GroupNorm, attention
+from ld3_jax.networks.layers import Conv, GroupNorm
 
 
 class Autoencoder(nn.Module):
@@ -160,7 +160,7 @@ class _Attention(nn.Module):
         batch, height, width, channels = x.shape
         h = GroupNorm(32, epsilon=1e-6, dtype=self.dtype, name="norm")(x).reshape(batch, height * width, 1, channels)
         q, k, v = (nn.Dense(channels, dtype=self.dtype, name=name)(h) for name in ("q", "k", "v"))
-        h = nn.Dense(channels, dtype=self.dtype, name="proj_out")(attention(q, k, v))
+        h = nn.Dense(channels, dtype=self.dtype, name="proj_out")(jax.nn.dot_product_attention(q, k, v))
         return x + h.reshape(x.shape)
 
 

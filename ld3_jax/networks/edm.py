@@ -16,13 +16,13 @@ from jaxtyping import Array, PyTree
 from ld3_jax import denoisers
 from ld3_jax.networks import weights
 from ld3_jax.networks.edm_unets import DhariwalUNet, SongUNet
-from ld3_jax.ranges import POSITIVE
+from ld3_jax.ranges import POSITIVE, check, one_of
 from ld3_jax.schedules import NoiseSchedule, VELinear, VPLinear
 
 _SCHEDULE = VELinear()
 _SIGMA_DATA = 0.5
 
-Pretrained = tuple[denoisers.Denoiser, NoiseSchedule, tuple[int, int, int]]
+Loaded = tuple[denoisers.Denoiser, NoiseSchedule, tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def preconditioned_as(network: Network, config: Mapping[str, Any], what: str) ->
 
 def from_state(
     network: Network, state: Mapping[str, np.ndarray], what: str, *, dtype: jnp.dtype | type = jnp.float32
-) -> Pretrained:
+) -> Loaded:
     """A model with published weights as a noise prediction.
 
     Args:
@@ -128,45 +128,15 @@ def from_state(
     return _assemble(network, params, dtype)
 
 
-def from_random(network: Network, seed: int = 0, *, dtype: jnp.dtype | type = jnp.float32) -> Pretrained:
-    """A model with random weights, where the published ones are not at hand; else as `from_state`.
-
-    Args:
-        network: the architecture; see `shrink`.
-        seed, dtype: of the weights, and of the computation inside the network.
-    """
+def from_random(network: Network, seed: int = 0, *, dtype: jnp.dtype | type = jnp.float32) -> Loaded:
+    """A model with random weights, where the published ones are not at hand; else as `from_state`; see `shrink`."""
     return _assemble(network, weights.random(shapes(network), seed), dtype)
 
 
-def preconditioned(
-    network: denoisers.Model, preconditioning: str, sigma_data: float = _SIGMA_DATA
-) -> denoisers.Denoiser:
-    """The noise prediction of a raw network F on the schedule `VELinear`, whose time is the noise level sigma.
-
-    The denoiser D(x; sigma) = x - sigma eps is that of Karras et al., arXiv:2206.00364, table 1:
-        edm  D = c_skip x + c_out F(c_in x, log(sigma) / 4); see `denoisers.edm_preconditioned`
-        vp   eps = F(x / sqrt(sigma^2 + 1), 999 t), where `VPLinear` has the same signal-to-noise ratio at time t
-        ve   eps = -F(x, log(sigma / 2))
-
-    Args:
-        network: the raw network F(c_in x, c_noise, cond).
-        preconditioning: how it was trained, one of PRECONDITIONINGS.
-        sigma_data: standard deviation of the data, for "edm".
-
-    Returns:
-        model(x, sigma, cond) -> eps, with D as its own prediction for "edm".
-
-    Raises:
-        ValueError: if `preconditioning` is unknown.
-    """
-    if preconditioning not in PRECONDITIONINGS:
-        raise ValueError(f"preconditioning must be one of {list(PRECONDITIONINGS)}, got {preconditioning!r}")
-    return PRECONDITIONINGS[preconditioning](network, sigma_data)
-
-
-def _assemble(network: Network, params: PyTree, dtype: jnp.dtype | type) -> Pretrained:
+def _assemble(network: Network, params: PyTree, dtype: jnp.dtype | type) -> Loaded:
     raw = Partial(network.module.clone(dtype=dtype).apply, {"params": jax.tree.map(jnp.asarray, params)})
-    model = preconditioned(raw, network.preconditioning, network.sigma_data)
+    check({"preconditioning": network.preconditioning}, {"preconditioning": one_of(PRECONDITIONINGS)})
+    model = PRECONDITIONINGS[network.preconditioning](raw, network.sigma_data)
     return model, network.schedule, network.shape
 
 
@@ -190,6 +160,11 @@ def _ve(network: denoisers.Model, x: Array, sigma: Array, cond: PyTree = None) -
     return -network(x, jnp.log(sigma / 2), cond)
 
 
+# From a raw network F to its noise prediction on `VELinear`, whose time is the noise level sigma, so that the denoiser
+# D(x; sigma) = x - sigma eps is that of Karras et al., arXiv:2206.00364, table 1:
+#     edm  D = c_skip x + c_out F(c_in x, log(sigma) / 4); see `denoisers.edm_preconditioned`
+#     vp   eps = F(x / sqrt(sigma^2 + 1), 999 t), where `VPLinear` has the same signal-to-noise ratio at time t
+#     ve   eps = -F(x, log(sigma / 2))
 PRECONDITIONINGS = {
     "edm": _edm,
     "vp": lambda network, sigma_data: denoisers.to_noise(Partial(_vp, network), _SCHEDULE, "noise"),

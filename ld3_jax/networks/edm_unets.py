@@ -12,11 +12,12 @@ from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ld3_jax.networks.layers import Conv, GroupNorm, attention, decimate, downsample, upsample
+from ld3_jax.networks.layers import Conv, GroupNorm, decimate, downsample, upsample
 from ld3_jax.ranges import check, one_of
 
 
@@ -229,7 +230,7 @@ class _Block(nn.Module):
         qkv = Conv(3 * channels, kernel=1, dtype=self.dtype, name="qkv")(_norm(h, self.eps, self.dtype, "norm2"))
         # The three parts of a channel lie side by side.
         qkv = qkv.reshape(batch, rows * columns, -1, self.head_channels or channels, 3)
-        mixed = attention(qkv[..., 0], qkv[..., 1], qkv[..., 2])
+        mixed = jax.nn.dot_product_attention(qkv[..., 0], qkv[..., 1], qkv[..., 2])
         return Conv(channels, kernel=1, dtype=self.dtype, name="proj")(mixed.reshape(h.shape))
 
 

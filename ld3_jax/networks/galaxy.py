@@ -21,8 +21,9 @@ from ld3_jax import denoisers
 from ld3_jax.networks import files
 from ld3_jax.schedules import NoiseSchedule, VPLinear
 
-_PATCH = 4
-_BLOCKS = 4
+_PATCH, _HIDDEN = 4, 64  # side of a patch in pixels; channels of its token
+_MIX, _BLOCKS = 512, 4  # width of the mixing layers; how many blocks mix
+_T_SCALE = 10.0  # the network sees t / 10, as one more channel
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,13 @@ SURVEYS = {
 
 
 class _MixerBlock(nn.Module):
-    mix: int
-
     @nn.compact
     def __call__(self, tokens: Float[Array, "batch patch hidden"]) -> Float[Array, "batch patch hidden"]:
         _, patches, hidden = tokens.shape
         across = jnp.swapaxes(_layer_norm("norm1")(tokens), 1, 2)
-        across = nn.Dense(patches, name="patch_out")(nn.relu(nn.Dense(self.mix, name="patch_in")(across)))
+        across = nn.Dense(patches, name="patch_out")(nn.relu(nn.Dense(_MIX, name="patch_in")(across)))
         tokens = tokens + jnp.swapaxes(across, 1, 2)
-        within = nn.relu(nn.Dense(self.mix, name="hidden_in")(_layer_norm("norm2")(tokens)))
+        within = nn.relu(nn.Dense(_MIX, name="hidden_in")(_layer_norm("norm2")(tokens)))
         return tokens + nn.Dense(hidden, name="hidden_out")(within)
 
 
@@ -64,33 +63,20 @@ class GalaxyNet(nn.Module):
 
     The strided convolutions at both ends of the original work on patches that do not overlap, so here they are matrix
     products over a patch's pixels.
-
-    Attributes:
-        hidden: channels of a patch's token.
-        mix: width of the mixing layers.
-        blocks: number of mixer blocks.
-        patch: side of a patch in pixels.
-        t_scale: the network sees t / t_scale, as one more channel.
     """
-
-    hidden: int = 64
-    mix: int = 512
-    blocks: int = _BLOCKS
-    patch: int = _PATCH
-    t_scale: float = 10.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w 1"], t: Float[Array, ""]) -> Float[Array, "batch h w 1"]:
         batch, height, width, channels = x.shape
-        rows, columns = height // self.patch, width // self.patch
-        time = jnp.broadcast_to(t / self.t_scale, (batch, height, width, 1)).astype(x.dtype)
-        pixels = jnp.concatenate([x, time], -1).reshape(batch, rows, self.patch, columns, self.patch, channels + 1)
+        rows, columns = height // _PATCH, width // _PATCH
+        time = jnp.broadcast_to(t / _T_SCALE, (batch, height, width, 1)).astype(x.dtype)
+        pixels = jnp.concatenate([x, time], -1).reshape(batch, rows, _PATCH, columns, _PATCH, channels + 1)
         tokens = pixels.swapaxes(2, 3).reshape(batch, rows * columns, -1)
-        tokens = nn.Dense(self.hidden, name="patches_in")(tokens)
-        for i in range(self.blocks):
-            tokens = _MixerBlock(self.mix, name=f"block{i}")(tokens)
-        pixels = nn.Dense(self.patch**2 * channels, name="patches_out")(_layer_norm("norm")(tokens))
-        pixels = pixels.reshape(batch, rows, columns, self.patch, self.patch, channels).swapaxes(2, 3)
+        tokens = nn.Dense(_HIDDEN, name="patches_in")(tokens)
+        for i in range(_BLOCKS):
+            tokens = _MixerBlock(name=f"block{i}")(tokens)
+        pixels = nn.Dense(_PATCH**2 * channels, name="patches_out")(_layer_norm("norm")(tokens))
+        pixels = pixels.reshape(batch, rows, columns, _PATCH, _PATCH, channels).swapaxes(2, 3)
         return pixels.reshape(x.shape)
 
 
@@ -130,7 +116,7 @@ def read_weights(path: Path, size: int) -> PyTree:
     Raises:
         ValueError: if the file is cut short, goes on after its end, or holds an array of another shape.
     """
-    patches, hidden, mix = (size // _PATCH) ** 2, GalaxyNet.hidden, GalaxyNet.mix
+    patches, hidden, mix = (size // _PATCH) ** 2, _HIDDEN, _MIX
     with path.open("rb") as file:
 
         def read(*shape: int) -> np.ndarray:

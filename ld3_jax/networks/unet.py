@@ -7,11 +7,12 @@ arXiv:1706.03762 (attention); Shazeer, arXiv:2002.05202 (GEGLU).
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ld3_jax.networks.layers import Conv, GroupNorm, attention
+from ld3_jax.networks.layers import Conv, GroupNorm
 
 _MAX_PERIOD = 10_000.0
 
@@ -162,7 +163,7 @@ class _SelfAttention(nn.Module):
             q, k, v = (_split_heads(part, self.heads) for part in jnp.split(qkv, 3, -1))
         else:
             q, k, v = jnp.split(_split_heads(qkv, self.heads), 3, -1)
-        h = attention(q, k, v).reshape(batch, height * width, channels)
+        h = jax.nn.dot_product_attention(q, k, v).reshape(batch, height * width, channels)
         return x + nn.Dense(channels, dtype=self.dtype, name="proj_out")(h).reshape(x.shape)
 
 
@@ -208,7 +209,7 @@ class _CrossAttention(nn.Module):
             dense = nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name=name)
             return _split_heads(dense(tokens), self.heads)
 
-        h = attention(project(x, "to_q"), project(context, "to_k"), project(context, "to_v"))
+        h = jax.nn.dot_product_attention(project(x, "to_q"), project(context, "to_k"), project(context, "to_v"))
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out.0")(h.reshape(x.shape))
 
 

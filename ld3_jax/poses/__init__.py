@@ -11,7 +11,7 @@ student = ld3_jax.make_student(
 learned = ld3_jax.fit(student, pairs, key, parametrisation=ld3_jax.ByPart())
 """
 
-from ld3_jax.poses import kernels, rotations
+from ld3_jax.poses import diffdock, kernels, rotations
 from ld3_jax.poses.ligand import Ligand, atoms, make_ligand, mean_square
 from ld3_jax.poses.mixture import log_density, noise_model
 from ld3_jax.poses.pose import (
@@ -37,6 +37,7 @@ __all__ = [
     "TranslationNoise",
     "add_noise",
     "atoms",
+    "diffdock",
     "difference",
     "draw_prior",
     "kernels",

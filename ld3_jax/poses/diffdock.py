@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ld3_jax.interop.formats import FORMATS, Format, Source, Written, json_text
 from ld3_jax.learning import Learned
 from ld3_jax.noise_schedule import NoiseSchedule
 from ld3_jax.poses.pose import PoseNoise
@@ -50,3 +51,11 @@ def schedules(learned: Learned, noise: NoiseSchedule) -> dict[str, Any]:
     options = {"ode": True, "temp_sampling": 1.0, "initial_noise_std_proportion": -1.0}  # -1: start at the widest noise
     assumes = scales | options | {"sigma(t)": "sigma_min^(1 - t) sigma_max^t", "network": "gets each part's t"}
     return {"format": "diffdock", "inference_steps": len(t) - 1, **times, "assumes": assumes}
+
+
+def _write(source: Source) -> Written:
+    record = schedules(source.learned, PoseNoise())
+    return Written(json_text(record), f"{record['inference_steps']} steps")
+
+
+FORMATS["diffdock"] = Format(_write)

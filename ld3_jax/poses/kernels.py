@@ -16,14 +16,10 @@ _TURNS = 2  # full turns either way: exact to 1e-5 up to sigma = pi, to 1e-8 up 
 _ANGLES = 4096  # of the table that angles of rotations are drawn by
 
 
-def gaussian(x: Float[Array, "*s d"], sigma: Float[Array, ""]) -> Float[Array, "*s"]:
-    """log N(x; 0, sigma^2 I)."""
-    return -0.5 * jnp.sum((x / sigma) ** 2, -1) - x.shape[-1] * (jnp.log(sigma) + 0.5 * math.log(2 * math.pi))
-
-
-def gaussian_score(x: Float[Array, "*s d"], sigma: Float[Array, ""]) -> Float[Array, "*s d"]:
-    """The gradient of `gaussian`, -x / sigma^2."""
-    return -x / sigma**2
+def gaussian(x: Float[Array, "*s d"], sigma: Float[Array, ""]) -> tuple[Float[Array, "*s"], Float[Array, "*s d"]]:
+    """log N(x; 0, sigma^2 I), and its gradient, -x / sigma^2."""
+    value = -0.5 * jnp.sum((x / sigma) ** 2, -1) - x.shape[-1] * (jnp.log(sigma) + 0.5 * math.log(2 * math.pi))
+    return value, -x / sigma**2
 
 
 def wrap(angle: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -31,23 +27,13 @@ def wrap(angle: Float[Array, "*s"]) -> Float[Array, "*s"]:
     return angle - 2 * math.pi * jnp.round(angle / (2 * math.pi))
 
 
-def wrapped_normal(angle: Float[Array, "*s"], sigma: Float[Array, ""]) -> Float[Array, "*s"]:
-    """The log density of a normal angle with mean 0 that is known up to full turns, log sum_k N(angle + 2 pi k).
+def wrapped_normal(angle: Float[Array, "*s"], sigma: Float[Array, ""]) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
+    """The log density of a normal angle with mean 0 that is known up to full turns, and its derivative.
+
+    log sum_k N(angle + 2 pi k), and -(the mean turned angle) / sigma^2.
 
     Reference: Jing et al., arXiv:2206.01729.
     """
-    return wrapped_normal_with_score(angle, sigma)[0]
-
-
-def wrapped_normal_score(angle: Float[Array, "*s"], sigma: Float[Array, ""]) -> Float[Array, "*s"]:
-    """The derivative of `wrapped_normal`, -(the mean turned angle) / sigma^2."""
-    return wrapped_normal_with_score(angle, sigma)[1]
-
-
-def wrapped_normal_with_score(
-    angle: Float[Array, "*s"], sigma: Float[Array, ""]
-) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
-    """Both `wrapped_normal` and `wrapped_normal_score`."""
     nearest, s = wrap(angle), sigma**2
     share, turned = jnp.ones_like(nearest), jnp.zeros_like(nearest)
     for turn in (2 * math.pi * k for k in range(-_TURNS, _TURNS + 1) if k):
@@ -58,7 +44,7 @@ def wrapped_normal_with_score(
     return value, -(nearest + turned / share) / s
 
 
-def igso3(v: Float[Array, "*s 3"], sigma: Float[Array, ""]) -> Float[Array, "*s"]:
+def igso3(v: Float[Array, "*s 3"], sigma: Float[Array, ""]) -> tuple[Float[Array, "*s"], Float[Array, "*s 3"]]:
     """The log density of the isotropic Gaussian on SO(3), at the rotation vector v, with respect to the Haar measure.
 
     With w = |v| and s = sigma^2 the density is the heat kernel
@@ -72,23 +58,12 @@ def igso3(v: Float[Array, "*s 3"], sigma: Float[Array, ""]) -> Float[Array, "*s"
         v: rotation vectors with |v| <= pi.
         sigma: at most 1.6, up to where the formula is exact to 1e-6. A small one is the deviation of each of v's parts.
 
+    Returns:
+        log f, and its gradient along small rotations of the body, exp(v) -> exp(v) exp(u), at u = 0. It is along v,
+        2 v d log f / d |v|^2, and vanishes at angle 0 and at angle pi.
+
     Reference: Leach et al., ICLR 2022 workshop GTRL; Corso et al., arXiv:2210.01776, where it is the noise.
     """
-    return _igso3(jnp.sum(v * v, -1), sigma)
-
-
-def igso3_score(v: Float[Array, "*s 3"], sigma: Float[Array, ""]) -> Float[Array, "*s 3"]:
-    """The gradient of `igso3` along small rotations of the body, exp(v) -> exp(v) exp(u), at u = 0.
-
-    It is along v, 2 v d log f / d |v|^2, and vanishes at angle 0 and at angle pi.
-    """
-    return igso3_with_score(v, sigma)[1]
-
-
-def igso3_with_score(
-    v: Float[Array, "*s 3"], sigma: Float[Array, ""]
-) -> tuple[Float[Array, "*s"], Float[Array, "*s 3"]]:
-    """Both `igso3` and `igso3_score`."""
     square = jnp.sum(v * v, -1)
     value, slope = jax.jvp(lambda square: _igso3(square, sigma), (square,), (jnp.ones_like(square),))
     return value, 2 * slope[..., None] * v
@@ -134,8 +109,3 @@ def _image(square: Array, s: Array) -> Array:
     a_2 = rate**2 * square
     near = jnp.exp(-b) * (of_square(a_2, cosh, jnp.zeros_like, 1.0) - c * of_square(a_2, sinhc, jnp.zeros_like, 1.0))
     return near + of_square(a_2, (0.0,), formula, 1.0)
-
-
-def uniform_angles(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
-    """Angles from [-pi, pi]."""
-    return jax.random.uniform(key, shape, minval=-math.pi, maxval=math.pi)

@@ -49,7 +49,6 @@ def _noise(noise: PoseNoise, data: Pose, x: Pose, t: Pose | Float[Array, ""], co
 def _of_each(data: Pose, pose: Pose, sigmas: Pose) -> tuple[Float[Array, "k"], Pose]:
     """The log density of a pose under the kernel around each of the data, and its scores."""
     apart = difference(jax.tree.map(lambda leaf, like: jnp.broadcast_to(leaf, like.shape), pose, data), data)
-    rotation, rotation_score = kernels.igso3_with_score(apart.rotation, sigmas.rotation)
-    torsions, torsion_scores = kernels.wrapped_normal_with_score(apart.torsions, sigmas.torsions)
-    each = kernels.gaussian(apart.translation, sigmas.translation) + rotation + torsions.sum(-1)
-    return each, Pose(kernels.gaussian_score(apart.translation, sigmas.translation), rotation_score, torsion_scores)
+    parts = zip((kernels.gaussian, kernels.igso3, kernels.wrapped_normal), apart, sigmas, strict=True)
+    (translation, rotation, torsions), scores = zip(*(kernel(u, sigma) for kernel, u, sigma in parts), strict=True)
+    return translation + rotation + torsions.sum(-1), Pose(*scores)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ld3_jax.extras import load as needed
-from ld3_jax.poses import rotations, view
+from ld3_jax.poses import rotations
 from ld3_jax.poses.kernels import wrap
 from ld3_jax.poses.ligand import (
     Ligand,
@@ -116,21 +116,6 @@ def sdf(found: Complex, positions: Float[np.ndarray, "k n 3"]) -> bytes:
         writer.write(record)
     writer.close()
     return text.getvalue().encode()
-
-
-def page(found: Complex, positions: Float[np.ndarray, "k n 3"]) -> bytes:
-    """A page that shows the positions in the pocket, see `view.page`."""
-    shown = {"samples": np.asarray(positions)}
-    who, title = found.molecule, f"{found.name} in its pocket"
-    return view.page(title, shown, elements(who), bonds(who), found.pocket).encode()
-
-
-def images(
-    found: Complex, positions: Float[np.ndarray, "k n 3"], like: Float[np.ndarray, "k n 3"]
-) -> Float[np.ndarray, "k side side 3"]:
-    """An image of each of the positions beside those that they should be, see `view.images`."""
-    who = found.molecule
-    return view.images(np.asarray(positions), np.asarray(like), elements(who), bonds(who), found.pocket)
 
 
 def bonds(molecule: Any) -> list[tuple[int, int]]:

@@ -128,19 +128,15 @@ class PoseNoise(NoiseSchedule):
 
     @property
     def parts(self) -> tuple[NoiseSchedule, ...]:
-        """The noise of translation, rotation and torsions."""
         return (self.translation, self.rotation, self.torsions)
 
     def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """0."""
         return self.translation.log_alpha(t)
 
     def log_sigma(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """The translation's."""
         return self.translation.log_sigma(t)
 
     def inverse_lam(self, lam: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """The translation's."""
         return self.translation.inverse_lam(lam)
 
     def sigmas(self, t: Pose | Float[Array, ""]) -> Pose:
@@ -167,7 +163,7 @@ def draw_prior(key: PRNGKeyArray, count: int, torsions: int, noise: PoseNoise = 
         return Pose(
             noise.translation.sigma_max * jax.random.normal(keys[0], (3,)),
             rotations.uniform(keys[1]),
-            kernels.uniform_angles(keys[2], (torsions,)),
+            jax.random.uniform(keys[2], (torsions,), minval=-math.pi, maxval=math.pi),
         )
 
     return jax.vmap(one)(first + jnp.arange(count))

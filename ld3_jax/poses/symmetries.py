@@ -59,7 +59,7 @@ def _orders(far: np.ndarray, colours: np.ndarray, atoms: list[int], start: Seque
             atom, before = atoms[len(places)], atoms[: len(places)]
             fits = np.flatnonzero(colours == colours[atom])
             for some in (slice(-1, None), slice(None)):  # few are as far from the last one
-                fits = fits[(far[np.ix_(fits, places[some])] == far[atom, before[some]]).all(1)]
+                fits = fits[(far[fits][:, places[some]] == far[atom, before[some]]).all(1)]
             waiting += [[*places, i] for i in sorted(fits.tolist(), key=lambda i, atom=atom: i == atom)]
             continue
         if not left:

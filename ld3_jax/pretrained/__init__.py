@@ -1,5 +1,14 @@
-"""Pre-trained models by name, ready to sample from and to learn for."""
+"""Pre-trained models by name, ready to sample from and to learn for; importing this package registers its own.
 
-from ld3_jax.pretrained.models import MODELS, Pretrained, Settings, load
+A model of one's own is a function that is registered under a name, in any module:
 
-__all__ = ["MODELS", "Pretrained", "Settings", "load"]
+    @pretrained.register("mine", settings=("file",))
+    def mine(name, settings, on_progress):
+        return pretrained.Pretrained(name, settings, model_of(settings.file), schedule, (32, 32, 3))
+"""
+
+from ld3_jax.poses import models  # noqa: F401  importing a family registers its models
+from ld3_jax.pretrained import edm, galaxies, latent, ring  # noqa: F401
+from ld3_jax.pretrained.model import MODELS, Pretrained, Settings, load, register
+
+__all__ = ["MODELS", "Pretrained", "Settings", "load", "register"]

@@ -26,32 +26,14 @@ class Source(NamedTuple):
     sha256: str | None = None
 
 
-_EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained"
-_LDM = "https://ommer-lab.com/files/latent-diffusion"
-_HUB = "https://huggingface.co"
-SOURCES = {
-    "edm-cifar10-32x32-uncond-vp.pkl": Source(f"{_EDM}/edm-cifar10-32x32-uncond-vp.pkl"),
-    "edm-cifar10-32x32-uncond-ve.pkl": Source(f"{_EDM}/edm-cifar10-32x32-uncond-ve.pkl"),
-    "edm-ffhq-64x64-uncond-vp.pkl": Source(f"{_EDM}/edm-ffhq-64x64-uncond-vp.pkl"),
-    "edm-afhqv2-64x64-uncond-vp.pkl": Source(f"{_EDM}/edm-afhqv2-64x64-uncond-vp.pkl"),
-    "edm-imagenet-64x64-cond-adm.pkl": Source(f"{_EDM}/edm-imagenet-64x64-cond-adm.pkl"),
-    "lsun_bedrooms.zip": Source(f"{_LDM}/lsun_bedrooms.zip"),
-    "cin256-v2.ckpt": Source(f"{_LDM}/nitro/cin/model.ckpt"),
-    "sd-v1-4.ckpt": Source(
-        f"{_HUB}/CompVis/stable-diffusion-v-1-4-original/resolve/main/sd-v1-4.ckpt",
-        "fe4efff1e174c627256e44ec2991ba279b3816e364b49f9be2abc0b3ff3f8556",
-    ),
-    "v1-5-pruned-emaonly.safetensors": Source(
-        f"{_HUB}/stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main/v1-5-pruned-emaonly.safetensors",
-        "6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa",
-    ),
-    "2_rectified_flow_from_sd_1_5.bin": Source(
-        f"{_HUB}/XCLiu/2_rectified_flow_from_sd_1_5/resolve/main/unet/diffusion_pytorch_model.bin"
-    ),
-    "instaflow_0_9B_from_sd_1_5.bin": Source(
-        f"{_HUB}/XCLiu/instaflow_0_9B_from_sd_1_5/resolve/main/unet/diffusion_pytorch_model.bin"
-    ),
-}
+SOURCES: dict[str, Source] = {}  # by the name of the file; open to additions
+
+
+def read(file: str, on_progress: Callable[[str, int, int], None]) -> files.Checkpoint:
+    """The arrays in a file of weights, which is downloaded if an official one is missing; see `fetch`, `files.read`."""
+    if not file:
+        raise ValueError("network.file must name the file of the weights")
+    return files.read(fetch(Path(file), on_progress))
 
 
 def fetch(path: Path, on_progress: Callable[[str, int, int], None] = lambda label, done, total: None) -> Path:
@@ -121,10 +103,10 @@ def download(
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req: urllib.request.Request, *args: Any) -> urllib.request.Request | None:
-        if req.type == "https" and not args[-1].startswith("https:"):
-            raise ConnectionError(f"redirects from https to {args[-1]:.200}")
-        return super().redirect_request(req, *args)
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if req.type == "https" and not newurl.startswith("https:"):
+            raise ConnectionError(f"redirects from https to {newurl:.200}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _receive(url: str, sha256: str | None, part: Path, on_progress: Callable[[int, int], None]) -> None:
@@ -145,7 +127,7 @@ def _receive(url: str, sha256: str | None, part: Path, on_progress: Callable[[in
         if here and response.status == 416 and sent == f"bytes */{here}":
             return note.unlink(missing_ok=True)  # an earlier run was killed after the last byte
         now, span = given["ETag"] or given["Last-Modified"] or "", re.fullmatch(rf"bytes {here}-\d+/(\d+)", sent)
-        resumed = response.status == 206 and span and now == (version or now)
+        resumed = span if response.status == 206 and now == (version or now) else None
         if not resumed and response.status != 200:  # other bytes, another version, or too many here
             if not here:
                 raise ConnectionError(f"answers with status {response.status} {sent:.80}")
@@ -153,7 +135,7 @@ def _receive(url: str, sha256: str | None, part: Path, on_progress: Callable[[in
             return _receive(url, sha256, part, on_progress)
         if given.get_content_type() == "text/html" or given["Content-Encoding"] not in (None, "identity"):
             raise ConnectionError(f"answers with {given['Content-Encoding'] or 'a web page'} in place of the file")
-        here, total = (here, int(span[1])) if resumed else (0, response.length)
+        here, total = (here, int(resumed[1])) if resumed else (0, response.length)
         note.write_text(now)
         with part.open("ab" if resumed else "wb") as file:
             while chunk := response.read(_CHUNK):

@@ -22,7 +22,7 @@ _PROCESSES: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def plain(
-    table: Table, schedule: NoiseSchedule, t: Float[Array, "n_points"], solver: Solver, output: str | None = None
+    table: Table, schedule: NoiseSchedule, t: Float[Array, "n_points *parts"], solver: Solver, output: str | None = None
 ) -> dict[str, Any] | None:
     """A table and the noise levels that belong to it, as JSON takes them.
 

@@ -105,7 +105,7 @@ def _check_model(model: Any, table: Table) -> None:
     first, last, calls = table.levels[0], table.levels[-1], zip(table.sigma, table.alpha, strict=True)
     most, least = float(getattr(said, "sigma_max", "inf")), float(getattr(said, "sigma_min", 0))
     fits = table.process in process.split(" or ")
-    fits &= None in (output, table.output) or table.output.removeprefix("reversed_") == output
+    fits &= output is None or table.output is None or table.output.removeprefix("reversed_") == output
     # A range without a kind is what a network can take, not where sampling starts; a flow's time shift moves its least.
     fits &= abs(first - most) <= _SAME_RANGE * most or (not named and first < most)
     fits &= table.process == "flow" or min(sigma / alpha for sigma, alpha in calls) >= (1 - _SAME_RANGE) * least

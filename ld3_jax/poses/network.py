@@ -11,7 +11,7 @@ the kernels' scores); Karras et al., arXiv:2206.00364 (the translation's scaling
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -74,7 +74,7 @@ def make_context(
     apart = np.linalg.norm(pocket[:, None] - np.asarray(ligand.positions)[None], axis=-1).min(1)
     kept = np.sort(np.argsort(apart, kind="stable")[:nearest])
     near = jnp.asarray(pocket[kept], jnp.result_type(float))
-    return Context(ligand, _one_hot(elements), near, _one_hot([pocket_elements[i] for i in kept]))
+    return Context(ligand, _one_hot(elements), near, _one_hot(np.asarray(list(pocket_elements))[kept].tolist()))
 
 
 def context_of(found: Complex) -> Context:
@@ -215,9 +215,9 @@ def shapes(context: Context, network: PoseNet | None = None) -> PyTree:
 
 def predict(params: PyTree, context: Context, noise: PoseNoise, poses: Pose, t: Pose) -> Pose:
     """eps in a batch of poses, each with a time (batch,) for each part."""
-    network, sigmas = _network(params), noise.sigmas(t)
-    x = atoms(context.ligand, poses)
-    return jax.vmap(lambda *of_one: network.apply({"params": params}, context, *of_one))(poses, x, t, sigmas)
+    apply: Any = _network(params).apply
+    x, sigmas = atoms(context.ligand, poses), noise.sigmas(t)
+    return jax.vmap(lambda *of_one: apply({"params": params}, context, *of_one))(poses, x, t, sigmas)
 
 
 def units(sigmas: Pose) -> Pose:
@@ -230,10 +230,10 @@ def units(sigmas: Pose) -> Pose:
 
     angle = jnp.minimum(math.pi, 8 * sigmas.rotation) * angles
     v = angle[:, None] * jnp.eye(3, 1, dtype=angle.dtype)[:, 0][None]
-    value, score = kernels.igso3_with_score(v, sigmas.rotation)
+    value, score = kernels.igso3(v, sigmas.rotation)
     rotation = mean_square(angle, value + 2 * jnp.log(jnp.sin(angle / 2)), score[:, 0]) / 3
     angle = jnp.minimum(math.pi, 8 * sigmas.torsions) * angles
-    torsions = mean_square(angle, *kernels.wrapped_normal_with_score(angle, sigmas.torsions))
+    torsions = mean_square(angle, *kernels.wrapped_normal(angle, sigmas.torsions))
     return Pose(
         _SPREAD / jnp.sqrt(sigmas.translation**2 + _SPREAD**2),
         sigmas.rotation * jnp.sqrt(rotation),

@@ -1,4 +1,4 @@
-"""Training of `networks.pose` by denoising score matching, and how near it comes to the exact score.
+"""Training of `poses.network` by denoising score matching, and how near it comes to the exact score.
 
 The loss of denoising score matching differs by a constant from the squared distance to the mean of the kernels' scores,
 given the noisy pose. Here the data are few, so that this mean is known exactly, and the target has no variance.
@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ld3_jax.networks import pose as networks
 from ld3_jax.networks import weights
-from ld3_jax.networks.pose import Context, PoseNet
 from ld3_jax.poses import Pose, PoseNoise, add_noise, noise_model
+from ld3_jax.poses import network as networks
+from ld3_jax.poses.network import Context, PoseNet
 from ld3_jax.ranges import COUNT, POSITIVE, check
 
 _JITTER = 0.2  # of a part's time about that of the pose: learned schedules give parts their own times
@@ -48,18 +48,6 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check(vars(self), {"steps": COUNT, "batch_size": COUNT, "rate": POSITIVE, "average": POSITIVE})
-
-
-class Accuracy(NamedTuple):
-    """How near predictions come to the exact ones, a number for each part of the pose.
-
-    Attributes:
-        error: root of the summed squared errors over the summed squares of what is exact; 1 for a prediction of 0.
-        cosine: between all predictions and all that is exact.
-    """
-
-    error: Pose
-    cosine: Pose
 
 
 class _State(NamedTuple):
@@ -146,11 +134,16 @@ def noisy(key: PRNGKeyArray, data: Pose, noise: PoseNoise, t: Pose) -> tuple[Pos
 @partial(jax.jit, static_argnames=("noise", "count"))
 def accuracy(
     params: PyTree, key: PRNGKeyArray, data: Pose, context: Context, noise: PoseNoise, t: Float[Array, ""], count: int
-) -> Accuracy:
-    """How near the network comes to the exact eps at one time, in `count` noisy poses."""
+) -> tuple[Pose, Pose]:
+    """How near the network comes to the exact eps at one time, in `count` noisy poses; a number for each part.
+
+    Returns:
+        The root of the summed squared errors over the summed squares of what is exact, 1 for a prediction of 0; and
+        the cosine between all predictions and all that is exact.
+    """
     times = jnp.broadcast_to(t, (count,))
     x, exact = noisy(key, data, noise, Pose(times, times, times))
     found = networks.noise_model(params, context, noise)(x, t)
     error = jax.tree.map(lambda a, b: jnp.sqrt(jnp.sum((a - b) ** 2) / jnp.sum(b**2)), found, exact)
     cosine = jax.tree.map(lambda a, b: jnp.sum(a * b) / jnp.sqrt(jnp.sum(a**2) * jnp.sum(b**2)), found, exact)
-    return Accuracy(error, cosine)
+    return error, cosine

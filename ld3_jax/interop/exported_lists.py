@@ -1,17 +1,19 @@
 """What was learned as a list, for programs that take numbers and no code; each list says what it cannot hold."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
+from ld3_jax import batches
+from ld3_jax.denoisers import Model
 from ld3_jax.interop.standalone.table import Table as PlainTable
 from ld3_jax.learning import Discretization, Learned
 from ld3_jax.schedules import NoiseSchedule
-from ld3_jax.solvers import Solver, Table
+from ld3_jax.solvers import Solver, Table, integrate
 
 _DIGITS = 7  # significant; programs keep single precision
 _NOT_SHIFTED = {"shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None}
@@ -25,7 +27,7 @@ class Listed(NamedTuple):
 
     Attributes:
         values: the numbers.
-        record: what goes with them; None where the program takes the bare list.
+        record: a file of them and of what goes with them; None where the program takes the bare list.
         lost: what was learned and is not in the list.
         notes: how the list differs otherwise from what was learned.
         solver: what a program runs on it, to a sigma of 0 where it goes there.
@@ -108,9 +110,10 @@ def diffusers_timesteps(learned: Learned, table: PlainTable) -> Listed:
     }
     notes = [f"timesteps are rounded to integers, by at most {np.abs(values - exact).max():.2f}"]
     notes += [_NO_BETAS] * (table.betas is None)
-    record = {"scheduler": "DPMSolverMultistepScheduler", "arguments": arguments}
-    t = np.append((values + 1) / steps, float(learned.t[-1]))
-    return Listed(values.astype(int).tolist(), record, _lost(learned), notes, solver, t)
+    t, timesteps = np.append((values + 1) / steps, float(learned.t[-1])), values.astype(int).tolist()
+    record = {"format": "diffusers-timesteps", "timesteps": timesteps}
+    record |= {"scheduler": "DPMSolverMultistepScheduler", "arguments": arguments}
+    return Listed(timesteps, record, _lost(learned), notes, solver, t)
 
 
 def diffusers_sigmas(learned: Learned, table: PlainTable) -> Listed:
@@ -125,13 +128,14 @@ def diffusers_sigmas(learned: Learned, table: PlainTable) -> Listed:
     in_sigma = table.process != "vp" and np.allclose(t[:-1], levels[:-1], rtol=1e-5)  # there Euler's steps are ddim's
     if solver.order != 1 or solver.name not in ("ddim", "dpmpp", "ipndm", *(("euler",) if in_sigma else ())):
         raise ValueError(f"diffusers' Euler schedulers make ddim's steps; learn with solver.name=ddim, got {solver}")
+    record = {"format": "diffusers-sigmas", "sigmas": levels[:-1] if flow else levels}
     if flow:
-        record = {"scheduler": "FlowMatchEulerDiscreteScheduler", "arguments": {**_NOT_SHIFTED, **_trained(table)}}
+        record |= {"scheduler": "FlowMatchEulerDiscreteScheduler", "arguments": {**_NOT_SHIFTED, **_trained(table)}}
         notes = [f"the scheduler appends 0: the last step goes there, and not to {_plain(levels[-1])}"]
         return Listed(levels[:-1], record, _lost(learned), [] if solver.to_zero else notes, _to_zero(solver), t)
     scale = _plain(1 / table.grid_alpha[0] * table.prior_scale)
     end = "zero" if solver.to_zero else "sigma_min"
-    record = {"scheduler": "EulerDiscreteScheduler", "arguments": {"final_sigmas_type": end, **_trained(table)}}
+    record |= {"scheduler": "EulerDiscreteScheduler", "arguments": {"final_sigmas_type": end, **_trained(table)}}
     notes = [f"start from normal noise times {scale}; the scheduler's own init_noise_sigma is {_plain(levels[0])}"]
     notes += [_NO_BETAS] * (table.betas is None)
     return Listed(levels, record, _lost(learned), notes, solver, t)
@@ -152,6 +156,38 @@ def as_run(listed: Listed, learned: Learned, schedule: NoiseSchedule) -> Table:
     """
     t = jnp.asarray(listed.t, learned.t.dtype)
     return Discretization(t, t).table(schedule, listed.solver)
+
+
+def distance(
+    listed: Listed,
+    learned: Learned,
+    model: Model,
+    schedule: NoiseSchedule,
+    x_T: PyTree,
+    cond: PyTree = None,
+    batch_size: int = 25,
+) -> tuple[float, float]:
+    """How far the samples of a list are from those of what was learned: mean square, and its root relative to these.
+
+    Args:
+        listed: the list.
+        learned: what was learned.
+        model, schedule: that it was learned for.
+        x_T, cond: noises, and their conditions.
+        batch_size: the most samples at a time.
+    """
+
+    @jax.jit
+    def run(table: Table) -> PyTree:
+        def of_batch(inputs: tuple[PyTree, PyTree]) -> PyTree:
+            return integrate(model, schedule, learned.solver, table, inputs[0], cond=inputs[1], remat=False)
+
+        return batches.in_batches(of_batch, (x_T, cond), batch_size)
+
+    tables = learned.table(schedule), as_run(listed, learned, schedule)
+    ours, theirs = (np.asarray(run(table)) for table in tables)
+    squared = np.mean((ours - theirs) ** 2)
+    return float(squared), float(np.sqrt(squared / np.mean(ours**2)))
 
 
 def _to_zero(solver: Solver) -> Solver:
@@ -183,11 +219,3 @@ def _lost(learned: Learned) -> list[str]:
 
 def _plain(value: float) -> str:
     return np.format_float_positional(value, precision=_DIGITS, fractional=False, trim="0")
-
-
-# What a program takes, by name.
-LISTS: dict[str, Callable[[Learned, PlainTable], Listed]] = {
-    "sigmas": sigmas,
-    "diffusers-timesteps": diffusers_timesteps,
-    "diffusers-sigmas": diffusers_sigmas,
-}

@@ -1,0 +1,97 @@
+"""The forms in which other programs take what was learned: a table by name, open to additions.
+
+formats.FORMATS["mine"] = formats.Format(lambda source: formats.Written(formats.json_text(source.table()), "a table"))
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+from ld3_jax.interop import exported_lists
+from ld3_jax.interop.exported_lists import Listed
+from ld3_jax.interop.standalone.table import from_record
+from ld3_jax.learning import Learned
+from ld3_jax.noise_schedule import NoiseSchedule
+from ld3_jax.solvers import plain
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported.
+
+    Attributes:
+        learned: what was learned.
+        record: the content of its schedule.json; {} where it is for another number of calls than the file.
+        schedule: schedule() -> its model's noise schedule, called only where it is needed: a model may take gigabytes.
+    """
+
+    learned: Learned
+    record: dict[str, Any]
+    schedule: Callable[[], NoiseSchedule]
+
+    def table(self) -> dict[str, Any]:
+        """The table as JSON holds it: the file's own, or that of its model.
+
+        Raises:
+            ValueError: if it is damaged.
+        """
+        if self.record.get("table") is not None:
+            from_record(self.record["table"])
+            return self.record["table"]
+        learned, schedule = self.learned, self.schedule()
+        return plain(learned.table(schedule), schedule, learned.t, learned.solver, learned.model.get("predicts"))
+
+
+class Written(NamedTuple):
+    """What a file holds, a few words on it, how it differs from what was learned, and the list in it, if it is one."""
+
+    content: str
+    what: str
+    notes: Sequence[str] = ()
+    listed: Listed | None = None
+
+
+class Format(NamedTuple):
+    """One form.
+
+    Attributes:
+        write: write(source, **options) -> Written.
+        is_list: whether it holds times alone, as a list that `exported_lists.as_run` knows to run.
+        options: the keywords that `write` takes.
+    """
+
+    write: Callable[..., Written]
+    is_list: bool = False
+    options: tuple[str, ...] = ()
+
+
+def json_text(record: Any) -> str:
+    """A record as the content of a file."""
+    return json.dumps(record, indent=2) + "\n"
+
+
+def _table(source: Source) -> Written:
+    if not source.record:
+        raise ValueError("a table of another number of calls is no schedule.json; leave --nfe out")
+    table = source.table()
+    return Written(json_text({**source.record, "table": table}), f"{len(table['t'])} network calls")
+
+
+def _list(listing: Callable[..., Listed], source: Source, **options: Any) -> Written:
+    listed = listing(source.learned, from_record(source.table()), **options)
+    notes = [*listed.notes, *(f"not in it: {part}" for part in listed.lost)]
+    if listed.record is None:
+        content = exported_lists.text(listed.values) + "\n"
+    else:
+        content = json_text({**listed.record, "notes": notes})
+    return Written(content, f"{len(listed.values)} numbers", notes, listed)
+
+
+FORMATS = {
+    "table": Format(_table),
+    "sigmas": Format(partial(_list, exported_lists.sigmas), is_list=True, options=("last",)),
+    "diffusers-timesteps": Format(partial(_list, exported_lists.diffusers_timesteps), is_list=True),
+    "diffusers-sigmas": Format(partial(_list, exported_lists.diffusers_sigmas), is_list=True),
+}

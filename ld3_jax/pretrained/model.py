@@ -1,0 +1,195 @@
+"""What belongs to a pre-trained model, and the table of those that can be loaded by name; it knows none of them."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import PRNGKeyArray, PyTree
+
+from ld3_jax import denoisers, losses
+from ld3_jax.disk import digest
+from ld3_jax.losses import Loss
+from ld3_jax.ranges import COUNT_OR_ZERO, POSITIVE, check
+from ld3_jax.schedules import NoiseSchedule
+from ld3_jax.teacher import draw_noise
+
+OnProgress = Callable[[str, int, int], None]
+Draw = Callable[[PRNGKeyArray, int, int], PyTree]
+Display = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def _unchanged(states: PyTree) -> PyTree:
+    return states
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is loaded.
+
+    Attributes:
+        file: its weights, which are downloaded if an official file is missing; "" where a package ships them.
+        first_stage: weights of a latent model's first stage; "" where `file` holds them, too.
+        prediction: what a latent model's network predicts, "noise", "v", "data", "flow" or "reversed_flow"; "": as its
+            file says, or else the architecture.
+        dtype: of the computation inside the network, "float32" or "bfloat16".
+        guidance: scale of classifier-free guidance; 1 is none.
+        prompts, text_encoder: a file of prompts, and the folder of the encoder that makes conditions of them.
+        num_prompts: how many of the prompts are used, from the first on; 0: all.
+        random_weights: random weights in a shrunken size, in place of the files.
+
+    Raises:
+        ValueError: if the dtype is unknown, the guidance is not positive, or num_prompts is negative.
+    """
+
+    file: str = ""
+    first_stage: str = ""
+    prediction: str = ""
+    dtype: str = "float32"
+    guidance: float = 1.0
+    prompts: str = ""
+    text_encoder: str = ""
+    num_prompts: int = 0
+    random_weights: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"network.dtype must be one of {sorted(DTYPES)}, got {self.dtype!r}")
+        check(
+            {"network.guidance": self.guidance, "network.num_prompts": self.num_prompts},
+            {"network.guidance": POSITIVE, "network.num_prompts": COUNT_OR_ZERO},
+        )
+
+
+_USUAL = dataclasses.asdict(Settings())
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A noise prediction and what belongs to it.
+
+    Attributes:
+        name: of the model.
+        settings: how it was loaded.
+        model: model(x, t, cond) -> eps.
+        schedule: its noise schedule.
+        shape: of one state.
+        shown: how many samples a row of pictures takes.
+        display: display(samples, like) -> images in [0, 1]; None for points in the plane.
+        decode: from states at t_min to samples.
+        draw_condition: draw_condition(key, n, first) -> n conditions, each fixed by key and number, from number `first`
+            on; None if the model takes none.
+        draw_prior: draw_prior(key, n, first) -> n initial states likewise; None: normal noise of the shape, scaled by
+            the prior.
+        squared_error: squared_error(samples, targets) -> (n,) squared distances.
+        differences: whether the difference of two images from `display` is one.
+        formats: ending of a file -> the file's content from samples; arrays and pictures can always be written.
+    """
+
+    name: str
+    settings: Settings
+    model: Callable[..., PyTree]
+    schedule: NoiseSchedule
+    shape: tuple[int, ...]
+    shown: int = 8
+    display: Display | None = None
+    decode: Partial = dataclasses.field(default_factory=lambda: Partial(_unchanged))
+    draw_condition: Draw | None = None
+    draw_prior: Draw | None = None
+    squared_error: Loss = losses.l2
+    differences: bool = True
+    formats: Mapping[str, Callable[[np.ndarray], bytes]] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def draw(self, key: PRNGKeyArray, count: int, first: int = 0) -> tuple[PyTree, PyTree]:
+        """Initial states (count, *shape), scaled by the prior, and their conditions, or None, from number `first` on.
+
+        Each is fixed by the key and its number, whatever is drawn with it.
+        """
+        noise_key, cond_key = jax.random.split(key)
+        if self.draw_prior:
+            x_T = self.draw_prior(noise_key, count, first)
+        else:
+            x_T = self.schedule.prior_scale * draw_noise(noise_key, count, self.shape, first)
+        return x_T, self.draw_condition(cond_key, count, first) if self.draw_condition else None
+
+    def identity(self) -> dict[str, Any]:
+        """What a file of learned times must say of its model: digests of weights and guidance, and of its decoder; what
+        its network predicts."""
+        digests = {"digest": digest(self.model)}
+        if jax.tree.leaves(self.decode):
+            digests["decoder"] = digest(self.decode)
+        predicts = {"predicts": denoisers.prediction_of(self.model)}
+        return {"name": self.name, **dataclasses.asdict(self.settings), **digests, **predicts}
+
+
+Loader = Callable[[str, Settings, OnProgress], Pretrained]
+
+
+class Entry(NamedTuple):
+    """How a model is loaded, and the names of the settings that it has."""
+
+    load: Loader
+    settings: tuple[str, ...]
+
+
+MODELS: dict[str, Entry] = {}
+
+
+def register(*names: str, settings: tuple[str, ...] = ()) -> Callable[[Loader], Loader]:
+    """Register the function below under these names, for `load`.
+
+    Args:
+        names: of the models that it loads; one that is known already is replaced.
+        settings: the fields of `Settings` that they have.
+
+    Raises:
+        ValueError: if a setting is none.
+    """
+    if unknown := set(settings) - _USUAL.keys():
+        raise ValueError(f"settings must be fields of Settings, {list(_USUAL)}, got {sorted(unknown)}")
+
+    def registered(loader: Loader) -> Loader:
+        MODELS.update(dict.fromkeys(names, Entry(loader, settings)))
+        return loader
+
+    return registered
+
+
+def load(name: str, *, on_progress: OnProgress = lambda label, done, total: None, **settings: Any) -> Pretrained:
+    """Load a pre-trained model.
+
+    Args:
+        name: one of MODELS.
+        on_progress: called with what is under way (a download, the text), how much is done, and how much there is.
+        **settings: the fields of `Settings`.
+
+    Raises:
+        ValueError: if the name or a setting is unknown or does not belong to the model, or a file does not hold it.
+        FileNotFoundError, ConnectionError: if the weights are neither here nor can be downloaded.
+
+    Example: `load("hsc32")`, `load("cifar10", file="models/edm-cifar10-32x32-uncond-vp.pkl")`.
+    """
+    if name not in MODELS:
+        close = "".join(f"; did you mean {one!r}?" for one in difflib.get_close_matches(name, MODELS, 1))
+        raise ValueError(f"network.name must be one of {sorted(MODELS)}, got {name!r}{close}")
+    if unknown := settings.keys() - _USUAL.keys():
+        raise ValueError(f"{sorted(unknown)} are no settings of a model; see ld3_jax.pretrained.Settings")
+    for setting, given in settings.items():
+        kind = type(_USUAL[setting])
+        if type(given) not in ((float, int) if kind is float else (kind,)):
+            raise ValueError(f"network.{setting} must be of type {kind.__name__}, got {given!r}")
+    model, given = MODELS[name], Settings(**settings)
+    for setting, default in _USUAL.items():
+        if setting not in model.settings and (value := getattr(given, setting)) != default:
+            raise ValueError(f"{name!r} has no {setting}: it must be {default!r}, got {value!r}")
+    return model.load(name, given, on_progress)
