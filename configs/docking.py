@@ -3,8 +3,8 @@
 python -m experiments.train --config=configs/docking.py --workdir=runs/docking
 python -m experiments.sample --schedule=runs/docking/schedule.json --num=20 --out=runs/docking/poses.sdf
 
-It needs the packages of requirements-docking.txt, which ship the molecules. The score is the exact one of
-250 poses of a molecular dynamics run; --config.network.name=1ia1 (1of6, 1s3v, 1uou) takes the pose of a crystal, and
+It needs the extra `docking`, whose packages ship the molecules. The score is the exact one of 250 poses of a molecular
+dynamics run; --config.network.name=1ia1 (1of6, 1s3v, 1uou) takes the pose of a crystal, and
 --config.network.name=ergotamine_network a network that was trained on the 250 poses.
 
 Measured: docs/docking.md.

@@ -44,3 +44,9 @@ if sys.argv[0] == "-m":  # a command, of which nothing else is loaded yet
             _raw = io.BufferedWriter(_Output(_old.fileno(), "w", closefd=False))
             _like = (_old.encoding, _old.errors, None, _old.line_buffering, _old.write_through)
             setattr(sys, _name, io.TextIOWrapper(_raw, *_like))
+    from ld3_jax import extras
+
+    try:
+        extras.require(__name__, "experiments", "models")
+    except ImportError as _error:
+        sys.exit(str(_error))

@@ -1,4 +1,4 @@
-"""Measure the tables of docs/benchmark.md: one curve, the learners, the speed of a large network, docking.
+"""Measure the tables of results/benchmark.md: one curve, the learners, the speed of a large network, docking.
 
 python -m experiments.benchmark --out=runs/benchmark.json
 

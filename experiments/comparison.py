@@ -46,7 +46,7 @@ def load_measures(loss: str, model: Pretrained) -> Measures:
         model: whose samples.
 
     Raises:
-        FileNotFoundError: if the package that ships the weights is not installed.
+        ImportError: if the package that ships the weights is not installed.
         ValueError: if the loss does not take the model's samples.
     """
     found = {SQUARED_ERROR: model.squared_error}

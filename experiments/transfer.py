@@ -1,5 +1,7 @@
 """The benchmark's table of what was learned in one place and used in another."""
 
+import tempfile
+import zipfile
 from dataclasses import replace
 from functools import cache, partial
 from itertools import permutations
@@ -17,7 +19,7 @@ from ld3_jax.denoisers import Model
 from ld3_jax.learning import Discretization
 from ld3_jax.pretrained import Pretrained
 
-_SWEEP = Path("docs/galaxies")
+_SWEPT = Path("results/schedules.zip")  # what sweeps have learned
 _SCALES = (1.0, 1.5, 2.0)  # of guidance; 1 is none
 
 
@@ -34,20 +36,21 @@ def transfer_table(quick: bool) -> list[tuple[str, Measure]]:
         cells += [("times", network, network, solver, 5) for solver in ("unipc", "ipndm")]
         cells += [("times", network, network, "dpmpp", nfe) for nfe in (4, 8)]
 
-    def path(what: str, network: str, solver: str, nfe: int) -> Path:
-        return _SWEEP / "schedules" / f"{network}-{solver}-{nfe}-0-{what}.json"
-
     def measure(what: str, origin: str, network: str, solver: str, nfe: int) -> Row:
-        given, there = (learning.load(path(what, *of)).found for of in ((origin, "dpmpp", 5), (network, solver, nfe)))
+        given, there = (_swept(what, *of) for of in ((origin, "dpmpp", 5), (network, solver, nfe)))
         case = prepared(configured(network, solver, nfe, 0))
         return _compared(case, between([given], case.student.schedule, case.student.solver), there)
 
     rows = [
         (f"{what} of {origin} dpmpp 5 on {' '.join(map(str, to))}", partial(measure, what, origin, *to))
         for what, origin, *to in cells
-        if path(what, *to).exists()
     ]
     return rows + ([] if quick else _between_scales())
+
+
+def _swept(what: str, network: str, solver: str, nfe: int) -> Discretization:
+    with zipfile.ZipFile(_SWEPT) as archive, tempfile.TemporaryDirectory() as folder:
+        return learning.load(archive.extract(f"{network}-{solver}-{nfe}-0-{what}.json", folder)).found
 
 
 def _compared(case: Case, given: Discretization, there: Discretization) -> Row:

@@ -13,9 +13,9 @@
 """
 
 import importlib.util
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as _version
 from types import ModuleType
+
+from ld3_jax import extras
 
 if importlib.util.find_spec("jax"):  # ld3_jax.interop runs tables without
     from ld3_jax import batches, denoisers, grids, learning, losses, schedules, solvers
@@ -38,12 +38,9 @@ if importlib.util.find_spec("jax"):  # ld3_jax.interop runs tables without
     from ld3_jax.solvers import SOLVERS, Solver, Table, make_table, sample, solve
     from ld3_jax.teacher import Pairs, Teacher, make_pairs
 
-try:
-    __version__ = _version("ld3-jax")
-except PackageNotFoundError:  # run from a checkout
-    __version__ = "0.5.0"
+__version__ = "0.6.0"
 
-# They load SciPy, Orbax, PyTorch, matplotlib, Flax.
+# Some need an extra, and the others take a second to load.
 _ON_DEMAND = ("baselines", "checkpoint", "interop", "metrics", "networks", "plots", "poses", "pretrained")
 
 __all__ = [
@@ -83,9 +80,9 @@ __all__ = [
 
 def __getattr__(name: str) -> ModuleType:
     if name in _ON_DEMAND:
-        return importlib.import_module(f"ld3_jax.{name}")
+        return extras.load(f"ld3_jax.{name}")
     if name in __all__:
-        raise ImportError(f"ld3_jax.{name} needs jax: pip install -r requirements.txt")
+        raise ImportError(f"ld3_jax.{name} needs jax: pip install ld3-jax")
     raise AttributeError(f"module 'ld3_jax' has no attribute {name!r}")
 
 

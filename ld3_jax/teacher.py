@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from ld3_jax import solvers, teacher_cache
+from ld3_jax import solvers
 from ld3_jax.batches import check_finite, count_of, divide, equal_batches, finite, replicate
 from ld3_jax.denoisers import Model, as_pytree
 from ld3_jax.grids import grid
@@ -93,6 +93,8 @@ def make_pairs(
         FloatingPointError: if a sample is not finite; it says which. With `drop_not_finite`, if none is finite.
         OSError: if the disk does not take a batch; earlier batches stay.
     """
+    from ld3_jax import teacher_cache  # it loads jax.extend, which takes a tenth of JAX's time
+
     count, model = count_of((x_T, cond), "x_T and cond"), as_pytree(model)
     if count < 1:
         raise ValueError("there must be at least 1 sample, got x_T of length 0")

@@ -1,6 +1,6 @@
 """k-diffusion's samplers alone: the package as a whole needs NumPy below 2, and its samplers import little of it.
 
-pip install --no-deps k-diffusion==0.1.1.post1 torchdiffeq torchsde trampoline
+pip install --no-deps k-diffusion torchdiffeq torchsde trampoline
 """
 
 import importlib

@@ -72,7 +72,7 @@ def test_a_configuration_can_be_run_and_its_network_predicts(path, tmp_path):
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_configuration_runs_from_end_to_end(name, tmp_path, capsys):
     for package in EXTRA.get(name, ()):
-        pytest.importorskip(package, reason="needs the packages of requirements-docking.txt")
+        pytest.importorskip(package, reason="needs the extra docking")
     config = shrink(load(Path(f"configs/{name}.py")), tmp_path)
     train_main.run(config, tmp_path / "run")
     learned = learning.load(tmp_path / "run" / "schedule.json")

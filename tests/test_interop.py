@@ -19,6 +19,7 @@ from jax.tree_util import Partial
 from learned_anything import moved
 from noise_schedules import SCHEDULES
 
+import ld3_jax
 from ld3_jax import interop, to_noise
 from ld3_jax.interop.standalone.table import from_record
 from ld3_jax.learning import load
@@ -449,7 +450,7 @@ def test_a_clone_of_the_repository_is_a_node_of_comfyui_too(comfyui, tmp_path):
 
 def test_the_registry_s_file_has_this_version_and_what_it_asks_for():
     record = tomllib.loads((STANDALONE / "pyproject.toml").read_text())
-    assert record["project"]["version"] == tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
+    assert record["project"]["version"] == ld3_jax.__version__
     assert {"name", "description", "license", "urls"} <= record["project"].keys()
     assert {"PublisherId", "DisplayName", "Icon"} <= record["tool"]["comfy"].keys()
 
@@ -472,7 +473,7 @@ def test_a_program_that_is_missing_is_named_in_one_line(monkeypatch):
     monkeypatch.delitem(sys.modules, "ld3_jax.interop.diffusers", raising=False)
     with pytest.raises(ImportError) as error:
         _ = interop.LearnedScheduler
-    assert str(error.value) == "interop.LearnedScheduler needs torch: pip install -r requirements-interop.txt"
+    assert str(error.value) == "interop.LearnedScheduler needs torch: pip install 'ld3-jax[torch]'"
 
 
 def test_an_unknown_name_is_an_attribute_error():

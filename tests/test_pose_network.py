@@ -17,7 +17,7 @@ from ld3_jax.poses import Pose, network, rotations, training
 KEY = jax.random.key(4)
 SMALL = network.PoseNet(hidden=8, layers=1, bases=6)
 EXTRA = all(importlib.util.find_spec(name) for name in ("rdkit", "MDAnalysis", "prolif"))
-with_extra = pytest.mark.skipif(not EXTRA, reason="needs the packages of requirements-docking.txt")
+with_extra = pytest.mark.skipif(not EXTRA, reason="needs the extra docking")
 TIMES = Pose(*jnp.asarray([[0.3, 0.8], [0.5, 0.2], [0.1, 0.9]]))
 
 

@@ -66,7 +66,8 @@ def test_a_link_leads_to_a_file_and_to_a_heading_of_it(document, link):
 def test_the_commands_name_existing_configurations_requirements_and_flags():
     for document in DOCUMENTS:
         for path in re.findall(
-            r"(?:configs|experiments|tests|docs)/[\w/]+\.(?:py|md|svg)|requirements[\w-]*\.txt", document.read_text()
+            r"(?:configs|experiments|tests|docs|results)/[\w/]+\.(?:py|md|svg|csv|zip)|requirements[\w-]*\.txt",
+            document.read_text(),
         ):
             assert Path(path).exists() or (document.parent / path).exists(), path
 

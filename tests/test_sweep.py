@@ -1,9 +1,11 @@
 """The sweep as a user meets it; the figures of README and documentation are those of the committed one."""
 
 import csv
+import functools
 import json
 import re
 import threading
+import zipfile
 from pathlib import Path
 from unittest import mock
 
@@ -13,11 +15,11 @@ from mains import main, module
 from configs.sweeps import galaxies, networks, seeds
 from experiments import cells, page
 from experiments.cells import Cell, Judged, Measured
-from experiments.common import differences
+from ld3_jax import learning
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning import student
 
-COMMITTED = Path("docs/galaxies")
+RESULTS = Path("results")
 CONFIG = """
 from configs.sweeps import galaxies
 
@@ -40,6 +42,21 @@ def measured(cell, config=None, **methods):
     """A cell whose methods have the mean 0.4, if nothing else is said."""
     methods = {name: judged(0.4) for name in (*GRIDS, *cells.LEARNED)} | methods
     return Measured(cell, 30, "no device", config or {}, methods)
+
+
+@functools.cache
+def committed(sweep):
+    """The cells of a CSV in results/, which has all of them but their configurations and devices."""
+    found = {}
+    with (RESULTS / f"{sweep}.csv").open(newline="") as file:
+        for line in csv.DictReader(file):
+            cell = Cell(line["network"], line["solver"], int(line["nfe"]), int(line["seed"]))
+            one = found.setdefault(cell, Measured(cell, int(line["held_out"]), "", {}, {}))
+            figures = {name: float(line[name]) for name in ("mean", "low", "high", "median", "another_basin")}
+            figures |= {"frechet": float(line["frechet"]) if line["frechet"] else None, "start": line["start"]}
+            lam, calls = [*map(float, line["lam"].split())], int(line["network_calls"])
+            one.methods[line["method"]] = Judged(**figures, lam=lam, network_calls=calls)
+    return list(found.values())
 
 
 @pytest.fixture(scope="module")
@@ -217,37 +234,32 @@ def test_frechet_distances_are_counted_against_every_hand_made_grid():
 
 
 def test_the_page_needs_nothing_beside_itself_and_draws_every_panel():
-    text = (COMMITTED / "sweep.html").read_text()
+    shown = [one for one in committed("galaxies") if one.cell.network in ("hsc32", "lsst60")]
+    text = page.of_sweep(shown, RESULTS, "")
     assert "://" not in text
     assert not re.search(r"""\bsrc=['"](?!data:)|@import|<link|href="(?!#)|url\((?!#)|\bfetch\(""", text)
     names = re.findall(r'\bid="([^"]+)"', text)
     assert set(re.findall(r'(?:href="|url\()#([^")]+)', text)) <= set(names)
     assert len(names) == len(set(names))
-    for one in cells.read_all(COMMITTED):
+    for one in shown:
         for figure in ("curves", "grids"):
             assert f'id="{figure}-{one.cell.network}-{one.cell.solver}-' in text
 
 
-def test_the_committed_page_and_csv_are_those_of_the_committed_cells():
-    found = cells.read_all(COMMITTED)
-    assert (COMMITTED / "sweep.csv").read_bytes() == cells.as_csv(found)
-    drawn = page.of_sweep(found, COMMITTED, "")
-    rows = r"<tr><td>.*|<li>\w.*"
-    assert re.findall(rows, (COMMITTED / "sweep.html").read_text()) == re.findall(rows, drawn)
+@pytest.mark.parametrize("sweep", ["galaxies", "networks", "seeds"])
+def test_a_committed_csv_is_as_a_sweep_writes_it(sweep):
+    assert (RESULTS / f"{sweep}.csv").read_bytes() == cells.as_csv(committed(sweep))
 
 
 def test_the_readme_has_the_figures_of_the_cells():
     section = Path("README.md").read_text().partition("## Results")[2].partition("\n## ")[0]
     header, _, *rows = (line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|"))
     assert rows
+    by_cell = {one.cell: one.methods for one in committed("galaxies")}
     for network, solver, *figures in rows:
         for column, figure in zip(header[2:], figures, strict=True):
             kind, _, method = column.rpartition(": ")
-            path = Cell(network, SOLVERS[solver], 8 if method.endswith(", 8 calls") else 5, 0).path(COMMITTED)
-            if figure == "-":
-                assert not path.exists()
-                continue
-            methods = cells.read(path).methods
+            methods = by_cell[network, SOLVERS[solver], 8 if method.endswith(", 8 calls") else 5, 0]
             grids = [methods[name] for name in GRIDS] if "hand-made" in method else [methods[method.split()[0]]]
             best = min(grids, key=lambda one: one.frechet if kind else one.mean)
             expected = f"{best.frechet:.4f}" if kind else f"{best.mean:.4f} ({best.median:.4f})"
@@ -256,26 +268,37 @@ def test_the_readme_has_the_figures_of_the_cells():
 
 @pytest.mark.parametrize("sweep", [galaxies, networks, seeds])
 def test_the_committed_cells_are_all_and_those_of_the_configuration(sweep):
-    config, folder = sweep.get_config(), Path("docs") / sweep.__name__.rpartition(".")[2]
-    for cell in module("sweep").all_cells(config):
-        assert not differences(cells.read(cell.path(folder)).config, module("sweep").settings(config, cell))
-    assert len(cells.read_all(folder)) == len(module("sweep").all_cells(config))
+    config, found = sweep.get_config(), committed(sweep.__name__.rpartition(".")[2])
+    assert {one.cell for one in found} == {*module("sweep").all_cells(config)}
+    assert len(found) == len(module("sweep").all_cells(config))
+    for one in found:
+        assert one.held_out == config.run.data.test
+        assert [*one.methods] == [*GRIDS, *config.baselines, *cells.LEARNED]
+
+
+def test_what_the_committed_cells_learned_is_in_the_archive(tmp_path):
+    zipfile.ZipFile(RESULTS / "schedules.zip").extractall(tmp_path)
+    for one in committed("galaxies") + committed("networks"):
+        for name in cells.LEARNED:
+            learned = learning.load(tmp_path / f"{one.cell.path(tmp_path).stem}-{name}.json")
+            assert learned.lam == pytest.approx(one.methods[name].lam, rel=1e-4, abs=1e-4)
+    assert len([*tmp_path.iterdir()]) == 2 * len(committed("galaxies") + committed("networks"))
 
 
 def test_the_documentation_says_what_the_cells_say_together():
     text = " ".join(Path("docs/results.md").read_text().split())
-    for line in cells.summary(cells.read_all(COMMITTED)):
+    for line in cells.summary(committed("galaxies")):
         assert line[1:] in text
 
 
 def test_the_documentation_has_the_shares_of_the_cells():
     text = Path("docs/results.md").read_text()
-    others = cells.read_all(Path("docs/networks"))
+    others = committed("networks")
     for network in networks.get_config().networks:
         ratios = [cells.shares([one for one in others if one.cell.network == network], name) for name in cells.LEARNED]
         above = ", ".join(str(int((ratio[:, 0] > 1).sum())) for ratio in ratios)
         assert f"| {network} | {' | '.join(map(shown, ratios))} | {above} of 6 |" in text
-    five = [one for one in cells.read_all(COMMITTED) if one.cell.nfe == 5] + cells.read_all(Path("docs/seeds"))
+    five = [one for one in committed("galaxies") if one.cell.nfe == 5] + committed("seeds")
     for network in seeds.get_config().networks:
         of_seed = [[one for one in five if one.cell[0] == network and one.cell.seed == seed] for seed in (0, 1, 2)]
         row = (shown(cells.shares(some, "everything")) for some in of_seed)
@@ -293,7 +316,7 @@ SECTIONS = [("Learners", "learners"), ("Transfer", "transfer"), ("Times for seve
 @pytest.mark.parametrize(("title", "table"), SECTIONS)
 def test_the_documentation_has_the_figures_of_the_benchmark(title, table):
     section = Path("docs/results.md").read_text().partition(f"## {title}")[2].partition("\n## ")[0]
-    rows = json.loads(Path("docs/benchmark.json").read_text())["rows"]
+    rows = json.loads(Path("results/benchmark.json").read_text())["rows"]
     measured = {
         f"{value[0]:.5f} ({value[1]:.5f})"
         for key, row in rows.items()

@@ -1,8 +1,8 @@
 """Text conditions, with a tiny random encoder in the published one's format."""
 
-import builtins
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -78,15 +78,8 @@ def test_an_encoder_that_lacks_arrays_is_refused(encoder, tmp_path):
 
 
 def test_without_the_library_the_error_says_what_to_install(encoder, tmp_path, monkeypatch):
-    imported = builtins.__import__
-
-    def missing(name, *args, **kwargs):
-        if name == "transformers":
-            raise ImportError("No module named 'transformers'")
-        return imported(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(ImportError, match="pip install transformers torch"):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"^embedding text needs transformers: pip install 'ld3-jax\[torch\]'$"):
         text.embed(PROMPTS, encoder, tmp_path)
 
 

@@ -8,8 +8,9 @@
 Nothing here is loaded before it is asked for; docs/interop.md says which program takes what.
 """
 
-import importlib
 from typing import Any
+
+from ld3_jax import extras
 
 _PLACES = {
     "LearnedScheduler": "diffusers",
@@ -27,10 +28,5 @@ __all__ = ["LearnedScheduler", "PlainTable", "read", "sample_learned", "solve"]
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'ld3_jax.interop' has no attribute {name!r}")
-    try:
-        module = importlib.import_module(f"ld3_jax.interop.{_PLACES[name]}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("ld3_jax"):
-            raise
-        raise ImportError(f"interop.{name} needs {error.name}: pip install -r requirements-interop.txt") from error
+    module = extras.load(f"ld3_jax.interop.{_PLACES[name]}", f"interop.{name}")
     return getattr(module, _NAMES.get(name, name))

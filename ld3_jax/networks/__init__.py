@@ -1,7 +1,10 @@
-"""Networks in Flax, readers of published weights, and the losses that need weights."""
+"""Networks in Flax, readers of published weights, and losses that need weights; a module loads when it is asked for."""
+
+from types import ModuleType
 
 from jaxtyping import PyTree
 
+from ld3_jax import extras
 from ld3_jax.disk import CACHE
 from ld3_jax.losses import LOSSES, Loss
 
@@ -19,3 +22,12 @@ def _inception(squared_error: Loss, targets: PyTree) -> Loss:
 
 
 LOSSES |= {"lpips": _lpips, "inception": _inception}
+
+
+def __getattr__(name: str) -> ModuleType:
+    try:
+        return extras.load(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from error

@@ -28,6 +28,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from ld3_jax import extras
 from ld3_jax.disk import read_json, replacing
 from ld3_jax.networks import lazy, pickles
 from ld3_jax.networks.lazy import Lazy, some
@@ -123,16 +124,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def shipped(name: str, package: str, command: str) -> Path:
+def shipped(name: str, package: str) -> Path:
     """Where an installed package keeps one of its files; the package itself is not imported.
 
     Args:
         name: of the file.
-        package: its name on PyPI.
-        command: what installs it, for the message.
+        package: one of `extras.EXTRAS`.
 
     Raises:
-        FileNotFoundError: if the package is not installed.
+        ImportError: if the package is not installed, or in a version without the file.
     """
     try:
         found = importlib.metadata.files(package) or []
@@ -141,7 +141,7 @@ def shipped(name: str, package: str, command: str) -> Path:
     for file in found:
         if file.name == name and Path(file.locate()).is_file():
             return Path(file.locate())
-    raise FileNotFoundError(f"{name} not found: the weights come with a package: {command}")
+    raise extras.missing(package, name)
 
 
 def _read_safetensors(path: Path) -> Checkpoint:

@@ -21,7 +21,6 @@ from ld3_jax import denoisers
 from ld3_jax.networks import files
 from ld3_jax.schedules import NoiseSchedule, VPLinear
 
-PACKAGE, VERSION = "galaxygrad", "0.2.1"
 _PATCH, _HIDDEN = 4, 64  # side of a patch in pixels; channels of its token
 _MIX, _BLOCKS = 512, 4  # width of the mixing layers; how many blocks mix
 _T_SCALE = 10.0  # the network sees t / 10, as one more channel
@@ -93,14 +92,13 @@ def load(survey: str) -> tuple[denoisers.Model, NoiseSchedule, tuple[int, int, i
 
     Raises:
         ValueError: if the name is unknown, or the file is cut short or does not hold this network.
-        FileNotFoundError: if the package that ships the weights is not installed.
+        ImportError: if the package that ships the weights is not installed.
     """
     if survey not in SURVEYS:
         raise ValueError(f"survey must be one of {sorted(SURVEYS)}, got {survey!r}")
     size = SURVEYS[survey].size
     schedule = VPLinear(beta_0=1.0, beta_1=1.0, t_min=1e-3, t_max=10.0)
-    file = files.shipped(SURVEYS[survey].file, PACKAGE, f"pip install {PACKAGE}=={VERSION}")
-    weights = read_weights(file, size)
+    weights = read_weights(files.shipped(SURVEYS[survey].file, "galaxygrad"), size)
     network = Partial(_apply, {"params": jax.tree.map(jnp.asarray, weights)})
     return denoisers.to_noise(network, schedule, "score"), schedule, (size, size, 1)
 

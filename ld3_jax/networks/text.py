@@ -12,16 +12,16 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from ld3_jax import extras
 from ld3_jax.disk import read_arrays, read_json, write_arrays
 
 _TOKENS = 77
 _BATCH = 32
-_INSTALL = "pip install transformers torch"
 
 
 class Embeddings(NamedTuple):
@@ -131,16 +131,10 @@ def _key(prompts: Sequence[str], folders: Iterable[Path]) -> str:
 
 
 def _encode(texts: Sequence[str], encoder: Path, vocabulary: Path, on_batch: Callable[[int, int], None]) -> np.ndarray:
-    try:
-        import torch
-        from transformers import CLIPTextModel, CLIPTokenizer
-        from transformers import logging as transformers_logging
-    except ImportError as error:
-        raise ImportError(f"text is embedded by the library transformers, once: {_INSTALL} ({error})") from error
-    tokenizer = CLIPTokenizer.from_pretrained(vocabulary, local_files_only=True)
-    transformers_logging.set_verbosity_error()  # the published file has the image encoder, whose arrays would be listed
-    loaded: Any = CLIPTextModel.from_pretrained(encoder, local_files_only=True, output_loading_info=True)
-    model, info = loaded
+    torch, transformers = (extras.load(name, "embedding text") for name in ("torch", "transformers"))
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(vocabulary, local_files_only=True)
+    transformers.logging.set_verbosity_error()  # the published file has the image encoder, whose arrays would be listed
+    model, info = transformers.CLIPTextModel.from_pretrained(encoder, local_files_only=True, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(f"{encoder} lacks the arrays {', '.join(sorted(info['missing_keys']))}")
     model = model.float().eval()

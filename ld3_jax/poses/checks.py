@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from ld3_jax.extras import load as needed
 from ld3_jax.metrics import Interval
-from ld3_jax.poses.molecules import Complex, needed, placed
+from ld3_jax.poses.molecules import Complex, placed
 
 
 def median(values: Float[np.ndarray, "n"]) -> Interval:

