@@ -5,6 +5,7 @@ Features are rows of numbers, one for each sample, from any extractor. Arithmeti
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ _ROWS = 1000  # of a matrix of distances that is held at a time
 _DRAWN = 2**20  # numbers that the bootstrap holds at a time
 
 
-class Statistics(NamedTuple):
+@dataclass(frozen=True)
+class Statistics:
     """What the Frechet distance needs of a distribution of features.
 
     Attributes:

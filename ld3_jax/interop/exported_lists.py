@@ -64,7 +64,7 @@ def sigmas(learned: Learned, table: PlainTable, last: str = "kept") -> Listed:
         notes = ["the last step goes to 0, as it was learned"]
     solver = learned.solver if last == "kept" else _to_zero(learned.solver)
     if solver.name == "dpmpp":
-        if solver.lower_order_final and solver.order > 1 + solver.to_zero:
+        if solver.lowers_order:
             notes.append(
                 "k-diffusion's dpmpp_2m lowers its order in a step to 0 alone; learn with lower_order_final False"
             )
@@ -91,7 +91,7 @@ def diffusers_timesteps(learned: Learned, table: PlainTable) -> Listed:
         raise ValueError(f"DPMSolverMultistepScheduler runs dpmpp or ddim, got {solver}")
     if steps is None:
         raise ValueError("timesteps are those of a network of discrete steps (VPDiscrete)")
-    if solver.lower_order_final and solver.n_steps >= _MANY and solver.order > 1 + solver.to_zero:
+    if solver.lowers_order and solver.n_steps >= _MANY:
         raise ValueError(
             f"from {_MANY} steps on DPMSolverMultistepScheduler does not lower the order; learn with lower_order_final "
             f"False, got {solver}"

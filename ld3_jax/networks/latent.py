@@ -138,7 +138,7 @@ class Loaded(NamedTuple):
         embed: class numbers (batch,) -> contexts (batch, 1, channels); None if the model has no classes.
     """
 
-    model: Partial
+    model: denoisers.Denoiser
     decode: Partial
     embed: Partial | None
 

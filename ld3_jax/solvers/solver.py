@@ -92,6 +92,11 @@ class Solver:
         return self.last_sigma is not None
 
     @property
+    def lowers_order(self) -> bool:
+        """Whether its order falls over the last steps before the one that ends."""
+        return self.lower_order_final and self.order is not None and self.order > 1 + self.to_zero
+
+    @property
     def prediction(self) -> str:
         """What it takes predictions of: "noise" or "data"; on a manifold always noise, see `takes`."""
         return SOLVERS[self.name].prediction
