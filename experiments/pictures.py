@@ -6,36 +6,33 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import comparison
-from experiments.comparison import Comparison
+from experiments.comparison import SQUARED_ERROR, Comparison
+from experiments.run import Run
 from experiments.workdir import read_log
 from ld3_jax import plots
 from ld3_jax.batches import to_host
 from ld3_jax.grids import GRIDS, grid
 from ld3_jax.learning import Learned
 from ld3_jax.pretrained import Pretrained
-from ld3_jax.teacher import Pairs
 
 _ERROR_GAIN = 5
 MOST = 1024  # samples in a gallery
 
 
-def draw(
-    folder: Path, model: Pretrained, learned: Learned, test: Pairs, compared: Comparison, start_loss: float
-) -> None:
+def draw(folder: Path, run: Run, learned: Learned, compared: Comparison, start_loss: float) -> None:
     """Draw schedule.png, loss.png and samples.png."""
-    schedule, n, title = model.schedule, learned.solver.n_steps, f"{model}, {learned.solver}"
-    hand_made = {name: np.asarray(schedule.lam(grid(name, schedule, n))) for name in GRIDS}
+    model, n, title = run.model, learned.solver.n_steps, f"{run.model}, {learned.solver}"
+    hand_made = {name: np.asarray(model.schedule.lam(grid(name, model.schedule, n))) for name in GRIDS}
     lines = _by_part(model, "learned", learned.t) | _by_part(model, "learned, for the network", learned.t_c)
     plots.grids(folder / "schedule.png", lines, hand_made, title)
     if steps := read_log(folder / "metrics.jsonl"):
         plots.losses(folder / "loss.png", steps, ("validation at the start", start_loss), title)
-    errors = compared.errors[comparison.SQUARED_ERROR]
-    best = comparison.best_hand_made(errors)
+    best = compared.best_hand_made
     labels = {"learned": "learned", best: f"best hand-made:\n{best}"}
-    rows = {"teacher": to_host(test.x_0[: model.shown])}
-    rows |= {label: compared.samples[name] for name, label in labels.items()}
-    notes = {label: [f"{loss:.4f}" for loss in errors[name][: model.shown]] for name, label in labels.items()}
+    judged = {label: compared.judged[name] for name, label in labels.items()}
+    rows = {"teacher": to_host(run.pairs[1].x_0[: model.shown])} | {label: one.samples for label, one in judged.items()}
+    errors = {label: one.errors[SQUARED_ERROR][: model.shown] for label, one in judged.items()}
+    notes = {label: [f"{error:.4f}" for error in some] for label, some in errors.items()}
     same_noise(folder / "samples.png", model, rows, f"{title}: samples from the same noise", notes)
 
 

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple, TextIO
 import filelock
 from ml_collections import config_dict
 
-from experiments import common, ending
+from experiments import ending
+from experiments.command import progress
+from experiments.configuration import differences
 from ld3_jax import checkpoint, learning
 from ld3_jax.disk import check_writable, naming, read_json, write_atomically
 from ld3_jax.learning import Discretization, Ended, StepMetrics, Task, TrainState
@@ -40,7 +42,7 @@ def held(workdir: Path, config: config_dict.ConfigDict, *, alone: bool = False) 
             there = read_json(path)
             if not isinstance(there, dict):
                 raise ValueError(f"{path}: not a configuration; take another folder")
-            if different := common.differences(there, _plain(config)):
+            if different := differences(there, _plain(config)):
                 raise ValueError(f"{workdir} holds another configuration: {'; '.join(different)}. Take another folder.")
         yield
         if is_first() and not (workdir / ".lock").exists():
@@ -72,7 +74,7 @@ def learn(folder: Path, task: Task, start: str | Discretization) -> Ended:
         begun = int(state.step)
         label = "learning" if until == task.learner.steps else f"race: {name}"
         checkpoints = folder / "checkpoints" / f"{until}-{name.replace(' ', '-')}"
-        with common.progress(label, until - begun) as update:
+        with progress(label, until - begun) as update:
             state = checkpoint.restore(checkpoints, state)
             leg = _Leg(name, int(state.step), until)
             with recording(folder, leg, checkpoints, lambda step, **shown: update(step - begun, **shown)) as record:

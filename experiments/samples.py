@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
-from experiments import common, pictures, workdir
+from experiments import pictures, workdir
+from experiments.command import progress
 from ld3_jax.batches import check_finite, to_host
 from ld3_jax.disk import digest, write_atomically
 from ld3_jax.learning import Learned
@@ -75,7 +76,7 @@ def fill(folder: Path, learned: Learned, model: Pretrained, *, num: int, size: i
         missing = of_first(np.array(_missing(folder, names)))
         firsts = [first for first, is_missing in zip(names, missing, strict=True) if is_missing]
         done = sum(min(size, num - first) for first in names if first not in set(firsts))
-        with common.progress("samples", num) as update:
+        with progress("samples", num) as update:
             update(done)
             for first, samples in batches(learned, model, firsts, num=num, size=size, seed=seed):
                 for name, content in zip(names[first], _contents(model, samples, format), strict=True):

@@ -1,8 +1,7 @@
-"""What the mains share: flags and errors, progress."""
+"""What every command shares: its flags, errors that end it in one line, progress."""
 
 import difflib
 import glob
-import json
 import os
 import re
 import runpy
@@ -23,10 +22,10 @@ from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 from tqdm import tqdm
 
-from configs import default
 from experiments import ending
+from experiments.configuration import flat
 from ld3_jax import batches
-from ld3_jax.disk import check_writable, read_json
+from ld3_jax.disk import CACHE, check_writable, read_json
 from ld3_jax.processes import is_first
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
@@ -40,8 +39,6 @@ flags.disclaim_key_flags()  # of those that are defined below, for a main: --hel
 _LINE_EVERY_S = 5.0
 _PROCESSES_OF_A_NODE = ("SLURM_STEP_TASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE")  # in SLURM "8(x4)", on four nodes
 _NO_MEMORY = re.compile("RESOURCE_EXHAUSTED|bad_alloc|out.of.memory|allocate", re.IGNORECASE)
-_HOME = os.path.expanduser("~")
-CACHE = None if _HOME == "~" else Path(_HOME, ".cache", "ld3_jax")  # None: nobody knows the user's home
 _COMPILING = [
     f"/jax/core/compile/{part}_duration" for part in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
 ]
@@ -142,22 +139,32 @@ def path_flag(name: str, default: str | None, what: str) -> flags.FlagHolder:
     return holder
 
 
-# What a schedule's model is read from, and the flags that say where it is now.
-MOVED = {"file": "weights", "first_stage": "first_stage", "prompts": "prompts", "text_encoder": "text_encoder"}
+def config_flag(what: str) -> flags.FlagHolder:
+    """The flag --config: a file whose get_config() makes a configuration, of what follows a colon if there is one."""
+    holder = config_flags.DEFINE_config_file("config", None, what, lock_config=True)
+    flags.FLAGS["config"].parser = _Configuration()
+    return holder
 
 
-def schedule_flags() -> tuple[flags.FlagHolder, flags.FlagHolder, dict[str, flags.FlagHolder]]:
-    """The flags --schedule and --nfe: what was learned, and for how many calls; and where its model's files are now."""
-    return (
-        path_flag("schedule", None, "A schedule.json that experiments.train wrote."),
-        flags.DEFINE_integer(
-            "nfe", None, "Network calls, if a curve was learned; default the schedule's.", lower_bound=1
-        ),
-        {
-            name: path_flag(flag, None, f"The schedule's network.{name}, if it lies elsewhere.")
-            for name, flag in MOVED.items()
-        },
-    )
+class _Configuration(flags.ArgumentParser):
+    """Reads the file of --config, and refuses keys that it lacks."""
+
+    def parse(self, path: str) -> config_dict.ConfigDict:
+        file, *of = os.path.expanduser(path).split(":", 1)
+        if not Path(file).is_file():
+            raise ValueError(f"no configuration file {file}")
+        try:
+            config = runpy.run_path(file)["get_config"](*of)
+        except Exception as error:  # whatever its author wrote
+            raise ValueError(f"{path}: get_config() fails ({type(error).__name__}: {error})") from error
+        if not isinstance(config, config_dict.ConfigDict):
+            raise ValueError(f"{path}: get_config() must return a ConfigDict, got {config!r}")
+        known = flat(config)
+        for given in filter(None, map(re.compile(r"--?(?:no)?config\.([^=]*)").match, sys.argv)):
+            if (key := given[1]) not in known:
+                nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+                raise ValueError(f"unknown key --config.{key}; did you mean --config.{nearest[0]}?")
+        return config.lock()
 
 
 def _check_out() -> None:
@@ -166,9 +173,11 @@ def _check_out() -> None:
     if not (given := read.pop("out", None)) or not (out := Path(given).resolve()).exists() or out.is_dir():
         return
     if "config" in flags.FLAGS:
-        read["config"] = config_flags.get_config_filename(flags.FLAGS["config"])
-    with suppress(OSError, ValueError, LookupError, TypeError):  # a bad schedule is told of where it is read
-        read |= read_json(Path(read["schedule"]))["model"]
+        read["config"] = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    for path in (read.pop("schedule", None) or "").split(","):
+        read[f"--schedule={path}"] = path
+        with suppress(OSError, ValueError, LookupError, TypeError):  # a bad schedule is told of where it is read
+            read |= read_json(Path(path))["model"]
     for name, path in read.items():
         if isinstance(path, str) and out == Path(path).resolve():
             raise ValueError(f"--out={given} is what {name} names, and this command reads that; give another file")
@@ -181,10 +190,7 @@ COUNT = {"lower_bound": 1, "upper_bound": 2**31 - 1}
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    argv = [re.sub("^~.*|(?<==)~.*", lambda found: os.path.expanduser(found[0]), word) for word in argv]
-    given = _given(argv[1:])
-    if "config" in given:
-        _check_config(Path(given["config"]), [name.removeprefix("config.") for name in given if "config." in name])
+    argv = [re.sub("^~[^,]*|(?<=[=,])~[^,]*", lambda found: os.path.expanduser(found[0]), word) for word in argv]
     try:
         rest = flags.FLAGS(argv)
         _read_paths()
@@ -201,49 +207,6 @@ def _read_paths() -> None:
             if path.startswith("~") or "://" in path:
                 raise ValueError(f"flag --{name}={value}: it must be a path on this machine's disks, in a known home")
             flags.FLAGS.config.update_from_flattened_dict({name.removeprefix("config."): path})
-
-
-def _given(arguments: Sequence[str]) -> dict[str, str]:
-    """Flags and their values, given as one word or as two."""
-    given = {}
-    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
-        if argument.startswith("-"):
-            name, equals, value = argument.lstrip("-").partition("=")
-            given[name] = value if equals else following
-    return given
-
-
-def _check_config(path: Path, keys: Sequence[str]) -> None:
-    """End with one line if there is no such configuration, or name a key that it lacks and the nearest that it has."""
-    if not path.is_file():
-        sys.exit(f"error: no configuration file {path}")
-    try:
-        config = runpy.run_path(str(path))["get_config"]()
-    except Exception as error:  # whatever its author wrote
-        sys.exit(f"error: {path}: get_config() fails ({type(error).__name__}: {error})")
-    if not isinstance(config, config_dict.ConfigDict):
-        sys.exit(f"error: {path}: get_config() must return a ConfigDict, got {config!r}")
-    known = set(flat(config))
-    for key in keys:
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            sys.exit(f"error: unknown key --config.{key}; did you mean --config.{nearest[0]}?")
-
-
-def flat(config: config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """A configuration's keys, joined by dots, and their values."""
-    leaves: dict[str, Any] = {}
-    for key, value in config.items():
-        nested = isinstance(value, config_dict.ConfigDict)
-        leaves |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return leaves
-
-
-def differences(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Where two configurations differ, a line each. A key that one lacks, as of an earlier version, has its default."""
-    usual = json.loads(default.get_config().to_json())
-    a, b = (flat(config_dict.ConfigDict(usual)) | flat(config_dict.ConfigDict(c)) for c in (config, other))
-    return [f"{key}: {a.get(key)!r}, here {b.get(key)!r}" for key in sorted(a | b) if a.get(key) != b.get(key)]
 
 
 class Stopwatch:
