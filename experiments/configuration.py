@@ -90,14 +90,14 @@ def settings(config: config_dict.ConfigDict) -> Settings:
         learner = _learner(learn, config.data.valid, parametrisation, solver)
     with naming("teacher", config.teacher):
         of = config.teacher
-        teacher = Teacher(
-            _solver(of), of.grid, of.batch_size, Path(of.cache), config.network.name, of.drop_not_finite
-        )
+        teacher = Teacher(_solver(of), of.grid, of.batch_size, Path(of.cache), config.network.name, of.drop_not_finite)
     return Settings(solver, teacher, parametrisation, learner, learn.loss, start)
 
 
 @contextmanager
-def naming(section: str, known: Mapping[str, Any] | None = None, keys: Mapping[str, str] | None = None) -> Iterator[None]:
+def naming(
+    section: str, known: Mapping[str, Any] | None = None, keys: Mapping[str, str] | None = None
+) -> Iterator[None]:
     """An error of the library names the configuration's key, or else the section that the value is in.
 
     Args:
@@ -187,9 +187,7 @@ def _parametrisation(learn: config_dict.ConfigDict, with_coefficients: bool) -> 
     return learning.ByPart(parametrisation) if learn.by_part else parametrisation
 
 
-def _learner(
-    learn: config_dict.ConfigDict, held_out: int, parametrisation: Parametrisation, solver: Solver
-) -> Learner:
+def _learner(learn: config_dict.ConfigDict, held_out: int, parametrisation: Parametrisation, solver: Solver) -> Learner:
     groups = parametrisation.groups(solver)
     if not groups:
         raise ValueError(f"nothing is learned: {list(learn.what)} of {solver}")

@@ -13,10 +13,10 @@ from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 from ml_collections import config_dict
 
-from experiments import command, comparison, configuration
-from experiments.comparison import Judge
+from experiments import command, configuration
 from experiments.configuration import Settings, naming
-from ld3_jax import batches, grids, learning, pretrained
+from ld3_jax import batches, comparison, grids, learning, pretrained
+from ld3_jax.comparison import Judge
 from ld3_jax.interop import others
 from ld3_jax.learning import Discretization, Ended, Learned, Student, Task
 from ld3_jax.pretrained import Pretrained

@@ -11,8 +11,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_dict
 
-from experiments import command, comparison, pictures, workdir
+from experiments import command, workdir
 from experiments.run import Run
+from ld3_jax import comparison
 from ld3_jax.learning import Ended, Learned
 
 _CONFIG = command.config_flag("Configuration file.")
@@ -26,28 +27,28 @@ def main() -> None:
 
 def run(config: config_dict.ConfigDict, folder: Path) -> None:
     """Learn and write everything to the workdir, going on where an earlier run of it stopped."""
-    whole = Run.of(config)
+    this_run = Run.of(config)
     watch = command.Stopwatch()
     with workdir.held(folder, config):
         with watch("teacher"):
-            task = whole.task
+            task = this_run.task
         workdir.claim(folder, config)
         with workdir.keeping_seconds(folder, watch.seconds), watch("learning"):
-            ended = workdir.learn(folder, task, whole.start)
+            ended = workdir.learn(folder, task, this_run.start)
         workdir.report(folder, ended, watch.seconds)
-        _write(folder, whole, ended)
+        _write(folder, this_run, ended)
 
 
-def _write(folder: Path, whole: Run, ended: Ended) -> None:
+def _write(folder: Path, this_run: Run, ended: Ended) -> None:
     """Compare what was learned, and write it with its pictures."""
-    learned, model, start = whole.learned(ended), whole.model, whole.settings.start
+    learned, model, start = this_run.learned(ended), this_run.model, this_run.settings.start
     times = {"learned": learned.found} | ({"start": start.found} if isinstance(start, Learned) else {})
-    compared = comparison.compare(whole.judge, times, str(model), model.shown)
+    compared = comparison.compare(this_run.judge, times, str(model), model.shown)
     unseen = {f"unseen {measure}": compared.summaries(measure) for measure in compared.apart}
     unseen = {"unseen": unseen.pop(f"unseen {comparison.SQUARED_ERROR}")} | unseen
-    learned = dataclasses.replace(learned, losses={"loss": whole.settings.loss, **learned.losses, **unseen})
+    learned = dataclasses.replace(learned, losses={"loss": this_run.settings.loss, **learned.losses, **unseen})
     learned.save(folder / "schedule.json", model.schedule)
-    pictures.draw(folder, whole, learned, compared, float(ended.state.start_loss))
+    workdir.draw(folder, this_run, learned, compared, float(ended.state.start_loss))
     for name in workdir.FILES:
         print(f"wrote {folder / name}")
 

@@ -1,24 +1,32 @@
-"""The folder of a run: whose it is, the record of its steps, and learning that goes on where it stopped."""
+"""The folder of a run: whose it is, learning that goes on where it stopped, the record of its steps, pictures."""
 
+import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import filelock
+import numpy as np
 from ml_collections import config_dict
 
 from experiments import ending
 from experiments.command import progress
 from experiments.configuration import differences
-from ld3_jax import checkpoint, learning
+from experiments.run import Run
+from ld3_jax import checkpoint, learning, plots
+from ld3_jax.batches import to_host
+from ld3_jax.comparison import SQUARED_ERROR, Comparison
 from ld3_jax.disk import check_writable, naming, read_json, write_atomically
-from ld3_jax.learning import Discretization, Ended, StepMetrics, Task, TrainState
+from ld3_jax.grids import GRIDS, grid
+from ld3_jax.learning import Discretization, Ended, Learned, StepMetrics, Task, TrainState
+from ld3_jax.pretrained import Pretrained
 from ld3_jax.processes import is_first
 
+_ERROR_GAIN = 5  # of differences from the teacher's samples in pictures
 FILES = ("schedule.json", "schedule.png", "loss.png", "samples.png", "metrics.jsonl", "report.json")
 
 
@@ -225,3 +233,46 @@ def recording(
             ending.waits = False
         if ending.number:
             raise KeyboardInterrupt
+
+
+def draw(folder: Path, run: Run, learned: Learned, compared: Comparison, start_loss: float) -> None:
+    """Draw schedule.png, loss.png and samples.png."""
+    model, n, title = run.model, learned.solver.n_steps, f"{run.model}, {learned.solver}"
+    hand_made = {name: np.asarray(model.schedule.lam(grid(name, model.schedule, n))) for name in GRIDS}
+    lines = _by_part(model, "learned", learned.t) | _by_part(model, "learned, for the network", learned.t_c)
+    plots.grids(folder / "schedule.png", lines, hand_made, title)
+    if steps := read_log(folder / "metrics.jsonl"):
+        plots.losses(folder / "loss.png", steps, ("validation at the start", start_loss), title)
+    best = compared.best_hand_made
+    labels = {"learned": "learned", best: f"best hand-made:\n{best}"}
+    judged = {label: compared.judged[name] for name, label in labels.items()}
+    rows = {"teacher": to_host(run.pairs[1].x_0[: model.shown])} | {label: one.samples for label, one in judged.items()}
+    errors = {label: one.errors[SQUARED_ERROR][: model.shown] for label, one in judged.items()}
+    notes = {label: [f"{error:.4f}" for error in some] for label, some in errors.items()}
+    _same_noise(folder / "samples.png", model, rows, f"{title}: samples from the same noise", notes)
+
+
+def _same_noise(
+    path: Path, model: Pretrained, rows: Mapping[str, np.ndarray], title: str, notes: Mapping[str, Sequence[str]]
+) -> None:
+    """Rows of samples from the same noise; under those with notes, their difference from the teacher's."""
+    if model.display is None:
+        plots.scatter_rows(path, rows, title)
+        return
+    target, shown = model.display(rows["teacher"], rows["teacher"]), {}
+    for row, images in rows.items():
+        images = model.display(images, rows["teacher"])
+        shown[row] = np.clip(images, 0, 1)
+        if row in notes and model.differences:
+            error = _ERROR_GAIN * np.abs(images - target)
+            shown[f"{row.splitlines()[-1]}:\nerror x {_ERROR_GAIN}"] = np.clip(error, 0, 1)
+    plots.image_rows(path, shown, title, notes)
+
+
+def _by_part(model: Pretrained, name: str, t: np.ndarray) -> dict[str, np.ndarray]:
+    """Half-log-SNR at the times; of a state of parts, one line for each, all on the scale of the first."""
+    lam = np.asarray(model.schedule.lam(t))
+    if lam.ndim == 1:
+        return {name: lam}
+    parts = [field.name for field in dataclasses.fields(model.schedule)]
+    return {f"{name}: {part}": lam[:, i] for i, part in enumerate(parts)}

@@ -1,23 +1,102 @@
-"""Any number of samples, batch by batch, in memory that does not grow with their number; into a folder if asked to."""
+"""A schedule.json in use: what was learned with the model that it is for, and any number of samples drawn with it."""
 
 import dataclasses
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 from ml_collections import config_dict
 
-from experiments import pictures, workdir
-from experiments.command import progress
+from experiments import workdir
+from experiments.command import path_flag, progress
+from experiments.run import load_by_name
+from ld3_jax import interpolate, learning, plots, pretrained
 from ld3_jax.batches import check_finite, to_host
 from ld3_jax.disk import digest, write_atomically
 from ld3_jax.learning import Learned
 from ld3_jax.learning.task import make_student, run_in_batches
 from ld3_jax.pretrained import Pretrained
 from ld3_jax.processes import is_first, of_first
+
+# What a schedule's model is read from, and the flags that say where it is now.
+_MOVED = {"file": "weights", "first_stage": "first_stage", "prompts": "prompts", "text_encoder": "text_encoder"}
+
+
+def define_flags() -> None:
+    """Define --schedule, --nfe, and flags that say where the model's files are now."""
+    several = "A schedule.json that experiments.train wrote; several, separated by commas, to interpolate with --nfe."
+    path_flag("schedule", None, several)
+    flags.DEFINE_integer("nfe", None, "Network calls; default the schedule's own number.", lower_bound=1)
+    for name, flag in _MOVED.items():
+        path_flag(flag, None, f"The schedule's network.{name}, if it lies elsewhere.")
+
+
+def given() -> list[Path]:
+    """The files of --schedule."""
+    named = flags.FLAGS.schedule
+    return [Path(path) for path in ([named] if Path(named).exists() else named.split(","))]
+
+
+def load_given() -> tuple[Learned, Pretrained]:
+    """`load` of what the flags say."""
+    here = {name: flags.FLAGS[flag].value for name, flag in _MOVED.items()}
+    return load(given(), flags.FLAGS.nfe, {name: path for name, path in here.items() if path})
+
+
+def load(
+    paths: Sequence[Path], nfe: int | None = None, here: Mapping[str, str] | None = None
+) -> tuple[Learned, Pretrained]:
+    """Read schedules, and load the model that they were learned for.
+
+    Args:
+        paths: the files. Several are interpolated, see `ld3_jax.interpolate`.
+        nfe: for how many network calls; None: as the one file says.
+        here: settings that say where the model's files are now. A file is downloaded only to where they say.
+
+    Raises:
+        FileNotFoundError, ValueError: see `learning.load`, `ld3_jax.interpolate` and `pretrained.load`.
+        ValueError: if the model of that name has other weights now.
+    """
+    if nfe is None and len(paths) > 1:
+        raise ValueError(f"{len(paths)} schedules are interpolated: --nfe says for how many network calls")
+    several = (
+        [learning.load(paths[0])] if nfe is None else [one for path in paths for one in learning.load_several(path)]
+    )
+    shown = ",".join(map(str, paths))
+    model = _load_model(shown, several[0].model, here or {})
+    try:
+        learned = several[0] if nfe is None else interpolate(several, nfe, model.schedule)
+        jax.eval_shape(partial(learned.table, model.schedule))  # refuses what does not fit
+    except ValueError as error:
+        raise ValueError(f"{shown}: {error}") from error
+    return learned, model
+
+
+def _load_model(shown: str, record: Mapping[str, Any], here: Mapping[str, str]) -> Pretrained:
+    """The model of a schedule's record, if its weights are still the same."""
+    if missing := [key for key in ("name", "digest") if not isinstance(record.get(key), str)]:
+        raise ValueError(f"{shown}: its model lacks {missing}")
+    for name, flag in _MOVED.items():
+        if name not in here and record.get(name) and not Path(str(record[name])).exists():
+            raise FileNotFoundError(
+                f"{shown}: no file {record[name]!s:.200}, its network.{name}; --{flag} says where it is"
+            )
+    names = [field.name for field in dataclasses.fields(pretrained.Settings)]
+    model = load_by_name(record["name"], {name: record[name] for name in names if name in record} | here)
+    now = model.identity()
+    other = [
+        f"{key} {record[key]!s:.40}, here {now.get(key)!s:.40}"
+        for key in ("digest", "decoder", "predicts")
+        if key in record and now.get(key) != record[key]
+    ]
+    if other:
+        raise ValueError(f"{shown} was learned for another model {record['name']}: {'; '.join(other)}")
+    return model
 
 
 def batches(
@@ -114,8 +193,8 @@ def _names(first: int, count: int, format: str) -> list[str]:
 
 
 def _contents(model: Pretrained, samples: np.ndarray, format: str) -> list[bytes]:
-    if format == "png":
-        return [pictures.png(model, sample) for sample in samples]
+    if format == "png":  # each on a scale of its own
+        return [plots.png(np.clip(model.display(one, one)[0], 0, 1)) for one in samples[:, None]]
     if format == "npz":
         buffer = io.BytesIO()
         np.savez(buffer, samples=samples)

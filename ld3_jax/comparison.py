@@ -18,12 +18,12 @@ from ld3_jax.baselines import Probe, baseline
 from ld3_jax.batches import to_host
 from ld3_jax.disk import digest, read_arrays, write_arrays
 from ld3_jax.grids import GRIDS
-from ld3_jax.learning import Discretization, Student, on_grid
+from ld3_jax.learning import Discretization, Student, kl_bound, on_grid
 from ld3_jax.learning.student import losses_in_batches, run_in_batches
 from ld3_jax.losses import Loss
 from ld3_jax.pretrained import Pretrained
 from ld3_jax.processes import is_first, of_first
-from ld3_jax.teacher import Pairs
+from ld3_jax.teacher import Pairs, Teacher
 
 SQUARED_ERROR = "squared error"
 
@@ -161,7 +161,9 @@ def compare(judge: Judge, times: Mapping[str, Discretization], title: str, shown
     judged = {name: judge(one, shown) for name, one in {**times, **judge.hand_made()}.items()}
     compared = Comparison(judged, apart)
     for measure in judge.measures:
-        _print_table(compared.summaries(measure), len(jax.tree.leaves(targets)[0]), f"{title}, {judge.student.solver}\n{measure}")
+        _print_table(
+            compared.summaries(measure), len(jax.tree.leaves(targets)[0]), f"{title}, {judge.student.solver}\n{measure}"
+        )
     return compared
 
 
@@ -262,3 +264,18 @@ def print_distances(samples: Mapping[str, np.ndarray], targets: np.ndarray) -> d
             distances[extractor][name] = {"frechet": frechet[name], "kid": kid, **covered._asdict()}
     print(flush=True)
     return distances
+
+
+def print_bound(judge: Judge, times: Discretization, teacher: Teacher) -> dict[str, float] | None:
+    """Print and return the densities' distance and LD3's bound on it; None where densities are not defined."""
+    try:
+        bound = kl_bound(judge.student, times, teacher, judge.test.x_T, judge.test.cond)
+    except ValueError as error:
+        print(f"no bound on KL(teacher || learned): {error}")
+        return None
+    print(f"KL(teacher || learned) {bound.kl:.4f} +- {bound.kl_error:.4f} nats, LD3's bound on it {bound.value:.4f}")
+    print(
+        f"({bound.matched:.1%} of the noises were matched; for {bound.folded:.1%} of those the two determinants have "
+        "opposite signs)"
+    )
+    return bound._asdict()
