@@ -1,4 +1,4 @@
-"""Measure the tables of docs/benchmark.md: one curve, the learners, the speed of a large network, docking.
+"""Measure the tables of docs/benchmark.md: interpolated times, the learners, the speed of a large network, docking.
 
 python -m experiments.benchmark --out=runs/benchmark.json
 
@@ -17,12 +17,17 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import common, docking, measurements, transfer
+from experiments import command, docking, tables
 from ld3_jax.disk import check_writable, write_atomically
 
-_OUT = common.path_flag("out", None, "A JSON file for the rows.")
+_OUT = command.path_flag("out", None, "A JSON file for the rows.")
 _QUICK = flags.DEFINE_bool("quick", False, "One seed, few cases, a shrunken network: minutes in place of hours.")
-_USUAL = measurements.TABLES | {"transfer": transfer.transfer_table}
+_USUAL = {
+    "interpolation": tables.interpolation_table,
+    "learners": tables.learners_table,
+    "network": tables.network_table,
+    "transfer": tables.transfer_table,
+}
 TABLES = _USUAL | {"docking": docking.docking_table}
 _TABLES = flags.DEFINE_list("tables", list(_USUAL), f"Which of the tables {', '.join(TABLES)}.")
 flags.mark_flags_as_required(["out"])
@@ -39,7 +44,7 @@ def main() -> None:
     check_writable(out)
     device, python = jax.devices()[0].device_kind, platform.python_version()
     packages = {name: version(name) for name in _PACKAGES}
-    record = {"device": device, "python": python, "packages": packages, "rows": {}} | measurements.read(out)
+    record = {"device": device, "python": python, "packages": packages, "rows": {}} | tables.read(out)
     if record["device"] != device:
         raise ValueError(f"{out} was measured on {record['device']}; take another file with --out")
     rows = record["rows"]
@@ -91,4 +96,4 @@ def _figure(value: float | str | Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

@@ -2,16 +2,14 @@
 
 from functools import partial
 
-import jax
 import numpy as np
 
 from configs import docking
-from experiments import measurements
-from experiments.measurements import Case, Measure, Row
+from experiments.run import Run
+from experiments.tables import Measure, Row
 from ld3_jax import learning, metrics
-from ld3_jax.batches import to_host
-from ld3_jax.grids import GRIDS
-from ld3_jax.learning import Discretization, on_grid
+from ld3_jax.comparison import SQUARED_ERROR
+from ld3_jax.learning import Discretization
 from ld3_jax.poses import checks, molecules
 
 _NFES, _TEST = (6, 20, 4, 8, 10), 500
@@ -38,33 +36,32 @@ def docking_table(quick: bool) -> list[tuple[str, Measure]]:
             config.data.train, config.learn.batch_size, config.learn.steps = 400, 40, 32
         if name == _EULER:
             config.solver.name, config.solver.order = "euler", 1
-        case = measurements.prepared(config)
-        return measured(case, times(case, name), model.removesuffix("_network"))
+        run = Run.of(config)
+        return measured(run, times(run, name), model.removesuffix("_network"))
 
     rows = [(f"{nfe} {name}", partial(measure, nfe, name)) for nfe in _NFES for name in _ROWS]
     rows += [(f"6 {name}, {model}", partial(measure, 6, name, model)) for model in _OTHERS for name in _ROWS]
     return rows[: 1 if quick else None]
 
 
-def times(case: Case, name: str) -> Discretization:
+def times(run: Run, name: str) -> Discretization:
     """A hand-made grid, or what is learned."""
     if name in _LEARNED:
-        return measurements.fitted(case)[0].found
-    found = {grid: on_grid(grid, case.student.schedule, case.student.solver) for grid in GRIDS}
+        return run.learn()[0].found
+    grids = run.judge.hand_made()
     if name != "best hand-made":
-        return found["uniform"]
-    return min(found.values(), key=lambda one: float(learning.distances(case.student, one, case.known).mean()))
+        return grids["uniform"]
+    return min(grids.values(), key=lambda one: float(learning.distances(run.student, one, run.pairs[0]).mean()))
 
 
-def measured(case: Case, found: Discretization, molecule: str) -> Row:
+def measured(run: Run, times: Discretization, molecule: str) -> Row:
     """Distances to the teacher's poses, and the share of poses that pass PoseBusters' checks."""
-    rmsd, held_out = np.sqrt(measurements.squared_errors(case, found)), case.held_out
-    some = jax.tree.map(lambda leaf: leaf[:_CHECKED], held_out.x_T)
-    samples = learning.task.run_in_batches(case.student, found, some, batch_size=_CHECKED)
+    judged = run.judge(times, _CHECKED)
+    rmsd = np.sqrt(judged.errors[SQUARED_ERROR])
     shares = {
         "under 0.5": metrics.share(rmsd < 0.5),
         "under 2": metrics.share(rmsd < 2.0),
-        "passes checks": metrics.share(checks.passes(molecules.load(molecule), to_host(samples))),
+        "passes checks": metrics.share(checks.passes(molecules.load(molecule), judged.samples)),
     }
     shown = {"median RMSD": "{:.4f} ({:.4f}-{:.4f})".format(*checks.median(rmsd))}
     shown |= {name: "{:.3f} ({:.3f}-{:.3f})".format(*share) for name, share in shares.items()}
