@@ -5,7 +5,7 @@ import csv
 import html
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from experiments.cells import LEARNED, Cell, Figures, Measured
 from ld3_jax.grids import GRIDS
 from ld3_jax.solvers import Solver
 
+_COLUMNS = (*Cell._fields, "method", "held_out", *Figures._fields)
 _TEMPLATE = Path(__file__).with_suffix(".html")
 
 
@@ -43,9 +44,6 @@ METHODS = {
     "times": Method("times learned", "#3b82c4", "D", "◆", "times and network times learned"),
     "everything": Method("everything learned", "#d9415a", "*", "★", "times, network times and coefficients learned"),
 }
-_COLUMNS = ("network", "solver", "calls", "method", "mean", "median", "another basin, %", "Frechet", "95 % of the mean")
-_COLUMNS += ("seed", "start", "calls to learn")
-
 _INK = "#123456"  # stands for the page's colour of text
 _INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
 _STYLE = dict.fromkeys(_INKED, _INK) | {
@@ -62,13 +60,16 @@ _STYLE = dict.fromkeys(_INKED, _INK) | {
 def as_csv(cells: Iterable[Measured]) -> bytes:
     """A line for each method of each cell."""
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*Cell._fields, "method", "held_out", *Figures._fields])
+    csv.writer(buffer, lineterminator="\n").writerows([_COLUMNS, *_rows(cells)])
+    return buffer.getvalue().encode()
+
+
+def _rows(cells: Iterable[Measured]) -> Iterator[list[Any]]:
+    """The values of _COLUMNS, for each method of each cell."""
     for measured in cells:
         for name, figures in measured.methods.items():
             lam = " ".join(f"{value:.6g}" for value in figures.lam)
-            writer.writerow([*measured.cell, name, measured.held_out, *figures._replace(lam=lam)])
-    return buffer.getvalue().encode()
+            yield [*measured.cell, name, measured.held_out, *figures._replace(lam=lam)]
 
 
 def shares(cells: Iterable[Measured], name: str) -> np.ndarray:
@@ -133,7 +134,7 @@ def of_sweep(measured: Sequence[Measured], workdir: Path, command: str) -> str:
         grids=grids,
         command=html.escape(command),
         samples=_all(panels, lambda panel, name: _samples(panel, workdir)),
-        figures=_table(_COLUMNS, [_shown(one, name) for one in measured for name in one.methods]),
+        figures=_table(_rows(measured)),
     )
 
 
@@ -272,19 +273,13 @@ def _svg(figure: Figure, name: str) -> str:
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{own}-", svg)
 
 
-def _shown(measured: Measured, name: str) -> tuple[str, ...]:
-    """What _COLUMNS say: what matters most stands where a phone shows it."""
-    cell, judged = measured.cell, measured.methods[name]
-    where = (cell.network, cell.solver, str(cell.nfe), name)
-    errors = (f"{judged.mean:.5f}", f"{judged.median:.5f}", f"{100 * judged.another_basin:.1f}")
-    frechet = "" if judged.frechet is None else f"{judged.frechet:.4g}"
-    cost = str(judged.network_calls) if judged.network_calls else ""
-    interval = f"{judged.low:.5f} to {judged.high:.5f}"
-    return (*where, *errors, frechet, interval, str(cell.seed), judged.start, cost)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in a box that scrolls."""
-    head = "".join(f"<th><button>{html.escape(name)}</button></th>" for name in header)
-    body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+def _table(rows: Iterable[Sequence[Any]]) -> str:
+    """A table in a box that scrolls, without the times."""
+    shown = [i for i, name in enumerate(_COLUMNS) if name != "lam"]
+    head = "".join(f"<th><button>{html.escape(_COLUMNS[i].replace('_', ' '))}</button></th>" for i in shown)
+    lines = (
+        [f"{row[i]:.5g}" if isinstance(row[i], float) else "" if row[i] is None else str(row[i]) for i in shown]
+        for row in rows
+    )
+    body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
     return f"<div class=box><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"

@@ -4,7 +4,7 @@ Means and medians are over the squared errors of 200 held-out noises.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from itertools import permutations
@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 from ml_collections import config_dict
@@ -25,7 +26,6 @@ from ld3_jax.disk import numbers, read_json
 from ld3_jax.learning import Discretization, GradientDescent, Learned
 from ld3_jax.learning.interpolation import between
 from ld3_jax.networks import edm, weights
-from ld3_jax.pretrained import Pretrained
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, draw_noise
 
@@ -207,6 +207,32 @@ def read(path: Path) -> dict[str, Any]:
 def _is_row(row: Row) -> bool:
     """Whether a row holds words, numbers, and lists of a mean, a median and a share."""
     return all(isinstance(value, str | float | int) or numbers(value).shape == (3,) for value in row.values())
+
+
+def markdown(record: dict[str, Any], tables: Mapping[str, Callable]) -> str:
+    """The rows as Markdown, a section for each table."""
+    packages = ", ".join(f"{name} {number}" for name, number in record["packages"].items())
+    lines = [f"Measured on {record['device']} with {packages}. Errors are mean (median) and share in another basin."]
+    for table, rows_of in tables.items():
+        rows = {key: row for key, row in record["rows"].items() if key.startswith(f"{table}: ")}
+        if not rows:
+            continue
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        lines += ["", f"## {table}", "", " ".join(rows_of.__doc__.split()), ""]
+        lines += ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        for key, row in rows.items():
+            cells = (shown(row[column]) if column in row else "" for column in columns)
+            lines.append(f"| {key.removeprefix(f'{table}: ')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def shown(value: float | str | Sequence[float]) -> str:
+    """A word, a number, or mean (median) and the share in another basin."""
+    if isinstance(value, str):
+        return value
+    if np.isscalar(value):
+        return f"{value:,.0f}" if value >= 1e4 else f"{value:.4g}"
+    return f"{value[0]:.5f} ({value[1]:.5f}) {value[2]:.1%}"
 
 
 def _flops(model: Callable, x: jax.Array) -> float:
