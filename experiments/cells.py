@@ -15,7 +15,6 @@ import numpy as np
 from ml_collections import config_dict
 
 from configs import times
-from experiments import configuration
 from experiments.configuration import GROUPS, differences
 from experiments.run import Run
 from ld3_jax import comparison, metrics, plots
@@ -121,7 +120,7 @@ def check_config(config: config_dict.ConfigDict) -> None:
             f"everything; got {list(learn.what)} and {learn.by_part}"
         )
     for cell in all_cells(config):
-        configuration.settings(of_cell(config, cell))
+        Run.of(of_cell(config, cell))
 
 
 def all_cells(config: config_dict.ConfigDict) -> list[Cell]:
@@ -177,13 +176,14 @@ def _measure(
     """Every method's figures, and a picture of the first noise's samples; what is learned is saved, too."""
     schedules = path.parent.with_name("schedules")
     check_writable(schedules / "schedule.json")
-    run = Run.of(of_cell)
+    run = Run.of(of_cell).check()
     model, judge, target = run.model, run.judge, to_host(run.pairs[1].x_0)
     states = jax.tree.map(lambda leaf: leaf[: config.probes], (run.pairs[0].x_T, run.pairs[0].cond))
     probe = Probe(run.student.model, *states, judge.batch_size)
     discretizations = judge.hand_made()
-    discretizations |= comparison.baselines(config.baselines, run.student, probe, run.settings.teacher.cache)
-    of_times = run.learning_as(times.with_times_alone(of_cell.copy_and_resolve_references()))
+    discretizations |= comparison.baselines(config.baselines, run.student, probe, run.teacher.cache)
+    of_times = Run.of(times.with_times_alone(of_cell.copy_and_resolve_references()))
+    of_times = of_times.sharing(model=run.model, pairs=run.pairs)
     ends: dict[str, Ended] = {}
     for name, one in {"times": of_times, "everything": run}.items():
         learned, ends[name] = one.learn()
@@ -218,7 +218,7 @@ def _column(model: Pretrained, shown: list[np.ndarray], target: np.ndarray) -> b
     """Images below each other; None of what is no image."""
     if model.display is None or np.ndim(target) != 4:
         return None
-    images = np.clip(model.display(np.concatenate(shown), target[:_LIKE]), 0, 1)
+    images = model.display(np.concatenate(shown), target[:_LIKE])
     return plots.png(images.reshape(-1, *images.shape[2:]))
 
 

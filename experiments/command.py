@@ -2,6 +2,7 @@
 
 import difflib
 import glob
+import io
 import os
 import re
 import runpy
@@ -239,34 +240,24 @@ def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
     Yields:
         update(done, **figures): so many of the total are done; the figures are shown beside.
     """
-    if not is_first():
-        yield lambda done, **figures: None
-        return
-    if sys.stderr.isatty():
-        with tqdm(
-            total=total, desc=label, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-        ) as bar:
+    form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+    how: dict[str, Any] = {"bar_format": form}
+    if not sys.stderr.isatty():
+        how = {"bar_format": "{desc} {n_fmt}/{total_fmt}{postfix}, {elapsed_s:.0f} s, {remaining_s:.0f} s left", "file": _Lines()}
+        how["mininterval"] = _LINE_EVERY_S
+    with tqdm(desc=label, total=total, disable=not is_first(), **how) as bar:
 
-            def update(done: int, **figures: float) -> None:
-                bar.set_postfix({name: f"{value:.5f}" for name, value in figures.items()}, refresh=False)
-                bar.update(done - bar.n)
-                bar.refresh()
+        def update(done: int, **figures: float) -> None:
+            bar.set_postfix({name: f"{value:.5f}" for name, value in figures.items()}, refresh=False)
+            bar.update(done - bar.n)
 
-            yield update
-        return
-    started, printed, first = time.monotonic(), -_LINE_EVERY_S, None
+        yield update
 
-    def update(done: int, **figures: float) -> None:
-        nonlocal printed, first
-        now = time.monotonic() - started
-        first = (done, now) if first is None else first
-        if now - printed < _LINE_EVERY_S and done < total:
-            return
-        printed = now
-        shown = "".join(f"  {name} {value:.5f}" for name, value in figures.items())
-        left = ""
-        if first[0] < done < total:  # the first item's time is mostly compilation
-            left = f", {(now - first[1]) / (done - first[0]) * (total - done):.0f} s left"
-        print(f"{label} {done}/{total}{shown}  {now:.0f} s{left}", file=sys.stderr, flush=True)
 
-    yield update
+class _Lines(io.StringIO):
+    """Each state of a bar as a line of its own."""
+
+    def write(self, text: str) -> int:
+        if line := text.strip():
+            print(line, file=sys.stderr, flush=True)
+        return len(text)

@@ -1,8 +1,7 @@
-"""What a configuration says as values of the library, which check themselves; errors name the configuration's key."""
+"""Configurations: compared, checked, and read as values of the library, whose errors name the key."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from ld3_jax.learning.state import Learner
 from ld3_jax.published import PUBLISHED
 from ld3_jax.ranges import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, SEED, check, one_of
 from ld3_jax.solvers import Solver
-from ld3_jax.teacher import Teacher
 
 GROUPS = {"times": "logits", "shifts": "shifts", "coefficients": "coefficients"}  # learn.what -> a group of numbers
 LEARNERS = ("gn", "lm", "optax")
@@ -45,53 +43,10 @@ _ALLOWED = {
     **{f"learn.{group}_rule": one_of(RULES) for group in GROUPS.values()},
 }
 _STARTS = one_of([*grids.GRIDS, *PUBLISHED, "race"])
-_KEYS = {  # names in the messages of the library -> keys of learn
+KEYS = {  # names in the messages of the library -> keys of learn
     **{"validations": "patience", "visits": "floor_visits", "rate": "noise_rate"},
     **{f"the floor of {group}": f"{group}_floor" for group in ("logits", "shifts")},
 }
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a configuration says of the student, of its teacher and of learning.
-
-    Attributes:
-        solver: the student's.
-        teacher: how the pairs are made.
-        parametrisation: what is learned.
-        learner: how.
-        loss: the name of the loss.
-        start: what learning starts from: a grid's name, "race", or what was learned before.
-    """
-
-    solver: Solver
-    teacher: Teacher
-    parametrisation: Parametrisation
-    learner: Learner
-    loss: str
-    start: str | Learned
-
-
-def settings(config: config_dict.ConfigDict) -> Settings:
-    """Read a configuration.
-
-    Raises:
-        ValueError: if a value is not one that exists; it names the key, what was given and what is allowed.
-        FileNotFoundError: if learn.init names a file that does not exist.
-    """
-    _check(config)
-    learn = config.learn
-    with naming("solver", config.solver):
-        solver = _solver(config.solver)
-    start = _earlier(learn.init, solver) if learn.init.endswith(".json") else learn.init
-    with naming("learn", learn, _KEYS):
-        goes_on = isinstance(start, Learned) and start.coefficients is not None
-        parametrisation = _parametrisation(learn, goes_on)
-        learner = _learner(learn, config.data.valid, parametrisation, solver)
-    with naming("teacher", config.teacher):
-        of = config.teacher
-        teacher = Teacher(_solver(of), of.grid, of.batch_size, Path(of.cache), config.network.name, of.drop_not_finite)
-    return Settings(solver, teacher, parametrisation, learner, learn.loss, start)
 
 
 @contextmanager
@@ -138,7 +93,12 @@ def _of_today(values: dict[str, Any]) -> dict[str, Any]:
     return {key: None if (key, value) in gone else value for key, value in values.items()}
 
 
-def _check(config: config_dict.ConfigDict) -> None:
+def check_run(config: config_dict.ConfigDict) -> None:
+    """Refuse the configuration of a run for what no value of the library would.
+
+    Raises:
+        ValueError: it names the key, what was given and what is allowed.
+    """
     usual = default.get_config()
     if missing := [key for key in usual if key not in config]:
         raise ValueError(f"not the configuration of a run: it lacks {missing}; a sweep's is for experiments.sweep")
@@ -161,33 +121,40 @@ def _check(config: config_dict.ConfigDict) -> None:
         raise ValueError(f"learn.batch_size {learn.batch_size} exceeds data.train {config.data.train}")
 
 
-def _solver(of: config_dict.ConfigDict) -> Solver:
+def solver(of: config_dict.ConfigDict) -> Solver:
+    """Of the sections solver and teacher."""
     return Solver(of.name, of.nfe, of.order, of.variant, of.lower_order_final, of.last_sigma)
 
 
-def _earlier(path: str, solver: Solver) -> Learned:
-    """What was learned before, for this solver."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"learn.init: no file {path}; a run that learns the times writes one")
-    start = learning.load(path)
-    if (start.solver.nfe, start.solver.n_steps) != (solver.nfe, solver.n_steps):
-        raise ValueError(f"learn.init: {path} is for {start.solver.nfe} network calls, the student makes {solver.nfe}")
-    if start.coefficients is not None and start.solver != solver:
-        raise ValueError(f"learn.init: {path} has coefficients for {start.solver!r}, the student is {solver!r}")
-    return start
+def start(init: str, solver: Solver) -> str | Learned:
+    """What learning starts from: a grid's name, "race", or what was learned before for this solver."""
+    if not init.endswith(".json"):
+        return init
+    if not Path(init).is_file():
+        raise FileNotFoundError(f"learn.init: no file {init}; a run that learns the times writes one")
+    learned = learning.load(init)
+    if (learned.solver.nfe, learned.solver.n_steps) != (solver.nfe, solver.n_steps):
+        raise ValueError(
+            f"learn.init: {init} is for {learned.solver.nfe} network calls, the student makes {solver.nfe}"
+        )
+    if learned.coefficients is not None and learned.solver != solver:
+        raise ValueError(f"learn.init: {init} has coefficients for {learned.solver!r}, the student is {solver!r}")
+    return learned
 
 
-def _parametrisation(learn: config_dict.ConfigDict, with_coefficients: bool) -> Parametrisation:
+def parametrisation(learn: config_dict.ConfigDict, start: str | Learned) -> Parametrisation:
+    """What is learned; the coefficients of the start stay where they are not."""
     frozen = tuple(group for what, group in GROUPS.items() if what not in learn.what)
     of_times = tuple(group for group in frozen if group != "coefficients")
     parametrisation = learning.Gaps(learn.space, learn.max_shift, of_times)
-    if with_coefficients or "coefficients" in learn.what:
+    if "coefficients" in learn.what or getattr(start, "coefficients", None) is not None:
         own = tuple(group for group in frozen if group == "coefficients")
         parametrisation = learning.WithCoefficients(parametrisation, learn.consistent, learn.history, own)
     return learning.ByPart(parametrisation) if learn.by_part else parametrisation
 
 
-def _learner(learn: config_dict.ConfigDict, held_out: int, parametrisation: Parametrisation, solver: Solver) -> Learner:
+def learner(learn: config_dict.ConfigDict, held_out: int, parametrisation: Parametrisation, solver: Solver) -> Learner:
+    """How it is learned."""
     groups = parametrisation.groups(solver)
     if not groups:
         raise ValueError(f"nothing is learned: {list(learn.what)} of {solver}")

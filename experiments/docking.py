@@ -36,7 +36,7 @@ def docking_table(quick: bool) -> list[tuple[str, Measure]]:
             config.data.train, config.learn.batch_size, config.learn.steps = 400, 40, 32
         if name == _EULER:
             config.solver.name, config.solver.order = "euler", 1
-        run = Run.of(config)
+        run = Run.of(config).check()
         return measured(run, times(run, name), model.removesuffix("_network"))
 
     rows = [(f"{nfe} {name}", partial(measure, nfe, name)) for nfe in _NFES for name in _ROWS]

@@ -14,58 +14,107 @@ from jaxtyping import Array, PyTree
 from ml_collections import config_dict
 
 from experiments import command, configuration
-from experiments.configuration import Settings, naming
+from experiments.configuration import naming
 from ld3_jax import batches, comparison, grids, learning, pretrained
 from ld3_jax.comparison import Judge
 from ld3_jax.interop import others
 from ld3_jax.learning import Discretization, Ended, Learned, Student, Task
+from ld3_jax.learning.parametrisation import Parametrisation
+from ld3_jax.learning.state import Learner
 from ld3_jax.pretrained import Pretrained
+from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, Teacher, make_pairs
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What a configuration says, and what follows from it: each part is made when it is first asked for.
+    """What a configuration says, as values, and what follows from it: each part is made when it is first asked for.
 
     Attributes:
         config: the configuration.
-        settings: what it says as values.
-        model: the model that it names, or another one.
+        solver: the student's.
+        teacher: how the pairs are made.
+        parametrisation: what is learned.
+        learner: how.
+        init: what learning starts from: a grid's name, "race", or what was learned before.
     """
 
     config: config_dict.ConfigDict
-    settings: Settings
-    model: Pretrained
+    solver: Solver
+    teacher: Teacher
+    parametrisation: Parametrisation
+    learner: Learner
+    init: str | Learned
 
     @classmethod
-    def of(cls, config: config_dict.ConfigDict, model: Pretrained | None = None) -> "Run":
-        """Check a configuration and load its model, unless that is given. No network is called.
+    def of(cls, config: config_dict.ConfigDict) -> "Run":
+        """Read a configuration, without its model.
 
         Raises:
-            ValueError: if a value is not one that exists, or values, model, and loss do not fit together.
-            FileNotFoundError: if learn.init, the model or the loss needs a file that does not exist.
+            ValueError: if a value is not one that exists; it names the key, what was given and what is allowed.
+            FileNotFoundError: if learn.init names a file that does not exist.
         """
-        settings = configuration.settings(config)
-        run = cls(config, settings, model or load_model(config))
-        run._check()
-        return run
+        configuration.check_run(config)
+        learn, of = config.learn, config.teacher
+        with naming("solver", config.solver):
+            solver = configuration.solver(config.solver)
+        init = configuration.start(learn.init, solver)
+        with naming("learn", learn, configuration.KEYS):
+            parametrisation = configuration.parametrisation(learn, init)
+            learner = configuration.learner(learn, config.data.valid, parametrisation, solver)
+        with naming("teacher", of):
+            accurate, cache = configuration.solver(of), Path(of.cache)
+            teacher = Teacher(accurate, of.grid, of.batch_size, cache, config.network.name, of.drop_not_finite)
+        return cls(config, solver, teacher, parametrisation, learner, init)
 
-    def learning_as(self, config: config_dict.ConfigDict) -> "Run":
-        """A run of the same model and pairs that learns as another configuration says."""
-        other = dataclasses.replace(self, config=config, settings=configuration.settings(config))
-        vars(other)["pairs"] = self.pairs
+    def sharing(self, **parts: Any) -> "Run":
+        """This run with its `model` or its `pairs` given."""
+        other = dataclasses.replace(self)
+        vars(other).update(parts)
         return other
 
-    @cached_property
+    def check(self) -> "Run":
+        """Refuse solver, teacher, learner, start and loss that do not fit the model, before any network is called.
+
+        Raises:
+            ValueError: it names the section.
+            FileNotFoundError: if the model or the loss needs a file that does not exist.
+        """
+        schedule, start = self.model.schedule, self.start
+        with naming("solver"):
+            self.solver.takes(schedule)
+        with naming("teacher"):
+            self.teacher.solver.takes(schedule)
+            grids.grid(self.teacher.grid, schedule, self.teacher.solver.n_steps)
+        with naming("learn.init"):
+            if isinstance(self.init, Learned):
+                self.init.check_range(schedule)
+            first = "uniform" if isinstance(start, str) and start == "race" else start
+            times = learning.on_grid(first, schedule, self.solver) if isinstance(first, str) else first
+            self.parametrisation.init(times, schedule, self.solver)
+        with naming("learn"):
+            loss = comparison.shape_of_loss(self.config.learn.loss, self.model)
+            student = learning.make_student(lambda x, t, cond: x, schedule, self.solver, loss)
+            self.learner.check(Task(student, None, None, None, self.parametrisation, self.learner))
+        return self
+
+    @property
     def start(self) -> str | Discretization:
         """What learning starts from, as `learning.learn` takes it."""
-        start = self.settings.start
-        return start.found if isinstance(start, Learned) else start
+        return self.init.found if isinstance(self.init, Learned) else self.init
+
+    @cached_property
+    def model(self) -> Pretrained:
+        """The model; of its prompts, as many as pairs are drawn."""
+        settings, data = dict(self.config.network), self.config.data
+        if settings["prompts"] and not settings["num_prompts"]:
+            settings["num_prompts"] = data.train + data.valid + data.test
+        return load_model(settings.pop("name"), settings)
 
     @cached_property
     def pairs(self) -> tuple[Pairs, Pairs]:
         """The pairs to learn from, the teacher's or those of teacher.pairs, and the teacher's held-out ones."""
-        config, teacher = self.config, self.settings.teacher
+        config, teacher = self.config, self.teacher
         keys, count = jax.random.split(jax.random.key(config.seed), 2), config.data.train + config.data.valid
         if config.teacher.pairs:
             known = _pairs_of_ld3(Path(config.teacher.pairs), self.model, count)
@@ -76,21 +125,19 @@ class Run:
     @cached_property
     def student(self) -> Student:
         """The student with its loss."""
-        model, loss = self.model, comparison.loss_by_name(self.settings.loss, self.model, self.pairs[0].x_0)
-        return learning.make_student(model.model, model.schedule, self.settings.solver, loss, model.decode)
+        model, loss = self.model, comparison.loss_by_name(self.config.learn.loss, self.model, self.pairs[0].x_0)
+        return learning.make_student(model.model, model.schedule, self.solver, loss, model.decode)
 
     @cached_property
     def task(self) -> Task:
         """All that does not change while learning."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
-        return learning.make_task(
-            self.student, self.pairs[0], key, self.settings.parametrisation, self.settings.learner
-        )
+        return learning.make_task(self.student, self.pairs[0], key, self.parametrisation, self.learner)
 
     @cached_property
     def judge(self) -> Judge:
         """What judges samples on the held-out noises."""
-        return Judge.of(self.student, self.pairs[1], self.model, self.settings.learner.valid_batch)
+        return Judge.of(self.student, self.pairs[1], self.model, self.learner.valid_batch)
 
     def learned(self, ended: Ended) -> Learned:
         """What was learned, with the identity of its model."""
@@ -101,35 +148,8 @@ class Run:
         ended = learning.learn(self.task, self.start)
         return self.learned(ended), ended
 
-    def _check(self) -> None:
-        """Refuse solver, teacher, learner, start and loss that do not fit the model."""
-        of, schedule = self.settings, self.model.schedule
-        with naming("solver"):
-            of.solver.takes(schedule)
-        with naming("teacher"):
-            of.teacher.solver.takes(schedule)
-            grids.grid(of.teacher.grid, schedule, of.teacher.solver.n_steps)
-        with naming("learn.init"):
-            if isinstance(of.start, Learned):
-                of.start.check_range(schedule)
-            first = "uniform" if self.start == "race" else self.start
-            times = learning.on_grid(first, schedule, of.solver) if isinstance(first, str) else first
-            of.parametrisation.init(times, schedule, of.solver)
-        with naming("learn"):
-            loss = comparison.shape_of_loss(of.loss, self.model)
-            student = learning.make_student(lambda x, t, cond: x, schedule, of.solver, loss)
-            of.learner.check(Task(student, None, None, None, of.parametrisation, of.learner))
 
-
-def load_model(config: config_dict.ConfigDict) -> Pretrained:
-    """The model of a configuration; of its prompts, as many as pairs are drawn."""
-    settings = dict(config.network)
-    if settings["prompts"] and not settings["num_prompts"]:
-        settings["num_prompts"] = config.data.train + config.data.valid + config.data.test
-    return load_by_name(settings.pop("name"), settings)
-
-
-def load_by_name(name: str, settings: dict[str, Any]) -> Pretrained:
+def load_model(name: str, settings: dict[str, Any]) -> Pretrained:
     """Load a model with a progress bar for each download and for the text."""
     with ExitStack() as bars:
         update: dict[str, Callable[..., None]] = {}

@@ -71,7 +71,7 @@ def _write(out: Path, model: Pretrained, samples: np.ndarray, what: str) -> None
     elif model.display is None:
         plots.scatter_rows(out, {f"{len(samples)} samples": samples}, what)
     else:
-        plots.image_grid(out, np.clip(model.display(samples, samples), 0, 1))
+        plots.image_grid(out, model.display(samples, samples))
 
 
 if __name__ == "__main__":

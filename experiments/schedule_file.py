@@ -14,7 +14,7 @@ from ml_collections import config_dict
 
 from experiments import workdir
 from experiments.command import path_flag, progress
-from experiments.run import load_by_name
+from experiments.run import load_model
 from ld3_jax import interpolate, learning, plots, pretrained
 from ld3_jax.batches import check_finite, to_host
 from ld3_jax.disk import digest, write_atomically
@@ -87,7 +87,7 @@ def _load_model(shown: str, record: Mapping[str, Any], here: Mapping[str, str]) 
                 f"{shown}: no file {record[name]!s:.200}, its network.{name}; --{flag} says where it is"
             )
     names = [field.name for field in dataclasses.fields(pretrained.Settings)]
-    model = load_by_name(record["name"], {name: record[name] for name in names if name in record} | here)
+    model = load_model(record["name"], {name: record[name] for name in names if name in record} | here)
     now = model.identity()
     other = [
         f"{key} {record[key]!s:.40}, here {now.get(key)!s:.40}"
@@ -194,7 +194,7 @@ def _names(first: int, count: int, format: str) -> list[str]:
 
 def _contents(model: Pretrained, samples: np.ndarray, format: str) -> list[bytes]:
     if format == "png":  # each on a scale of its own
-        return [plots.png(np.clip(model.display(one, one)[0], 0, 1)) for one in samples[:, None]]
+        return [plots.png(model.display(one, one)[0]) for one in samples[:, None]]
     if format == "npz":
         buffer = io.BytesIO()
         np.savez(buffer, samples=samples)

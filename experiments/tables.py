@@ -40,7 +40,7 @@ def interpolation_table(quick: bool) -> list[tuple[str, Measure]]:
     surveys, nfes = (("hsc32",), (5,)) if quick else (("hsc32", "ztf32", "quasar72"), (5, 7, 9, 12))
 
     def run_of(survey: str, nfe: int) -> Run:
-        return Run.of(times.with_times_alone(configured(survey, "dpmpp", nfe)))
+        return Run.of(times.with_times_alone(configured(survey, "dpmpp", nfe))).check()
 
     @cache
     def learned(survey: str, nfe: int) -> Learned:
@@ -58,7 +58,7 @@ def learners_table(quick: bool) -> list[tuple[str, Measure]]:
     """Learners from the same start on hsc32, DPM-Solver++ 3M with 5 calls: run time of each, compiled, and error."""
 
     def measure(config: config_dict.ConfigDict) -> Row:
-        run = Run.of(config)
+        run = Run.of(config).check()
         for _ in range(2):  # in the second one nothing is compiled
             begun = time.monotonic()
             learned, ended = run.learn()
@@ -129,9 +129,9 @@ def transfer_table(quick: bool) -> list[tuple[str, Measure]]:
         return _SWEEP / "schedules" / f"{network}-{solver}-{nfe}-0-{what}.json"
 
     def measure(what: str, origin: str, *there: Any) -> Row:
-        run = Run.of(configured(*there))
+        run = Run.of(configured(*there)).check()
         given, learned = (learning.load(path(what, *of)).found for of in ((origin, "dpmpp", 5), there))
-        transferred = between([given], run.model.schedule, run.settings.solver)
+        transferred = between([given], run.model.schedule, run.solver)
         return _compared(run, {"transferred": transferred, "learned there": learned})
 
     rows = [
@@ -151,7 +151,8 @@ def _between_scales() -> list[tuple[str, Measure]]:
         if what == "times":
             config = times.with_times_alone(config)
         model, other = (Run.of(configured(name, "dpmpp", 5)).model for name in ("ztf32", "hsc32"))
-        run = Run.of(config, replace(model, model=Partial(_away, model.model, other.model, scale)))
+        guided = replace(model, model=Partial(_away, model.model, other.model, scale))
+        run = Run.of(config).sharing(model=guided).check()
         return run, run.learn()[0].found
 
     def measure(what: str, origin: float, scale: float) -> Row:

@@ -13,7 +13,7 @@ from ml_collections import config_dict
 
 from experiments import command, workdir
 from experiments.run import Run
-from ld3_jax import comparison
+from ld3_jax import comparison, recording
 from ld3_jax.learning import Ended, Learned
 
 _CONFIG = command.config_flag("Configuration file.")
@@ -27,26 +27,26 @@ def main() -> None:
 
 def run(config: config_dict.ConfigDict, folder: Path) -> None:
     """Learn and write everything to the workdir, going on where an earlier run of it stopped."""
-    this_run = Run.of(config)
+    this_run = Run.of(config).check()
     watch = command.Stopwatch()
     with workdir.held(folder, config):
         with watch("teacher"):
             task = this_run.task
         workdir.claim(folder, config)
         with workdir.keeping_seconds(folder, watch.seconds), watch("learning"):
-            ended = workdir.learn(folder, task, this_run.start)
+            ended = recording.learn(folder, task, this_run.start, workdir.watched)
         workdir.report(folder, ended, watch.seconds)
         _write(folder, this_run, ended)
 
 
 def _write(folder: Path, this_run: Run, ended: Ended) -> None:
     """Compare what was learned, and write it with its pictures."""
-    learned, model, start = this_run.learned(ended), this_run.model, this_run.settings.start
+    learned, model, start = this_run.learned(ended), this_run.model, this_run.init
     times = {"learned": learned.found} | ({"start": start.found} if isinstance(start, Learned) else {})
     compared = comparison.compare(this_run.judge, times, str(model), model.shown)
     unseen = {f"unseen {measure}": compared.summaries(measure) for measure in compared.apart}
     unseen = {"unseen": unseen.pop(f"unseen {comparison.SQUARED_ERROR}")} | unseen
-    learned = dataclasses.replace(learned, losses={"loss": this_run.settings.loss, **learned.losses, **unseen})
+    learned = dataclasses.replace(learned, losses={"loss": this_run.config.learn.loss, **learned.losses, **unseen})
     learned.save(folder / "schedule.json", model.schedule)
     workdir.draw(folder, this_run, learned, compared, float(ended.state.start_loss))
     for name in workdir.FILES:
