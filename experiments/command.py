@@ -243,7 +243,10 @@ def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
     form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
     how: dict[str, Any] = {"bar_format": form}
     if not sys.stderr.isatty():
-        how = {"bar_format": "{desc} {n_fmt}/{total_fmt}{postfix}, {elapsed_s:.0f} s, {remaining_s:.0f} s left", "file": _Lines()}
+        how = {
+            "bar_format": "{desc} {n_fmt}/{total_fmt}{postfix}, {elapsed_s:.0f} s, {remaining_s:.0f} s left",
+            "file": _Lines(),
+        }
         how["mininterval"] = _LINE_EVERY_S
     with tqdm(desc=label, total=total, disable=not is_first(), **how) as bar:
 
