@@ -240,19 +240,16 @@ def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
     Yields:
         update(done, **figures): so many of the total are done; the figures are shown beside.
     """
-    form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-    how: dict[str, Any] = {"bar_format": form}
-    if not sys.stderr.isatty():
-        how = {
-            "bar_format": "{desc} {n_fmt}/{total_fmt}{postfix}, {elapsed_s:.0f} s, {remaining_s:.0f} s left",
-            "file": _Lines(),
-        }
-        how["mininterval"] = _LINE_EVERY_S
-    with tqdm(desc=label, total=total, disable=not is_first(), **how) as bar:
+    bar: dict[str, Any] = {"bar_format": "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"}
+    line = "{desc} {n_fmt}/{total_fmt}{postfix}, {elapsed_s:.0f} s, {remaining_s:.0f} s left"
+    lines = {"bar_format": line, "file": _Lines(), "mininterval": _LINE_EVERY_S, "leave": False}
+    with tqdm(desc=label, total=total, disable=not is_first(), **(bar if sys.stderr.isatty() else lines)) as shown:
 
         def update(done: int, **figures: float) -> None:
-            bar.set_postfix({name: f"{value:.5f}" for name, value in figures.items()}, refresh=False)
-            bar.update(done - bar.n)
+            shown.set_postfix({name: f"{value:.5f}" for name, value in figures.items()}, refresh=False)
+            shown.update(done - shown.n)
+            if done == total:
+                shown.refresh()
 
         yield update
 

@@ -92,7 +92,7 @@ class Run:
             first = "uniform" if isinstance(start, str) and start == "race" else start
             times = learning.on_grid(first, schedule, self.solver) if isinstance(first, str) else first
             self.parametrisation.init(times, schedule, self.solver)
-        with naming("learn"):
+        with naming(f"learn (loss {self.config.learn.loss!r})"):
             loss = comparison.shape_of_loss(self.config.learn.loss, self.model)
             student = learning.make_student(lambda x, t, cond: x, schedule, self.solver, loss)
             self.learner.check(Task(student, None, None, None, self.parametrisation, self.learner))

@@ -64,14 +64,14 @@ def load(
     """
     if nfe is None and len(paths) > 1:
         raise ValueError(f"{len(paths)} schedules are interpolated: --nfe says for how many network calls")
-    several = (
-        [learning.load(paths[0])] if nfe is None else [one for path in paths for one in learning.load_several(path)]
-    )
-    shown = ",".join(map(str, paths))
-    model = _load_model(shown, several[0].model, here or {})
+    shown, learned = ",".join(map(str, paths)), learning.load(paths[0])
+    model = _load_model(shown, learned.model, here or {})
+    schedule = model.schedule
     try:
-        learned = several[0] if nfe is None else interpolate(several, nfe, model.schedule)
-        jax.eval_shape(partial(learned.table, model.schedule))  # refuses what does not fit
+        if nfe is not None:
+            several = [one for path in paths for one in learning.load_several(path, schedule)]
+            learned = interpolate(several, nfe, schedule)
+        jax.eval_shape(partial(learned.table, schedule))  # refuses what does not fit
     except ValueError as error:
         raise ValueError(f"{shown}: {error}") from error
     return learned, model

@@ -10,8 +10,7 @@ import pytest
 from jax.tree_util import Partial
 from noise_schedules import SCHEDULES
 
-from experiments import comparison
-from ld3_jax import baselines, poses, schedules
+from ld3_jax import baselines, comparison, poses, schedules
 from ld3_jax.baselines import Probe, baseline
 from ld3_jax.learning import make_student
 from ld3_jax.networks import gaussian

@@ -9,9 +9,9 @@ import pytest
 from ml_collections import config_dict
 
 from configs import default
-from experiments import common, models
 from experiments import train as train_main
-from experiments.plan import Plan
+from experiments.configuration import flat
+from experiments.run import Run
 from ld3_jax import learning
 from ld3_jax.pretrained import download
 
@@ -31,7 +31,6 @@ def shrink(config: config_dict.ConfigDict, folder: Path) -> config_dict.ConfigDi
     config.data.train, config.data.valid, config.data.test = 2, 0, 2
     if config.network.file:
         config.learn.gamma, config.learn.move_validation = 0.0, False
-    config.learn.nfes = (4, 5)
     config.learn.init = "logsnr"  # races are run in test_experiments.py
     config.learn.batch_size, config.learn.steps, config.learn.validate_every = 2, 2, 2
     return config
@@ -39,7 +38,7 @@ def shrink(config: config_dict.ConfigDict, folder: Path) -> config_dict.ConfigDi
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_configuration_has_the_keys_of_the_default_and_no_others(path):
-    assert set(common.flat(load(path))) == set(common.flat(default.get_config()))
+    assert set(flat(load(path))) == set(flat(default.get_config()))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -54,15 +53,14 @@ def test_a_configuration_opens_with_its_command_and_what_was_measured_or_what_it
     assert any(word in opening for word in (("Needs",) if needed else ("Measured", "Not measured.")))
 
 
-# One of each kind of space and learner runs to the end; curve and times do in test_experiments.py.
+# One of each kind of space and learner runs to the end; times does in test_experiments.py.
 WHOLE = ("docking", "gaussian", "gs", "paper", "stable_diffusion")
 
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem not in WHOLE], ids=lambda path: path.stem)
 def test_a_configuration_can_be_run_and_its_network_predicts(path, tmp_path):
     config = shrink(load(path), tmp_path)
-    Plan.of(config)
-    model = models.of_config(config)
+    model = Run.of(config).model
     x_T, cond = model.draw(jax.random.key(0), 1)
     predicted = jax.jit(model.model)(x_T, model.schedule.t_max, cond)
     assert predicted.shape == x_T.shape

@@ -12,8 +12,8 @@ from mains import main, module
 
 from configs.sweeps import galaxies, networks, seeds
 from experiments import cells, page
-from experiments.cells import Cell, Judged, Measured
-from experiments.common import differences
+from experiments.cells import Cell, Figures, Measured
+from experiments.configuration import differences
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning import student
 
@@ -33,7 +33,7 @@ SOLVERS = {"DPM-Solver++ 3M": "dpmpp", "UniPC-3": "unipc", "iPNDM-4": "ipndm"}
 
 
 def judged(mean, median=0.5, frechet=None):
-    return Judged(mean, mean / 2, 2 * mean, median, 0.25, frechet, [-1.0, 0.0, 1.0])
+    return Figures(mean, mean / 2, 2 * mean, median, 0.25, frechet, [-1.0, 0.0, 1.0])
 
 
 def measured(cell, config=None, **methods):
@@ -140,12 +140,12 @@ def test_bad_configurations_are_refused(key, value, said, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("change", [{"what": ("times",)}, {"curve": True}, {"by_part": True}], ids=str)
+@pytest.mark.parametrize("change", [{"what": ("times",)}, {"by_part": True}], ids=str)
 def test_a_sweep_that_would_not_learn_everything_is_refused(change):
     config = galaxies.get_config()
     config.run.learn.update(change)
-    with pytest.raises(ValueError, match=r"run\.learn\.what must be all of \['times', .* run\.learn\.curve False"):
-        module("sweep").check(config)
+    with pytest.raises(ValueError, match=r"run\.learn\.what must be all of \['times', .* run\.learn\.by_part False"):
+        cells.check_config(config)
 
 
 def test_another_programs_configuration_is_refused(tmp_path):
@@ -197,13 +197,13 @@ def test_the_summary_counts_cells_and_takes_geometric_means():
         measured(Cell("a", "ddim", 4, 0), times=judged(0.2, 0.6), everything=judged(0.1, 0.05)),
         measured(Cell("a", "ddim", 8, 0), logsnr=judged(0.1), times=judged(0.2), everything=judged(0.1)),
     ]
-    of_times, everything = cells.summary(found)
+    of_times, everything = page.summary(found)
     assert "times, 2 cells: the geometric mean of learned / best hand-made is 1.000 for means and 1.095" in of_times
     assert "the mean is above it in 1 cells, the median in 1;" in of_times
     assert "in 0 of 1 the mean is no higher" in of_times
     assert "is 0.500 for means and 0.316 for medians" in everything
     assert "in 1 of 1 the mean is no higher" in everything
-    assert cells.summary([]) == []
+    assert page.summary([]) == []
 
 
 def test_frechet_distances_are_counted_against_every_hand_made_grid():
@@ -211,7 +211,7 @@ def test_frechet_distances_are_counted_against_every_hand_made_grid():
     found = measured(
         Cell("a", "ddim", 4, 0), **grids, times=judged(0.1, frechet=2.0), everything=judged(0.1, frechet=0.5)
     )
-    of_times, everything = cells.summary([found])
+    of_times, everything = page.summary([found])
     assert of_times.endswith("in 0 of 1")
     assert everything.endswith("in 1 of 1")
 
@@ -230,7 +230,7 @@ def test_the_page_needs_nothing_beside_itself_and_draws_every_panel():
 
 def test_the_committed_page_and_csv_are_those_of_the_committed_cells():
     found = cells.read_all(COMMITTED)
-    assert (COMMITTED / "sweep.csv").read_bytes() == cells.as_csv(found)
+    assert (COMMITTED / "sweep.csv").read_bytes() == page.as_csv(found)
     drawn = page.of_sweep(found, COMMITTED, "")
     rows = r"<tr><td>.*|<li>\w.*"
     assert re.findall(rows, (COMMITTED / "sweep.html").read_text()) == re.findall(rows, drawn)
@@ -257,14 +257,14 @@ def test_the_readme_has_the_figures_of_the_cells():
 @pytest.mark.parametrize("sweep", [galaxies, networks, seeds])
 def test_the_committed_cells_are_all_and_those_of_the_configuration(sweep):
     config, folder = sweep.get_config(), Path("docs") / sweep.__name__.rpartition(".")[2]
-    for cell in module("sweep").all_cells(config):
-        assert not differences(cells.read(cell.path(folder)).config, module("sweep").settings(config, cell))
-    assert len(cells.read_all(folder)) == len(module("sweep").all_cells(config))
+    for cell in cells.all_cells(config):
+        assert not differences(cells.read(cell.path(folder)).config, cells.settings(config, cell))
+    assert len(cells.read_all(folder)) == len(cells.all_cells(config))
 
 
 def test_the_documentation_says_what_the_cells_say_together():
     text = " ".join(Path("docs/results.md").read_text().split())
-    for line in cells.summary(cells.read_all(COMMITTED)):
+    for line in page.summary(cells.read_all(COMMITTED)):
         assert line[1:] in text
 
 
@@ -272,18 +272,18 @@ def test_the_documentation_has_the_shares_of_the_cells():
     text = Path("docs/results.md").read_text()
     others = cells.read_all(Path("docs/networks"))
     for network in networks.get_config().networks:
-        ratios = [cells.shares([one for one in others if one.cell.network == network], name) for name in cells.LEARNED]
+        ratios = [page.shares([one for one in others if one.cell.network == network], name) for name in cells.LEARNED]
         above = ", ".join(str(int((ratio[:, 0] > 1).sum())) for ratio in ratios)
         assert f"| {network} | {' | '.join(map(shown, ratios))} | {above} of 6 |" in text
     five = [one for one in cells.read_all(COMMITTED) if one.cell.nfe == 5] + cells.read_all(Path("docs/seeds"))
     for network in seeds.get_config().networks:
         of_seed = [[one for one in five if one.cell[0] == network and one.cell.seed == seed] for seed in (0, 1, 2)]
-        row = (shown(cells.shares(some, "everything")) for some in of_seed)
+        row = (shown(page.shares(some, "everything")) for some in of_seed)
         assert f"| {network} | {' | '.join(row)} |" in text
 
 
 def shown(ratios):
-    mean, median = cells.geometric_mean(ratios)
+    mean, median = page.geometric_mean(ratios)
     return f"{mean:.3f} ({median:.3f})"
 
 
