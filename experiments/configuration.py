@@ -1,5 +1,6 @@
 """Configurations: compared, checked, and read as values of the library, whose errors name the key."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,17 +81,16 @@ def flat(config: config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 def differences(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Where two configurations differ, a line each. A key that one lacks, as of an earlier version, has its default."""
-    usual = default.get_config().to_dict()
-    a, b = (_of_today(flat(config_dict.ConfigDict(usual)) | flat(config_dict.ConfigDict(c))) for c in (config, other))
-    return [f"{key}: {a.get(key)!r}, here {b.get(key)!r}" for key in sorted(a | b) if a.get(key) != b.get(key)]
+    usual = json.loads(default.get_config().to_json())  # as a file has it: lists for tuples
+    a, b = (flat(config_dict.ConfigDict(usual)) | flat(config_dict.ConfigDict(c)) for c in (config, other))
+    same = [key for key in a | b if _of_today(key, a.get(key)) == _of_today(key, b.get(key))]
+    return [f"{key}: {a.get(key)!r}, here {b.get(key)!r}" for key in sorted(a | b) if key not in same]
 
 
-def _of_today(values: dict[str, Any]) -> dict[str, Any]:
-    """Without the keys of earlier versions that changed nothing; with lists for tuples, as a file has them."""
-    values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    gone = [("learn.nfes", values.get("learn.nfes")), ("learn.curve", False)]
-    gone += [(f"{of}.variant", "bh1") for of in ("solver", "teacher")]  # now None, the first variant
-    return {key: None if (key, value) in gone else value for key, value in values.items()}
+def _of_today(key: str, value: Any) -> Any:
+    """A value as it is given now: keys of earlier versions that changed nothing have none."""
+    first = key.endswith(".variant") and value == "bh1"  # now None, the first variant
+    return None if first or key == "learn.nfes" or (key, value) == ("learn.curve", False) else value
 
 
 def check_run(config: config_dict.ConfigDict) -> None:

@@ -84,8 +84,8 @@ class Judge:
         own = {loss.measure: loss} if loss.measure else {}
         return cls(student, test, {SQUARED_ERROR: model.squared_error, **own}, batch_size)
 
-    def __call__(self, times: Discretization, shown: int = 0) -> Judged:
-        """The samples on some times, of which so many first ones are kept."""
+    def __call__(self, times: Discretization, shown: int | None = 0) -> Judged:
+        """The samples on some times, of which so many first ones are kept, or all."""
         of, size = self.test, self.batch_size
         samples = run_in_batches(self.student, times, of.x_T, of.cond, batch_size=size)
         errors = {

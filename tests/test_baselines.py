@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_refused():
         baseline("dmn", VP, 0)
     with pytest.raises(ValueError, match="'gits' looks at the model: it needs a probe"):
         baseline("gits", VP, 5)
-    with pytest.raises(ValueError, match="states in a vector space"):
+    with pytest.raises(ValueError, match="is for states that are vectors"):
         baseline("dmn", poses.PoseNoise(), 5)
 
 

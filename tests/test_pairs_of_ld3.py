@@ -81,7 +81,7 @@ def test_a_configuration_learns_from_them_and_is_judged_on_the_teacher_s(tmp_pat
     config.teacher.pairs, config.data.train, config.data.valid, config.data.test = str(tmp_path / "pairs"), 2, 1, 4
     model = Pretrained("own", Settings(), Partial(lambda x, t, cond: 0.1 * x), SCHEDULE, STATE.shape)
     config.teacher.name, config.teacher.nfe = "ddim", 2
-    config.teacher.cache = str(tmp_path / "teacher")
+    config.teacher.cache, config.learn.batch_size = str(tmp_path / "teacher"), 2
     known, held_out = Run.of(config).sharing(model=model).pairs
     np.testing.assert_allclose(known.x_T, 80 * latents.permute(0, 2, 3, 1), rtol=1e-6)
     np.testing.assert_allclose(known.x_0, images.permute(0, 2, 3, 1), rtol=1e-6)
