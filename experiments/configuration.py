@@ -13,7 +13,7 @@ from ld3_jax import grids, learning, losses
 from ld3_jax.learning import Learned
 from ld3_jax.learning.optimizers import RULES
 from ld3_jax.learning.parametrisation import Parametrisation
-from ld3_jax.learning.state import Learner
+from ld3_jax.learning.task import Learner
 from ld3_jax.published import PUBLISHED
 from ld3_jax.ranges import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, SEED, check, one_of
 from ld3_jax.solvers import Solver
@@ -172,7 +172,7 @@ def learner(learn: config_dict.ConfigDict, held_out: int, parametrisation: Param
     patience = learning.Patience(learn.patience, learn.decay, floors, learn.floor_visits) if learn.patience else None
     surrogate = learning.SoftSurrogate(learn.gamma, learn.noise_rate, learn.move_validation) if learn.gamma else None
     return learning.GradientDescent(
-        learning.by_group(rules),
+        optimizer=learning.by_group(rules),
         frozen_steps=learn.frozen_steps,
         patience=patience,
         surrogate=surrogate,

@@ -106,7 +106,8 @@ def of_sweep(measured: Sequence[Measured], workdir: Path, command: str) -> str:
     drawn = {name for one in measured for name in _drawn(one)}
     devices = sorted({one.device for one in measured})
     held_out = sorted({f"{one.cell.network} {one.held_out}" for one in measured})
-    curves = (f"<div class={name}>{_image(picture(measured, name), what)}</div>" for name, what in STATISTICS.items())
+    kinds = ["mean", "median", *(["frechet"] if any(one.best_grid.frechet is not None for one in measured) else [])]
+    curves = [f"<div class={kind}>{_image(picture(measured, kind), STATISTICS[kind])}</div>" for kind in kinds]
     return Template(_TEMPLATE.read_text()).substitute(
         title="Learned solvers beside hand-made grids and those of other methods",
         measured_on=html.escape("; ".join(devices)),

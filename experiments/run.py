@@ -20,7 +20,7 @@ from ld3_jax.comparison import Judge
 from ld3_jax.interop import others
 from ld3_jax.learning import Discretization, Ended, Learned, Student, Task
 from ld3_jax.learning.parametrisation import Parametrisation
-from ld3_jax.learning.state import Learner
+from ld3_jax.learning.task import Learner
 from ld3_jax.pretrained import Pretrained
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, Teacher, make_pairs
