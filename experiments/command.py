@@ -24,10 +24,9 @@ from ml_collections import config_dict, config_flags
 from tqdm import tqdm
 
 from experiments import ending
-from experiments.configuration import flat
-from ld3_jax import batches
+from experiments.configuration import flat, naming
+from ld3_jax import batches, processes
 from ld3_jax.disk import CACHE, check_writable, read_json
-from ld3_jax.processes import is_first
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 _DISTRIBUTED = flags.DEFINE_bool(
@@ -38,7 +37,6 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 flags.disclaim_key_flags()  # of those that are defined below, for a main: --help shows them as its own
 _LINE_EVERY_S = 5.0
-_PROCESSES_OF_A_NODE = ("SLURM_STEP_TASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE")  # in SLURM "8(x4)", on four nodes
 _NO_MEMORY = re.compile("RESOURCE_EXHAUSTED|bad_alloc|out.of.memory|allocate", re.IGNORECASE)
 _COMPILING = [
     f"/jax/core/compile/{part}_duration" for part in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
@@ -59,7 +57,8 @@ def run(main: Callable[[], None]) -> None:
         try:
             _check_out()
             if _DISTRIBUTED.value:
-                _join()
+                with naming("--distributed"):
+                    processes.join()
             with jax.set_mesh(batches.all_devices()) if jax.device_count() > 1 else nullcontext():
                 main()
         except KeyboardInterrupt:  # the signal has said so, if this is a process of its own
@@ -91,22 +90,6 @@ def _show_warning(message: Warning | str, *_: Any) -> None:
         for program in Path(jax.config.jax_compilation_cache_dir).glob(f"{glob.escape(damaged[1])}-*-cache"):
             program.unlink(missing_ok=True)
     print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
-
-
-def _join() -> None:
-    """Meet the other processes, before anything else is asked of JAX; the first one alone prints."""
-    names = ("num_processes", "process_id")
-    try:
-        given = {name: int(os.environ[f"JAX_{name.upper()}"]) for name in names if f"JAX_{name.upper()}" in os.environ}
-        jax.distributed.initialize(**given)
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"--distributed: {error} (python -m ... --help says who tells the processes)") from error
-    alone = "1" in (os.environ.get(name, "").split("(")[0] for name in _PROCESSES_OF_A_NODE)
-    if alone and "JAX_LOCAL_DEVICE_IDS" not in os.environ:  # JAX gives each process one GPU
-        jax.config.update("jax_cuda_visible_devices", "all")
-        jax.config.update("jax_rocm_visible_devices", "all")
-    if not is_first():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for as long as the process lives
 
 
 def _end(message: str, code: int) -> None:
@@ -243,7 +226,9 @@ def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
     bar: dict[str, Any] = {"bar_format": "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"}
     line = "{desc} {n_fmt}/{total_fmt}{postfix}, {elapsed_s:.0f} s, {remaining_s:.0f} s left"
     lines = {"bar_format": line, "file": _Lines(), "mininterval": _LINE_EVERY_S, "leave": False}
-    with tqdm(desc=label, total=total, disable=not is_first(), **(bar if sys.stderr.isatty() else lines)) as shown:
+    with tqdm(
+        desc=label, total=total, disable=not processes.is_first(), **(bar if sys.stderr.isatty() else lines)
+    ) as shown:
 
         def update(done: int, **figures: float) -> None:
             shown.set_postfix({name: f"{value:.5f}" for name, value in figures.items()}, refresh=False)

@@ -4,26 +4,26 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.tree_util import Partial
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 from ml_collections import config_dict
 
 from experiments import command, configuration
 from experiments.configuration import naming
-from ld3_jax import batches, comparison, grids, learning, pretrained
+from ld3_jax import comparison, grids, learning, pretrained
+from ld3_jax.batches import equal_batches
 from ld3_jax.comparison import Judge
 from ld3_jax.interop import others
 from ld3_jax.learning import Discretization, Ended, Learned, Student, Task
 from ld3_jax.learning.parametrisation import Parametrisation
 from ld3_jax.learning.task import Learner
-from ld3_jax.pretrained import Pretrained
+from ld3_jax.pretrained import Pretrained, drawn
 from ld3_jax.solvers import Solver
-from ld3_jax.teacher import Pairs, Teacher, make_pairs
+from ld3_jax.teacher import Pairs, Teacher
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,15 +164,8 @@ def load_model(name: str, settings: dict[str, Any]) -> Pretrained:
 
 def teacher_pairs(label: str, model: Pretrained, teacher: Teacher, key: Array, count: int) -> Pairs:
     """The teacher's pairs from noise of that key, decoded, with a progress bar."""
-    with command.progress(label, batches.equal_batches(count, teacher.batch_size)[0]) as update:
-        pairs = make_pairs(
-            model.model,
-            model.schedule,
-            *model.draw(key, count),
-            teacher=teacher,
-            on_batch=lambda done, total: update(done),
-        )
-    return pairs._replace(x_0=_decode(model.decode, pairs.x_0, teacher.batch_size))
+    with command.progress(label, equal_batches(count, teacher.batch_size)[0]) as update:
+        return drawn.teacher_pairs(model, teacher, key, count, lambda done, total: update(done))
 
 
 def _pairs_of_ld3(path: Path, model: Pretrained, count: int) -> Pairs:
@@ -181,8 +174,3 @@ def _pairs_of_ld3(path: Path, model: Pretrained, count: int) -> Pairs:
         return jax.tree.map(lambda leaf: leaf[0], Pairs(x_T, model.decode(x_T), cond))
 
     return others.read_pairs(path, model.schedule, count, jax.eval_shape(one))
-
-
-@partial(jax.jit, static_argnums=2)
-def _decode(decode: Partial, states: PyTree, batch_size: int) -> PyTree:
-    return batches.in_batches(decode, states, batch_size)

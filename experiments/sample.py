@@ -7,7 +7,6 @@ A folder fills batch by batch, in memory that does not grow with the number of s
 command goes on. Schedule, seed and a sample's number fix it, up to the rounding of batches of another size.
 """
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from absl import flags
 from experiments import command, schedule_file
 from ld3_jax import plots
 from ld3_jax.disk import check_writable, write_atomically
-from ld3_jax.pretrained import Pretrained
+from ld3_jax.pretrained import Pretrained, drawn
 
 schedule_file.define_flags()
 _NUM = flags.DEFINE_integer("num", 64, "How many samples.", **command.COUNT)
@@ -43,10 +42,8 @@ def main() -> None:
     learned, model = schedule_file.load_given()
     what = f"samples of {model}, {learned.solver}, learned"
     if is_folder:
-        if _FORMAT.value not in schedule_file.formats(model):
-            raise ValueError(
-                f"--format must be one of {schedule_file.formats(model)} for {model}, got {_FORMAT.value!r}"
-            )
+        if _FORMAT.value not in drawn.formats(model):
+            raise ValueError(f"--format must be one of {drawn.formats(model)} for {model}, got {_FORMAT.value!r}")
         schedule_file.fill(out, learned, model, num=num, size=_BATCH.value, seed=seed, format=_FORMAT.value)
     else:
         endings = [".png", ".npy", *model.formats]
@@ -56,18 +53,14 @@ def main() -> None:
             )
         num = min(num, _MOST) if out.suffix == ".png" else num
         size = min(num, _BATCH.value)
-        drawn = schedule_file.batches(learned, model, range(0, num, size), num=num, size=size, seed=seed)
-        _write(out, model, np.concatenate([samples for _, samples in drawn]), what)
+        batches = drawn.batches(learned, model, range(0, num, size), num=num, size=size, seed=seed)
+        _write(out, model, np.concatenate([samples for _, samples in batches]), what)
     print(f"wrote {out}: {'the first ' if num < _NUM.value else ''}{num} {what}")
 
 
 def _write(out: Path, model: Pretrained, samples: np.ndarray, what: str) -> None:
-    if out.suffix in model.formats:
-        write_atomically(out, model.formats[out.suffix](samples))
-    elif out.suffix == ".npy":
-        buffer = io.BytesIO()
-        np.save(buffer, samples)
-        write_atomically(out, buffer.getvalue())
+    if out.suffix != ".png":
+        write_atomically(out, drawn.contents(model, samples, out.suffix[1:])[0])
     elif model.display is None:
         plots.scatter_rows(out, {f"{len(samples)} samples": samples}, what)
     else:

@@ -1,8 +1,7 @@
 """A schedule.json in use: what was learned with the model that it is for, and any number of samples drawn with it."""
 
 import dataclasses
-import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,11 @@ from ml_collections import config_dict
 from experiments import workdir
 from experiments.command import path_flag, progress
 from experiments.run import load_model
-from ld3_jax import interpolate, learning, plots, pretrained
-from ld3_jax.batches import check_finite, to_host
+from ld3_jax import interpolate, learning, pretrained
 from ld3_jax.disk import digest, write_atomically
 from ld3_jax.learning import Learned
-from ld3_jax.learning.task import make_student, run_in_batches
-from ld3_jax.pretrained import Pretrained
+from ld3_jax.pretrained import Pretrained, drawn
+from ld3_jax.pretrained.drawn import batches, contents
 from ld3_jax.processes import is_first, of_first
 
 # What a schedule's model is read from, and the flags that say where it is now.
@@ -71,6 +69,7 @@ def load(
         if nfe is not None:
             several = [one for path in paths for one in learning.load_several(path, schedule)]
             learned = interpolate(several, nfe, schedule)
+        drawn.check_model(learned.model, model)
         jax.eval_shape(partial(learned.table, schedule))  # refuses what does not fit
     except ValueError as error:
         raise ValueError(f"{shown}: {error}") from error
@@ -78,7 +77,7 @@ def load(
 
 
 def _load_model(shown: str, record: Mapping[str, Any], here: Mapping[str, str]) -> Pretrained:
-    """The model of a schedule's record, if its weights are still the same."""
+    """The model of a schedule's record."""
     if missing := [key for key in ("name", "digest") if not isinstance(record.get(key), str)]:
         raise ValueError(f"{shown}: its model lacks {missing}")
     for name, flag in _MOVED.items():
@@ -87,51 +86,7 @@ def _load_model(shown: str, record: Mapping[str, Any], here: Mapping[str, str]) 
                 f"{shown}: no file {record[name]!s:.200}, its network.{name}; --{flag} says where it is"
             )
     names = [field.name for field in dataclasses.fields(pretrained.Settings)]
-    model = load_model(record["name"], {name: record[name] for name in names if name in record} | here)
-    now = model.identity()
-    other = [
-        f"{key} {record[key]!s:.40}, here {now.get(key)!s:.40}"
-        for key in ("digest", "decoder", "predicts")
-        if key in record and now.get(key) != record[key]
-    ]
-    if other:
-        raise ValueError(f"{shown} was learned for another model {record['name']}: {'; '.join(other)}")
-    return model
-
-
-def batches(
-    learned: Learned, model: Pretrained, firsts: Iterable[int], *, num: int, size: int, seed: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Draw batches, one on the devices while the one before is yielded.
-
-    Args:
-        learned: what to sample with.
-        model: the model that it was learned for.
-        firsts: the number of each batch's first sample.
-        num: how many samples there are in all; the last batch is cut there.
-        size: of a batch.
-        seed: of the noise. Seed and number fix a sample's noise and condition.
-
-    Yields:
-        The number of a batch's first sample, and the samples, decoded, on the host.
-
-    Raises:
-        FloatingPointError: if samples are not finite; it says which.
-    """
-    student = make_student(model.model, model.schedule, learned.solver, decode=model.decode)
-    key, drawn = jax.random.key(seed), None
-    for first in firsts:
-        now = first, run_in_batches(student, learned.found, *model.draw(key, size, first), batch_size=size)
-        if drawn:
-            yield _to_host(*drawn, num)
-        drawn = now
-    if drawn:
-        yield _to_host(*drawn, num)
-
-
-def formats(model: Pretrained) -> list[str]:
-    """The formats of files in a folder; see `fill`."""
-    return ["npz", *(["png"] if model.display else []), *(ending[1:] for ending in model.formats)]
+    return load_model(record["name"], {name: record[name] for name in names if name in record} | here)
 
 
 def fill(folder: Path, learned: Learned, model: Pretrained, *, num: int, size: int, seed: int, format: str) -> None:
@@ -140,8 +95,7 @@ def fill(folder: Path, learned: Learned, model: Pretrained, *, num: int, size: i
     Args:
         folder: its config.json says what it holds.
         learned, model, num, size, seed: as of `batches`.
-        format: "png": a picture of each sample, on a scale of its own; "npz": a batch as the array `samples`; or one
-            of the model's own formats, a file for each batch. Files bear the number of their first sample.
+        format: one of `drawn.formats`. Files bear the number of their first sample.
 
     Raises:
         ValueError: if the folder holds other samples, or another process is at work in it.
@@ -158,16 +112,10 @@ def fill(folder: Path, learned: Learned, model: Pretrained, *, num: int, size: i
         with progress("samples", num) as update:
             update(done)
             for first, samples in batches(learned, model, firsts, num=num, size=size, seed=seed):
-                for name, content in zip(names[first], _contents(model, samples, format), strict=True):
+                for name, content in zip(names[first], contents(model, samples, format), strict=True):
                     write_atomically(folder / name, content)
                 done += len(samples)
                 update(done)
-
-
-def _to_host(first: int, samples: jax.Array, num: int) -> tuple[int, np.ndarray]:
-    samples = samples[: num - first]
-    check_finite(samples, "a batch of samples", first=first)
-    return first, to_host(samples)
 
 
 def _record(learned: Learned, **settings: Any) -> config_dict.ConfigDict:
@@ -190,13 +138,3 @@ def _missing(folder: Path, names: Mapping[int, list[str]]) -> list[bool]:
 def _names(first: int, count: int, format: str) -> list[str]:
     numbers = range(first, first + count) if format == "png" else [first]
     return [f"{number:08d}.{format}" for number in numbers]
-
-
-def _contents(model: Pretrained, samples: np.ndarray, format: str) -> list[bytes]:
-    if format == "png":  # each on a scale of its own
-        return [plots.png(model.display(one, one)[0]) for one in samples[:, None]]
-    if format == "npz":
-        buffer = io.BytesIO()
-        np.savez(buffer, samples=samples)
-        return [buffer.getvalue()]
-    return [model.formats[f".{format}"](samples)]

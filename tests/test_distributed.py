@@ -14,9 +14,9 @@ import pytest
 from jax.tree_util import Partial
 
 from configs import gaussian as gaussian_config
-from experiments import command, schedule_file, workdir
+from experiments import schedule_file, workdir
 from experiments.run import teacher_pairs
-from ld3_jax import batches, learning, losses, pretrained, recording
+from ld3_jax import batches, learning, losses, pretrained, processes, recording
 from ld3_jax.processes import of_first
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Teacher
@@ -45,7 +45,7 @@ def sample(schedule: Path, folder: Path) -> None:
 def one_of_two(root: str) -> None:
     """What each process runs. Each has its own disk, so that the second one finds nothing there."""
     recording._SAVE_EVERY_S = -1.0
-    command._join()
+    processes.join()
     folder, schedule = Path(root) / str(jax.process_index()), Path(root) / "0" / "run" / "schedule.json"
     with jax.set_mesh(batches.all_devices()):
         learn(folder)
@@ -136,18 +136,18 @@ def test_the_environment_says_which_process_this_is(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda **values: given.append(values))
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
-    command._join()
+    processes.join()
     monkeypatch.setenv("JAX_PROCESS_ID", "x")
-    with pytest.raises(ValueError, match=r"--distributed: invalid literal for int.*'x'"):
-        command._join()
+    with pytest.raises(ValueError, match=r"invalid literal for int.*'x'"):
+        processes.join()
     assert given == [{"num_processes": 2, "process_id": 0}]
 
 
-@pytest.mark.parametrize(("processes", "seen"), [("1(x4)", {"all"}), ("1", {"all"}), ("8(x4)", set()), ("", set())])
-def test_a_process_that_is_alone_on_its_node_takes_all_its_devices(processes, seen, monkeypatch):
+@pytest.mark.parametrize(("count", "seen"), [("1(x4)", {"all"}), ("1", {"all"}), ("8(x4)", set()), ("", set())])
+def test_a_process_that_is_alone_on_its_node_takes_all_its_devices(count, seen, monkeypatch):
     given = {}
     monkeypatch.setattr(jax.distributed, "initialize", lambda: None)
     monkeypatch.setattr(type(jax.config), "update", lambda self, name, value: given.update({name: value}))
-    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", processes)
-    command._join()
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", count)
+    processes.join()
     assert set(given.values()) == seen

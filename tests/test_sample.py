@@ -9,6 +9,7 @@ import pytest
 from experiments import schedule_file, workdir
 from ld3_jax import learning, pretrained
 from ld3_jax.learning import Learned
+from ld3_jax.pretrained import drawn
 from ld3_jax.solvers import Solver
 
 RING, DDIM = pretrained.load("ring"), Solver("ddim", 3)
@@ -50,7 +51,7 @@ def test_a_sample_is_fixed_by_its_number(learned, tmp_path):
 
 def test_a_killed_run_goes_on_and_the_bytes_are_the_same(learned, tmp_path, monkeypatch):
     fill(tmp_path / "whole", learned)
-    write, run, drawn = schedule_file.write_atomically, schedule_file.run_in_batches, []
+    write, run, drawn = schedule_file.write_atomically, drawn.run_in_batches, []
 
     def killed(path, content):
         if path.name == NPZ[1]:
@@ -67,7 +68,7 @@ def test_a_killed_run_goes_on_and_the_bytes_are_the_same(learned, tmp_path, monk
         fill(tmp_path / "run", learned)
     assert NPZ[0] in contents(tmp_path / "run")
     monkeypatch.setattr(schedule_file, "write_atomically", write)
-    monkeypatch.setattr(schedule_file, "run_in_batches", watched)
+    monkeypatch.setattr(drawn, "run_in_batches", watched)
     fill(tmp_path / "run", learned)
     assert len(drawn) == 2
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
@@ -133,7 +134,7 @@ def test_samples_of_another_solver_are_refused(change, message, learned, tmp_pat
 
 def test_samples_that_are_not_finite_are_named(learned, tmp_path):
     broken = replace(RING, model=jax.tree_util.Partial(lambda inner, x, t, cond=None: inner(x, t) / 0, RING.model))
-    drawn = schedule_file.batches(learned, broken, [8, 16], num=NUM, size=SIZE, seed=1)
+    drawn = drawn.batches(learned, broken, [8, 16], num=NUM, size=SIZE, seed=1)
     with pytest.raises(FloatingPointError, match="a batch of samples: 8 of 8 are not finite, namely number 8, 9, 10, "):
         next(drawn)
 
@@ -141,8 +142,8 @@ def test_samples_that_are_not_finite_are_named(learned, tmp_path):
 def test_a_picture_depends_on_its_sample_alone():
     stretched = replace(RING, display=lambda images, like: images / like.max())
     images = np.random.default_rng(0).uniform(0, 1, (3, 4, 4, 3)).astype(np.float32)
-    files = schedule_file._contents(stretched, images, "png")
-    assert files[1:] == schedule_file._contents(stretched, images[1:], "png")
+    files = drawn.contents(stretched, images, "png")
+    assert files[1:] == drawn.contents(stretched, images[1:], "png")
     assert len(set(files)) == 3
     assert schedule_file._names(8, 3, "png") == ["00000008.png", "00000009.png", "00000010.png"]
-    assert (schedule_file.formats(stretched), schedule_file.formats(RING)) == (["npz", "png"], ["npz"])
+    assert (drawn.formats(stretched), drawn.formats(RING)) == (["npz", "png"], ["npz"])
