@@ -51,7 +51,7 @@ def test_a_sample_is_fixed_by_its_number(learned, tmp_path):
 
 def test_a_killed_run_goes_on_and_the_bytes_are_the_same(learned, tmp_path, monkeypatch):
     fill(tmp_path / "whole", learned)
-    write, run, drawn = schedule_file.write_atomically, drawn.run_in_batches, []
+    write, run, batches = schedule_file.write_atomically, drawn.run_in_batches, []
 
     def killed(path, content):
         if path.name == NPZ[1]:
@@ -60,7 +60,7 @@ def test_a_killed_run_goes_on_and_the_bytes_are_the_same(learned, tmp_path, monk
         write(path, content)
 
     def watched(*arguments, **settings):
-        drawn.append(1)
+        batches.append(1)
         return run(*arguments, **settings)
 
     monkeypatch.setattr(schedule_file, "write_atomically", killed)
@@ -70,10 +70,10 @@ def test_a_killed_run_goes_on_and_the_bytes_are_the_same(learned, tmp_path, monk
     monkeypatch.setattr(schedule_file, "write_atomically", write)
     monkeypatch.setattr(drawn, "run_in_batches", watched)
     fill(tmp_path / "run", learned)
-    assert len(drawn) == 2
+    assert len(batches) == 2
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
     fill(tmp_path / "run", learned)
-    assert len(drawn) == 2
+    assert len(batches) == 2
 
 
 @pytest.mark.parametrize(
@@ -134,9 +134,9 @@ def test_samples_of_another_solver_are_refused(change, message, learned, tmp_pat
 
 def test_samples_that_are_not_finite_are_named(learned, tmp_path):
     broken = replace(RING, model=jax.tree_util.Partial(lambda inner, x, t, cond=None: inner(x, t) / 0, RING.model))
-    drawn = drawn.batches(learned, broken, [8, 16], num=NUM, size=SIZE, seed=1)
+    batches = drawn.batches(learned, broken, [8, 16], num=NUM, size=SIZE, seed=1)
     with pytest.raises(FloatingPointError, match="a batch of samples: 8 of 8 are not finite, namely number 8, 9, 10, "):
-        next(drawn)
+        next(batches)
 
 
 def test_a_picture_depends_on_its_sample_alone():
