@@ -139,9 +139,9 @@ def of_cell(config: config_dict.ConfigDict, cell: Cell) -> config_dict.ConfigDic
 def settings(config: config_dict.ConfigDict, cell: Cell) -> dict[str, Any]:
     """What decides a cell's figures, as its file has it."""
     given = {"baselines": config.baselines, "probes": config.probes} | of_cell(config, cell).to_dict()
-    found = json.loads(json.dumps(given))  # as a file has it: lists for tuples
-    del found["teacher"]["cache"]  # where, not what
-    return found
+    decisive = json.loads(json.dumps(given))  # as a file has it: lists for tuples
+    del decisive["teacher"]["cache"]  # where, not what
+    return decisive
 
 
 def measured_once(workdir: Path, config: config_dict.ConfigDict, cell: Cell) -> Measured | None:

@@ -3,9 +3,9 @@
 python -m experiments.evaluate --schedule=runs/quasar5/schedule.json
 """
 
-import dataclasses
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,17 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import command, schedule_file
+from experiments import command, run
 from experiments.configuration import naming
-from experiments.run import teacher_pairs
 from ld3_jax import comparison
 from ld3_jax.baselines import BASELINES, Probe
-from ld3_jax.comparison import Judge
 from ld3_jax.disk import check_writable, write_atomically
 from ld3_jax.learning import Learned, make_student
 from ld3_jax.pretrained import Pretrained
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Teacher
 
-schedule_file.define_flags()
+run.schedule_flags()
 _NUM = flags.DEFINE_integer("num", 200, "How many noises.", **command.COUNT)
 _SEED = flags.DEFINE_integer("seed", 1000, "Seed of the noise; not the one it was learned with.", **command.SEED)
 _TEACHER_NFE = flags.DEFINE_integer("teacher_nfe", 60, "Network calls of the teacher: UniPC-3 on the logsnr grid.")
@@ -36,8 +34,7 @@ _BATCH = flags.DEFINE_integer("batch_size", 25, "The most samples to integrate a
 _OUT = command.path_flag("out", None, "A JSON file for what is printed and the error of every noise.")
 flags.mark_flags_as_required(["schedule"])
 
-_PROBES = 64  # states that the baselines look at the model with
-_FEW_NUMBERS = 100  # a state with no more of them has its densities compared, too
+_PROBES, _FEW = 64, 100  # states that baselines look at the model with; numbers of a state up to which it has a bound
 
 
 def main() -> None:
@@ -47,39 +44,35 @@ def main() -> None:
         raise ValueError(f"--baselines takes some of {list(BASELINES)}, got {sorted(unknown)}")
     if _OUT.value:
         check_writable(Path(_OUT.value))
-    learned, model = schedule_file.load_given()
+    learned, model = run.load_given()
     if _DISTANCES.value:
         comparison.check_distances(model, _NUM.value)
     comparison.shape_of_loss(learned.losses.get("loss", "l2"), model)  # before the teacher runs
     teacher = Teacher(solver, "logsnr", _BATCH.value, Path(_CACHE.value), model.name)
     figures = _compare(learned, model, teacher)
     if _OUT.value:
-        record = {
-            "schedule": flags.FLAGS.schedule,
-            "solver": dataclasses.asdict(learned.solver),
-            "teacher": {"grid": teacher.grid, "solver": dataclasses.asdict(teacher.solver)},
-            "seed": _SEED.value,
-            "device": jax.devices()[0].device_kind,
-        }
-        write_atomically(Path(_OUT.value), (json.dumps(record | figures, indent=2) + "\n").encode())
+        of_teacher = {"grid": teacher.grid, "solver": asdict(teacher.solver)}
+        record = {"schedule": flags.FLAGS.schedule, "solver": asdict(learned.solver), "teacher": of_teacher}
+        record |= {"seed": _SEED.value, "device": jax.devices()[0].device_kind, **figures}
+        write_atomically(Path(_OUT.value), (json.dumps(record, indent=2) + "\n").encode())
         print(f"wrote {_OUT.value}")
 
 
 def _compare(learned: Learned, model: Pretrained, teacher: Teacher) -> dict[str, Any]:
     key = jax.random.key(_SEED.value)
-    test = teacher_pairs("teacher", model, teacher, key, _NUM.value)
+    test = run.teacher_pairs("teacher", model, teacher, key, _NUM.value)
     loss = comparison.loss_by_name(learned.losses.get("loss", "l2"), model, test.x_0)
     student = make_student(model.model, model.schedule, learned.solver, loss, model.decode)
     probe = Probe(model.model, *model.draw(jax.random.fold_in(key, 1), _PROBES), _BATCH.value)
     times = {"learned": learned.found} | comparison.baselines(_BASELINES.value, student, probe, teacher.cache)
-    judge = Judge.of(student, test, model, _BATCH.value)
+    judge = comparison.Judge.of(student, test, model, _BATCH.value)
     compared = comparison.compare(judge, times, str(model), _NUM.value if _DISTANCES.value else 0)
     compared.print_intervals()
     figures: dict[str, Any] = {"errors": compared.figures()}
     if _DISTANCES.value:
         samples = {name: one.samples for name, one in compared.judged.items()}
         figures["distances"] = comparison.print_distances(samples, np.asarray(test.x_0))
-    if math.prod(model.shape) <= _FEW_NUMBERS and _NUM.value > 1:
+    if math.prod(model.shape) <= _FEW and _NUM.value > 1:
         figures["bound"] = comparison.print_bound(judge, learned.found, teacher)
     return figures
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from experiments import command, schedule_file
+from experiments import command, run
 from ld3_jax import batches, learning
 from ld3_jax.disk import check_writable, read_json, write_atomically
 from ld3_jax.interop import exported_lists
@@ -26,7 +26,7 @@ from ld3_jax.interop.formats import FORMATS, Source
 from ld3_jax.learning import Learned
 from ld3_jax.pretrained import Pretrained
 
-schedule_file.define_flags()
+run.schedule_flags()
 _OUT = command.path_flag("out", None, "Where to write.")
 _LAST = flags.DEFINE_enum(
     "last", "kept", ["kept", "zero", "dropped"], "Of sigmas: the last one as it is, as 0, or left out."
@@ -64,7 +64,7 @@ class Source:
 
     @functools.cached_property
     def _loaded(self) -> tuple[Learned, Pretrained]:
-        return schedule_file.load_given()
+        return run.load_given()
 
 
 class Written(NamedTuple):
@@ -113,7 +113,7 @@ flags.mark_flags_as_required(["schedule", "out", "format"])
 
 
 def main() -> None:
-    out, path = Path(_OUT.value), schedule_file.given()[0]
+    out, path = Path(_OUT.value), run.given_schedules()[0]
     of_lists, of_sigmas = _CHECK.value or _LOSSY.value, _LAST.value != "kept"
     if (of_lists and _FORMAT.value not in lists.LISTS) or (of_sigmas and _FORMAT.value != "sigmas"):
         raise ValueError(
@@ -141,7 +141,19 @@ def main() -> None:
 
 def _check(listed: Listed, learned: Learned, model: Pretrained) -> None:
     x_T, cond = model.draw(jax.random.key(_SEED.value), _NUM.value)
-    squared, relative = exported_lists.distance(listed, learned, model.model, model.schedule, x_T, cond, _BATCH.value)
+
+    @jax.jit
+    def samples(table: Table) -> Any:
+        def of_batch(inputs: tuple[Any, Any]) -> Any:
+            return integrate(model.model, model.schedule, learned.solver, table, inputs[0], cond=inputs[1], remat=False)
+
+        return batches.in_batches(of_batch, (x_T, cond), _BATCH.value)
+
+    ours, theirs = (
+        np.asarray(samples(table))
+        for table in (learned.table(model.schedule), lists.as_run(listed, learned, model.schedule))
+    )
+    distance, size = np.mean((ours - theirs) ** 2), np.mean(ours**2)
     print(
         f"distance of its samples from those of what was learned, {_NUM.value} noises: squared {squared:.3g}, "
         f"relative {relative:.3g}"

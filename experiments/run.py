@@ -1,20 +1,25 @@
-"""A run: from a configuration to model, teacher's pairs, student, task, what is learned, and how that is judged."""
+"""A run: from a configuration to model, teacher's pairs, student, task, what is learned, and how that is judged.
+
+And what an earlier run learned, read from its schedule.json with its model.
+"""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import flags
 from jaxtyping import Array
 from ml_collections import config_dict
 
 from experiments import command, configuration
+from experiments.command import path_flag
 from experiments.configuration import naming
-from ld3_jax import comparison, grids, learning, pretrained
+from ld3_jax import comparison, grids, interpolate, learning, pretrained
 from ld3_jax.batches import equal_batches
 from ld3_jax.comparison import Judge
 from ld3_jax.interop import others
@@ -24,6 +29,9 @@ from ld3_jax.learning.task import Learner
 from ld3_jax.pretrained import Pretrained, drawn
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, Teacher
+
+# What a schedule's model is read from, and the flags that say where it is now.
+_MOVED = {"file": "weights", "first_stage": "first_stage", "prompts": "prompts", "text_encoder": "text_encoder"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,3 +182,67 @@ def _pairs_of_ld3(path: Path, model: Pretrained, count: int) -> Pairs:
         return jax.tree.map(lambda leaf: leaf[0], Pairs(x_T, model.decode(x_T), cond))
 
     return others.read_pairs(path, model.schedule, count, jax.eval_shape(one))
+
+
+def schedule_flags() -> None:
+    """Define --schedule, --nfe, and flags that say where the model's files are now."""
+    several = "A schedule.json that experiments.train wrote; several, separated by commas, to interpolate with --nfe."
+    path_flag("schedule", None, several)
+    flags.DEFINE_integer("nfe", None, "Network calls; default the schedule's own number.", lower_bound=1)
+    for name, flag in _MOVED.items():
+        path_flag(flag, None, f"The schedule's network.{name}, if it lies elsewhere.")
+
+
+def given_schedules() -> list[Path]:
+    """The files of --schedule."""
+    named = flags.FLAGS.schedule
+    return [Path(path) for path in ([named] if Path(named).exists() else named.split(","))]
+
+
+def load_given() -> tuple[Learned, Pretrained]:
+    """`load_schedule` of what the flags say."""
+    here = {name: flags.FLAGS[flag].value for name, flag in _MOVED.items()}
+    return load_schedule(given_schedules(), flags.FLAGS.nfe, {name: path for name, path in here.items() if path})
+
+
+def load_schedule(
+    paths: Sequence[Path], nfe: int | None = None, here: Mapping[str, str] | None = None
+) -> tuple[Learned, Pretrained]:
+    """Read schedules, and load the model that they were learned for.
+
+    Args:
+        paths: the files. Several are interpolated, see `ld3_jax.interpolate`.
+        nfe: for how many network calls; None: as the one file says.
+        here: settings that say where the model's files are now. A file is downloaded only to where they say.
+
+    Raises:
+        FileNotFoundError, ValueError: see `learning.load`, `ld3_jax.interpolate` and `pretrained.load`.
+        ValueError: if the model of that name has other weights now.
+    """
+    if nfe is None and len(paths) > 1:
+        raise ValueError(f"{len(paths)} schedules are interpolated: --nfe says for how many network calls")
+    shown, learned = ",".join(map(str, paths)), learning.load(paths[0])
+    model = _model_of(shown, learned.model, here or {})
+    schedule = model.schedule
+    try:
+        if nfe is not None:
+            several = [one for path in paths for one in learning.load_several(path, schedule)]
+            learned = interpolate(several, nfe, schedule)
+        drawn.check_model(learned.model, model)
+        jax.eval_shape(partial(learned.table, schedule))  # refuses what does not fit
+    except ValueError as error:
+        raise ValueError(f"{shown}: {error}") from error
+    return learned, model
+
+
+def _model_of(shown: str, record: Mapping[str, Any], here: Mapping[str, str]) -> Pretrained:
+    """The model of a schedule's record."""
+    if missing := [key for key in ("name", "digest") if not isinstance(record.get(key), str)]:
+        raise ValueError(f"{shown}: its model lacks {missing}")
+    for name, flag in _MOVED.items():
+        if name not in here and record.get(name) and not Path(str(record[name])).exists():
+            raise FileNotFoundError(
+                f"{shown}: no file {record[name]!s:.200}, its network.{name}; --{flag} says where it is"
+            )
+    names = [field.name for field in dataclasses.fields(pretrained.Settings)]
+    return load_model(record["name"], {name: record[name] for name in names if name in record} | here)

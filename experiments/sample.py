@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from experiments import command, schedule_file
+from experiments import command, run, workdir
 from ld3_jax import plots
 from ld3_jax.disk import check_writable, write_atomically
 from ld3_jax.pretrained import Pretrained, drawn
 
-schedule_file.define_flags()
+run.schedule_flags()
 _NUM = flags.DEFINE_integer("num", 64, "How many samples.", **command.COUNT)
 _OUT = command.path_flag(
     "out",
@@ -39,12 +39,12 @@ def main() -> None:
     out, num, seed = Path(_OUT.value), _NUM.value, _SEED.value
     is_folder = _OUT.value.endswith("/") or not out.suffix
     check_writable(out / "config.json" if is_folder else out)
-    learned, model = schedule_file.load_given()
+    learned, model = run.load_given()
     what = f"samples of {model}, {learned.solver}, learned"
     if is_folder:
         if _FORMAT.value not in drawn.formats(model):
             raise ValueError(f"--format must be one of {drawn.formats(model)} for {model}, got {_FORMAT.value!r}")
-        schedule_file.fill(out, learned, model, num=num, size=_BATCH.value, seed=seed, format=_FORMAT.value)
+        workdir.fill(out, learned, model, num=num, size=_BATCH.value, seed=seed, format=_FORMAT.value)
     else:
         endings = [".png", ".npy", *model.formats]
         if out.suffix not in endings:

@@ -18,14 +18,16 @@ from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 from ml_collections import config_dict
 
-from configs import default, paper, times
+from configs import default, docking, paper, times
 from experiments.run import Run
-from ld3_jax import interpolate, learning
+from ld3_jax import interpolate, learning, metrics
+from ld3_jax.comparison import SQUARED_ERROR
 from ld3_jax.denoisers import Model
 from ld3_jax.disk import numbers, read_json
 from ld3_jax.learning import Discretization, GradientDescent, Learned
 from ld3_jax.learning.interpolation import between
 from ld3_jax.networks import edm, weights
+from ld3_jax.poses import checks, molecules
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, draw_noise
 
@@ -33,6 +35,18 @@ Row = dict[str, Any]
 Measure = Callable[[], Row]
 _SWEEP = Path("docs/galaxies")
 _SCALES = (1.0, 1.5, 2.0)  # of guidance; 1 is none
+
+_NFES, _TEST = (6, 20, 4, 8, 10), 500
+_NETWORK = "ergotamine_network"  # the trained one
+_MOLECULES = (_NETWORK, "1ia1", "1of6", "1s3v", "1uou")  # and crystals' own poses
+_CHECKED = 25  # poses that PoseBusters checks, seconds each
+_EULER = "DiffDock's steps"
+_LEARNED = {
+    "learned, one schedule": {"what": ("times", "shifts"), "by_part": False},
+    "learned, three schedules": {"what": ("times", "shifts"), "by_part": True},
+    "learned, everything": {"what": ("times", "shifts", "coefficients"), "by_part": True},
+}
+_DOCKED = (_EULER, "uniform", "best hand-made", *_LEARNED)
 
 
 def interpolation_table(quick: bool) -> list[tuple[str, Measure]]:
@@ -169,6 +183,49 @@ def _between_scales() -> list[tuple[str, Measure]]:
 def _away(model: Model, other: Model, scale: float, x: PyTree, t: Array, cond: PyTree = None) -> PyTree:
     start = other(x, t, cond)
     return start + scale * (model(x, t, cond) - start)
+
+
+def docking_table(quick: bool) -> list[tuple[str, Measure]]:
+    """Poses of ergotamine, then of others, against a converged teacher, 500 noises: angstrom, 95 % intervals."""
+
+    def measure(nfe: int, name: str, model: str = "ergotamine") -> Row:
+        config = docking.get_config()
+        config.network.name, config.solver.nfe, config.data.test = model, nfe, _TEST
+        config.learn.update(_LEARNED.get(name, {}))
+        if model == _NETWORK:  # its calls take a hundred times as long
+            config.data.train, config.learn.batch_size, config.learn.steps = 400, 40, 32
+        if name == _EULER:
+            config.solver.name, config.solver.order = "euler", 1
+        run = Run.of(config).check()
+        return _docked(run, _times_of_poses(run, name), model.removesuffix("_network"))
+
+    rows = [(f"{nfe} {name}", partial(measure, nfe, name)) for nfe in _NFES for name in _DOCKED]
+    rows += [(f"6 {name}, {model}", partial(measure, 6, name, model)) for model in _MOLECULES for name in _DOCKED]
+    return rows[: 1 if quick else None]
+
+
+def _times_of_poses(run: Run, name: str) -> Discretization:
+    """A hand-made grid, or what is learned."""
+    if name in _LEARNED:
+        return run.learn()[0].found
+    grids = run.judge.hand_made()
+    if name != "best hand-made":
+        return grids["uniform"]
+    return min(grids.values(), key=lambda one: float(learning.distances(run.student, one, run.pairs[0]).mean()))
+
+
+def _docked(run: Run, times: Discretization, molecule: str) -> Row:
+    """Distances to the teacher's poses, and the share of poses that pass PoseBusters' checks."""
+    judged = run.judge(times, _CHECKED)
+    rmsd = np.sqrt(judged.errors[SQUARED_ERROR])
+    shares = {
+        "under 0.5": metrics.share(rmsd < 0.5),
+        "under 2": metrics.share(rmsd < 2.0),
+        "passes checks": metrics.share(checks.passes(molecules.load(molecule), judged.samples)),
+    }
+    shown = {"median RMSD": "{:.4f} ({:.4f}-{:.4f})".format(*checks.median(rmsd))}
+    shown |= {name: "{:.3f} ({:.3f}-{:.3f})".format(*share) for name, share in shares.items()}
+    return {"mean square": float(np.mean(rmsd**2)), **shown}
 
 
 def configured(network: str, solver: str, nfe: int) -> config_dict.ConfigDict:

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, learning that goes on where it stopped, the record of its steps, pictures."""
+"""The folder of a run, or of samples: whose it is, its report, pictures, and files that are not made twice."""
 
 import dataclasses
 import json
@@ -19,11 +19,12 @@ from experiments.run import Run
 from ld3_jax import plots
 from ld3_jax.batches import to_host
 from ld3_jax.comparison import SQUARED_ERROR, Comparison
-from ld3_jax.disk import check_writable, read_json, write_atomically
+from ld3_jax.disk import check_writable, digest, read_json, write_atomically
 from ld3_jax.grids import GRIDS, grid
 from ld3_jax.learning import Ended, Learned
 from ld3_jax.pretrained import Pretrained
-from ld3_jax.processes import is_first
+from ld3_jax.pretrained.drawn import batches, contents
+from ld3_jax.processes import is_first, of_first
 from ld3_jax.recording import LOG, read_log
 
 _ERROR_GAIN = 5  # of differences from the teacher's samples in pictures
@@ -196,3 +197,54 @@ def _with_differences(rows: Mapping[str, np.ndarray], of: str) -> dict[str, np.n
         if name != of:
             shown[f"{name.splitlines()[-1]}:\nerror x {_ERROR_GAIN}"] = _ERROR_GAIN * np.abs(images - rows[of])
     return shown
+
+
+def fill(folder: Path, learned: Learned, model: Pretrained, *, num: int, size: int, seed: int, format: str) -> None:
+    """Write those batches that are not in a folder yet.
+
+    Args:
+        folder: its config.json says what it holds.
+        learned, model, num, size, seed: as of `batches`.
+        format: one of `drawn.formats`. Files bear the number of their first sample.
+
+    Raises:
+        ValueError: if the folder holds other samples, or another process is at work in it.
+        FloatingPointError: if samples are not finite.
+        OSError: if the disk does not take a file.
+    """
+    record = _record(learned, num=num, batch_size=size, seed=seed, format=format)
+    with held(folder, record, alone=True):
+        claim(folder, record)
+        names = {first: _names(first, min(size, num - first), format) for first in range(0, num, size)}
+        missing = of_first(np.array(_missing(folder, names)))
+        firsts = [first for first, is_missing in zip(names, missing, strict=True) if is_missing]
+        done = sum(min(size, num - first) for first in names if first not in set(firsts))
+        with progress("samples", num) as update:
+            update(done)
+            for first, samples in batches(learned, model, firsts, num=num, size=size, seed=seed):
+                for name, content in zip(names[first], contents(model, samples, format), strict=True):
+                    write_atomically(folder / name, content)
+                done += len(samples)
+                update(done)
+
+
+def _record(learned: Learned, **settings: Any) -> config_dict.ConfigDict:
+    model, solver = dict(learned.model), dataclasses.asdict(learned.solver)
+    return config_dict.ConfigDict({"model": model, "solver": solver, "learned": digest(learned.found), **settings})
+
+
+def _missing(folder: Path, names: Mapping[int, list[str]]) -> list[bool]:
+    """Which batches are not in the folder; what a killed process was writing is cleared away."""
+    if not is_first():
+        return [False] * len(names)
+    ours = {name for files in names.values() for name in files}
+    for part in folder.glob(".*.tmp"):  # .NAME.XXXXXXXX.tmp
+        if part.name[1:].rsplit(".", 2)[0] in ours:
+            part.unlink()
+    here = {path.name for path in folder.iterdir()}
+    return [not here.issuperset(files) for files in names.values()]
+
+
+def _names(first: int, count: int, format: str) -> list[str]:
+    numbers = range(first, first + count) if format == "png" else [first]
+    return [f"{number:08d}.{format}" for number in numbers]

@@ -80,7 +80,7 @@ class Judge:
     @classmethod
     def of(cls, student: Student, test: Pairs, model: Pretrained, batch_size: int) -> "Judge":
         """A judge by the model's squared error and by the student's loss."""
-        loss = student.loss
+        loss = student.judged_by
         own = {loss.measure: loss} if loss.measure else {}
         return cls(student, test, {SQUARED_ERROR: model.squared_error, **own}, batch_size)
 

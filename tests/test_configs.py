@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from configs import default
+from configs import default, edm
 from experiments import train as train_main
 from experiments.configuration import flat
 from experiments.run import Run
@@ -19,8 +19,19 @@ CONFIGS = sorted(path for path in Path("configs").glob("*.py") if path.stem not 
 EXTRA = {"docking": ("rdkit", "MDAnalysis", "prolif")}
 
 
-def load(path: Path) -> config_dict.ConfigDict:
-    return runpy.run_path(str(path))["get_config"]()
+NAMES = {"edm": edm.FILES, "galaxies": ("hsc32", "hsc64", "ztf32", "ztf64", "lsst60", "roman120")}
+CASES = [(path, *name) for path in CONFIGS for name in [(one,) for one in NAMES.get(path.stem, ())] or [()]]
+
+
+def _id(case: tuple) -> str:
+    return ":".join([case[0].stem, *case[1:]])
+
+
+all_of_them = pytest.mark.parametrize("case", CASES, ids=_id)
+
+
+def load(path: Path, *name: str) -> config_dict.ConfigDict:
+    return runpy.run_path(str(path))["get_config"](*name)
 
 
 def shrink(config: config_dict.ConfigDict, folder: Path) -> config_dict.ConfigDict:
@@ -36,17 +47,19 @@ def shrink(config: config_dict.ConfigDict, folder: Path) -> config_dict.ConfigDi
     return config
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_configuration_has_the_keys_of_the_default_and_no_others(path):
-    assert set(flat(load(path))) == set(flat(default.get_config()))
+@all_of_them
+def test_a_configuration_has_the_keys_of_the_default_and_no_others(case):
+    assert set(flat(load(*case))) == set(flat(default.get_config()))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_configuration_opens_with_its_command_and_what_was_measured_or_what_it_needs(path):
+@all_of_them
+def test_a_configuration_opens_with_its_command_and_what_was_measured_or_what_it_needs(case):
+    path, *name = case
     text = path.read_text()
     opening = text[: text.index('"""', 3)]
     assert f"--config=configs/{path.name}" in opening
-    config = load(path)
+    assert not name or name[0] in opening
+    config = load(*case)
     needed = [Path(file).name for file in (config.network.file, config.network.first_stage) if file]
     for name in needed:
         assert download.SOURCES[name].url in opening
@@ -57,9 +70,9 @@ def test_a_configuration_opens_with_its_command_and_what_was_measured_or_what_it
 WHOLE = ("docking", "gaussian", "gs", "paper", "stable_diffusion")
 
 
-@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem not in WHOLE], ids=lambda path: path.stem)
-def test_a_configuration_can_be_run_and_its_network_predicts(path, tmp_path):
-    config = shrink(load(path), tmp_path)
+@pytest.mark.parametrize("case", [case for case in CASES if case[0].stem not in WHOLE], ids=_id)
+def test_a_configuration_can_be_run_and_its_network_predicts(case, tmp_path):
+    config = shrink(load(*case), tmp_path)
     model = Run.of(config).model
     x_T, cond = model.draw(jax.random.key(0), 1)
     predicted = jax.jit(model.model)(x_T, model.schedule.t_max, cond)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from experiments import schedule_file
+from experiments import run
 from ld3_jax import disk, pretrained
 from ld3_jax.networks import edm, files, latent, text, weights
 from ld3_jax.networks.files import Checkpoint
@@ -411,16 +411,16 @@ def test_a_schedules_weights_may_lie_elsewhere_and_are_downloaded_only_where_a_f
     name = next(iter(download.SOURCES))
     learned = mock.Mock(model=record | {"file": str(tmp_path / "new" / name)})
     learned.table = lambda schedule: jnp.zeros(3)
-    monkeypatch.setattr(schedule_file.learning, "load", lambda path: learned)
+    monkeypatch.setattr(run.learning, "load", lambda path: learned)
     monkeypatch.setattr(download, "download", lambda *_: pytest.fail("a schedule chose where a download goes"))
     paths = [Path("s.json")]
-    assert schedule_file.load(paths, here={"file": first})[1].settings.file == first
+    assert run.load_schedule(paths, here={"file": first})[1].settings.file == first
     for given in (None, {}):
         with pytest.raises(FileNotFoundError, match=rf"s\.json: no file .*{name}, its network\.file; --weights says"):
-            schedule_file.load(paths, here=given)
+            run.load_schedule(paths, here=given)
     assert not (tmp_path / "new").exists()
     with pytest.raises(ValueError, match="was learned for another model"):
-        schedule_file.load(paths, here={"file": other})
+        run.load_schedule(paths, here={"file": other})
     learned.model = record | {"predicts": "v"}
     with pytest.raises(ValueError, match=r"was learned for another model \w+: predicts v, here data$"):
-        schedule_file.load(paths)
+        run.load_schedule(paths)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import schedule_file, workdir
+from experiments import workdir
 from ld3_jax import learning, pretrained
 from ld3_jax.learning import Learned
 from ld3_jax.pretrained import drawn
@@ -25,7 +25,7 @@ def learned():
 
 def fill(folder, learned, **changes):
     arguments = {"num": NUM, "size": SIZE, "seed": 1, "format": "npz"}
-    schedule_file.fill(folder, learned, RING, **arguments | changes)
+    workdir.fill(folder, learned, RING, **arguments | changes)
 
 
 def contents(folder):
@@ -51,7 +51,7 @@ def test_a_sample_is_fixed_by_its_number(learned, tmp_path):
 
 def test_a_killed_run_goes_on_and_the_bytes_are_the_same(learned, tmp_path, monkeypatch):
     fill(tmp_path / "whole", learned)
-    write, run, batches = schedule_file.write_atomically, drawn.run_in_batches, []
+    write, run, batches = workdir.write_atomically, drawn.run_in_batches, []
 
     def killed(path, content):
         if path.name == NPZ[1]:
@@ -63,11 +63,11 @@ def test_a_killed_run_goes_on_and_the_bytes_are_the_same(learned, tmp_path, monk
         batches.append(1)
         return run(*arguments, **settings)
 
-    monkeypatch.setattr(schedule_file, "write_atomically", killed)
+    monkeypatch.setattr(workdir, "write_atomically", killed)
     with pytest.raises(KeyboardInterrupt):
         fill(tmp_path / "run", learned)
     assert NPZ[0] in contents(tmp_path / "run")
-    monkeypatch.setattr(schedule_file, "write_atomically", write)
+    monkeypatch.setattr(workdir, "write_atomically", write)
     monkeypatch.setattr(drawn, "run_in_batches", watched)
     fill(tmp_path / "run", learned)
     assert len(batches) == 2
@@ -122,12 +122,12 @@ def test_samples_of_another_schedule_are_refused(learned, tmp_path):
 )
 def test_samples_of_another_solver_are_refused(change, message, learned, tmp_path):
     first = replace(learned, solver=Solver("unipc", 3))
-    with workdir.held(tmp_path, schedule_file._record(first, num=NUM)):
-        workdir.claim(tmp_path, schedule_file._record(first, num=NUM))
+    with workdir.held(tmp_path, workdir._record(first, num=NUM)):
+        workdir.claim(tmp_path, workdir._record(first, num=NUM))
     other = replace(first, solver=replace(first.solver, **change))
     with (
         pytest.raises(ValueError, match=f"holds another configuration: {message}. Take another folder"),
-        workdir.held(tmp_path, schedule_file._record(other, num=NUM)),
+        workdir.held(tmp_path, workdir._record(other, num=NUM)),
     ):
         pass
 
@@ -145,5 +145,5 @@ def test_a_picture_depends_on_its_sample_alone():
     files = drawn.contents(stretched, images, "png")
     assert files[1:] == drawn.contents(stretched, images[1:], "png")
     assert len(set(files)) == 3
-    assert schedule_file._names(8, 3, "png") == ["00000008.png", "00000009.png", "00000010.png"]
+    assert workdir._names(8, 3, "png") == ["00000008.png", "00000009.png", "00000010.png"]
     assert (drawn.formats(stretched), drawn.formats(RING)) == (["npz", "png"], ["npz"])
