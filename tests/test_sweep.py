@@ -285,7 +285,7 @@ def shown(ratios):
     return f"{mean:.3f} ({median:.3f})"
 
 
-SECTIONS = [("Learners", "learners"), ("Transfer", "transfer"), ("Times for several", "curve")]
+SECTIONS = [("Learners", "learners"), ("Transfer", "transfer"), ("Times for other", "curve")]
 
 
 @pytest.mark.parametrize(("title", "table"), SECTIONS)
