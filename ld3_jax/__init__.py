@@ -44,7 +44,17 @@ except PackageNotFoundError:  # run from a checkout
     __version__ = "0.5.0"
 
 # They load SciPy, Orbax, PyTorch, matplotlib, Flax.
-_ON_DEMAND = ("baselines", "checkpoint", "comparison", "image_files", "interop", "metrics", "networks", "plots", "poses")
+_ON_DEMAND = (
+    "baselines",
+    "checkpoint",
+    "comparison",
+    "image_files",
+    "interop",
+    "metrics",
+    "networks",
+    "plots",
+    "poses",
+)
 _ON_DEMAND += ("pretrained", "recording")
 
 __all__ = [

@@ -81,7 +81,7 @@ def _decoded(path: Path) -> np.ndarray:
         bombs = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)
         with bombs, Image.open(path, formats=_FORMATS) as image:
             shown, wide = ImageOps.exif_transpose(image), image.mode.startswith("I")
-            clear = image.has_transparency_data and (wide or shown.convert("RGBA").getextrema()[3][0] < 255)
+            clear = image.has_transparency_data and (wide or np.asarray(shown.convert("RGBA"))[..., 3].min() < 255)
             if clear or getattr(image, "n_frames", 1) > 1:
                 raise ValueError("an animation, or with transparent pixels, which viewers show in different ways")
             if wide:  # 16 bits, which convert() would clip

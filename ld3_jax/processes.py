@@ -6,6 +6,7 @@ is the disk. With one process, nothing here does anything.
 
 import os
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +27,9 @@ def join() -> None:
     """
     names = ("num_processes", "process_id")
     try:
-        given = {name: int(os.environ[f"JAX_{name.upper()}"]) for name in names if f"JAX_{name.upper()}" in os.environ}
+        given: dict[str, Any] = {
+            name: int(os.environ[f"JAX_{name.upper()}"]) for name in names if f"JAX_{name.upper()}" in os.environ
+        }
         jax.distributed.initialize(**given)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{error} (python -m ... --help says who tells the processes)") from error

@@ -53,20 +53,20 @@ def programs(network: latent.LatentDiffusion, samples: int) -> tuple[Program, Pr
     unet = network.unet.clone(dtype=jnp.bfloat16)
     autoencoder = network.autoencoder.clone(dtype=jnp.bfloat16)
 
-    def call(params: PyTree, x: jax.Array, context: jax.Array) -> jax.Array:
+    def call(params: PyTree, x: jax.Array, context: jax.Array) -> PyTree:
         return unet.apply({"params": params["unet"]}, x, jnp.float32(1.0), context)
 
     def derivatives(params: PyTree, x: jax.Array, context: jax.Array, changes: jax.Array) -> tuple:
         prediction, linear = jax.linearize(lambda x: call(params, x, context), x)
         return prediction, jax.vmap(linear)(changes)
 
-    def decode(params: PyTree, latents: jax.Array) -> jax.Array:
+    def decode(params: PyTree, latents: jax.Array) -> PyTree:
         return autoencoder.apply({"params": params["autoencoder"]}, latents, method="decode")
 
     def of(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
-    states, contexts = of(2 * samples, *network.shape), of(2 * samples, *network.context_shape)
+    states, contexts = of(2 * samples, *network.shape), of(2 * samples, *(network.context_shape or ()))
     changes, latents = of(TANGENTS, *states.shape), of(samples, *network.shape)
     return (
         Program(call, (states, contexts)),
@@ -78,7 +78,7 @@ def programs(network: latent.LatentDiffusion, samples: int) -> tuple[Program, Pr
 def counted(network: latent.LatentDiffusion) -> Costs:
     """FLOPs, of networks that are traced on shapes."""
     call, derivatives, decode = (
-        jax.jit(function).lower(shapes(network), *inputs).cost_analysis()["flops"]
+        (jax.jit(function).lower(shapes(network), *inputs).cost_analysis() or {})["flops"]
         for function, inputs in programs(network, 1)
     )
     return Costs(call, (derivatives - call) / TANGENTS, decode)
@@ -99,7 +99,8 @@ def measured(network: latent.LatentDiffusion, samples: int) -> Measured:
             begun = time.monotonic()
             jax.block_until_ready(compiled(params, *inputs))
             each.append(time.monotonic() - begun)
-        return statistics.median(each[1:]), compiled.memory_analysis().temp_size_in_bytes
+        memory = compiled.memory_analysis()
+        return statistics.median(each[1:]), memory.temp_size_in_bytes if memory else 0
 
     of_many, of_one = programs(network, samples), programs(network, 1)
     (call, _), (decode, _) = run(of_many[0]), run(of_many[2])

@@ -100,8 +100,9 @@ def contents(model: Pretrained, samples: np.ndarray, format: str) -> list[bytes]
         format: "png": a picture of each sample, on a scale of its own; "npz": the array `samples`; "npy"; or one of the
             model's own formats.
     """
-    if format == "png":
-        return [plots.png(model.display(one, one)[0]) for one in samples[:, None]]
+    display = model.display
+    if format == "png" and display:
+        return [plots.png(display(one, one)[0]) for one in samples[:, None]]
     if f".{format}" in model.formats:
         return [model.formats[f".{format}"](samples)]
     buffer = io.BytesIO()
