@@ -22,7 +22,7 @@ from experiments.configuration import naming
 from ld3_jax import comparison, grids, interpolate, learning, pretrained
 from ld3_jax.batches import equal_batches
 from ld3_jax.comparison import Judge
-from ld3_jax.interop import others
+from ld3_jax.interop import imported_files
 from ld3_jax.learning import Discretization, Ended, Learned, Student, Task
 from ld3_jax.learning.parametrisation import Parametrisation
 from ld3_jax.learning.task import Learner
@@ -181,7 +181,7 @@ def _pairs_of_ld3(path: Path, model: Pretrained, count: int) -> Pairs:
         x_T, cond = model.draw(jax.random.key(0), 1)
         return jax.tree.map(lambda leaf: leaf[0], Pairs(x_T, model.decode(x_T), cond))
 
-    return others.read_pairs(path, model.schedule, count, jax.eval_shape(one))
+    return imported_files.read_pairs(path, model.schedule, count, jax.eval_shape(one))
 
 
 def schedule_flags() -> None:

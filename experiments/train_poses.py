@@ -18,8 +18,8 @@ from ld3_jax.disk import check_writable
 from ld3_jax.poses import molecules, network, training
 
 _OUT = command.path_flag("out", None, "Where the weights go, as safetensors.")
-_STEPS = flags.DEFINE_integer("steps", pose_training.Recipe.steps, "Steps of Adam.", **command.COUNT)
-_BATCH = flags.DEFINE_integer("batch_size", pose_training.Recipe.batch_size, "Noisy poses a step.", **command.COUNT)
+_STEPS = flags.DEFINE_integer("steps", training.Recipe.steps, "Steps of Adam.", **command.COUNT)
+_BATCH = flags.DEFINE_integer("batch_size", training.Recipe.batch_size, "Noisy poses a step.", **command.COUNT)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the first parameters and of the noise.", **command.SEED)
 flags.mark_flags_as_required(["out"])
 
@@ -34,7 +34,7 @@ def main() -> None:
     recipe = training.Recipe(_STEPS.value, _BATCH.value)
     keys = jax.random.split(jax.random.key(_SEED.value))
     with command.progress("training", recipe.steps) as update:
-        for done, loss, params in pose_training.train(keys[0], found.poses, context, noise, recipe):
+        for done, loss, params in training.train(keys[0], found.poses, context, noise, recipe):
             update(done, loss=loss)
             if done == recipe.steps:
                 network.write(out, params)

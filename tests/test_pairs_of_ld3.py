@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 
 from configs import default
 from experiments.run import Run
-from ld3_jax.interop.others import read_pairs
+from ld3_jax.interop.imported_files import read_pairs
 from ld3_jax.pretrained import Pretrained, Settings
 from ld3_jax.schedules import VELinear
 from ld3_jax.teacher import Pairs
