@@ -21,7 +21,7 @@ import torch
 
 from experiments import cells, tables
 from ld3_jax import interop, learning, metrics, recording
-from ld3_jax.interop import others
+from ld3_jax.interop import imported_files
 from ld3_jax.networks import files, pickles, text
 from ld3_jax.schedules import VELinear
 from ld3_jax.teacher import Pairs
@@ -88,10 +88,10 @@ READERS = {  # name of a file -> what it holds, and what reads it
     CELL.name: (CELL.read_bytes(), cells.read),
     "captions.json": (json.dumps({"annotations": [{"caption": "a cat"}] * 3}).encode(), text.read_prompts),
     "table.json": (json.dumps({"table": TABLE}).encode(), interop.read),
-    "levels.txt": (b"80.0, 10, 1, 0.1, 0.002", lambda path: others.read_times(str(path), VELinear(), 4)),
+    "levels.txt": (b"80.0, 10, 1, 0.1, 0.002", lambda path: imported_files.read_times(str(path), VELinear(), 4)),
     "latent_000000.pt": (
         saved(PAIR),
-        lambda path: others.read_pairs(path, VELinear(), 1, Pairs(SHAPE, SHAPE)),
+        lambda path: imported_files.read_pairs(path, VELinear(), 1, Pairs(SHAPE, SHAPE)),
     ),
     "reference.npz": (npz(mu=np.ones(3), sigma=np.eye(3)), metrics.read_statistics),
     "metrics.jsonl": ((json.dumps(STEP) + "\n").encode() * 3, recording.read_log),
