@@ -55,8 +55,6 @@ def get_config() -> config_dict.ConfigDict:
     c.learn.consistent = False  # whether constants must still integrate exactly when coefficients are learned
     c.learn.history = config_dict.placeholder(int)  # predictions that coefficients look back at; None: all
     c.learn.learner = "gn"  # gn: Gauss-Newton, lm: Levenberg-Marquardt, both without rates; or optax: gradient descent
-    c.learn.curve = False  # learn times for several numbers of calls; those for others are interpolated
-    c.learn.nfes = (4, 6, 8, 10)  # those that a curve is learned for
     c.learn.tangents = 40  # of gn and lm: directions times samples in a network call; more on an accelerator
     c.learn.ridge = 0.0  # of gn: weight of a pull back to the start; 0.001 steadies learning for 8 and more calls
     c.learn.space = "lambda"  # where gaps and shifts are measured: lambda (half-log-SNR) or t

@@ -8,7 +8,7 @@ best hand-made grid, quadratic: 0.01174 (0.00379).
 
 from ml_collections import config_dict
 
-from configs import hsc32
+from configs import galaxies
 
 _FROZEN_ROUNDS = 2
 # Where gaps and shifts are measured: the grid of equal gaps, the rate of the shifts (divided by n) and its floor.
@@ -16,8 +16,8 @@ _SPACES = {"lambda": ("logsnr", 0.1, 1e-6), "t": ("uniform", 1e-3, 1e-6)}
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The galaxies of configs/hsc32.py, learned with the paper's settings."""
-    c = with_paper_settings(hsc32.get_config())
+    """The galaxies of hsc32, learned with the paper's settings."""
+    c = with_paper_settings(galaxies.get_config("hsc32"))
     c.learn.loss = "l2"
     return c
 

@@ -1,4 +1,4 @@
-"""Measure the tables of results/benchmark.md: one curve, the learners, the speed of a large network, docking.
+"""Measure the tables of results/benchmark.md: interpolated times, the learners, the speed of a large network, docking.
 
 python -m experiments.benchmark --out=runs/benchmark.json
 
@@ -8,22 +8,24 @@ are written beside it as Markdown. experiments.sweep compares methods on many ne
 
 import json
 import platform
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 
-from experiments import common, docking, measurements, transfer
+from experiments import command, tables
 from ld3_jax.disk import check_writable, write_atomically
 
-_OUT = common.path_flag("out", None, "A JSON file for the rows.")
+_OUT = command.path_flag("out", None, "A JSON file for the rows.")
 _QUICK = flags.DEFINE_bool("quick", False, "One seed, few cases, a shrunken network: minutes in place of hours.")
-_USUAL = measurements.TABLES | {"transfer": transfer.transfer_table}
-TABLES = _USUAL | {"docking": docking.docking_table}
+_USUAL = {
+    "interpolation": tables.interpolation_table,
+    "learners": tables.learners_table,
+    "network": tables.network_table,
+    "transfer": tables.transfer_table,
+}
+TABLES = _USUAL | {"docking": tables.docking_table}
 _TABLES = flags.DEFINE_list("tables", list(_USUAL), f"Which of the tables {', '.join(TABLES)}.")
 flags.mark_flags_as_required(["out"])
 
@@ -39,7 +41,7 @@ def main() -> None:
     check_writable(out)
     device, python = jax.devices()[0].device_kind, platform.python_version()
     packages = {name: version(name) for name in _PACKAGES}
-    record = {"device": device, "python": python, "packages": packages, "rows": {}} | measurements.read(out)
+    record = {"device": device, "python": python, "packages": packages, "rows": {}} | tables.read(out)
     if record["device"] != device:
         raise ValueError(f"{out} was measured on {record['device']}; take another file with --out")
     rows = record["rows"]
@@ -54,26 +56,9 @@ def main() -> None:
                 record["packages"] = {name: _with(record["packages"].get(name), packages[name]) for name in packages}
                 write_atomically(out, (json.dumps(record, indent=2) + "\n").encode())
                 jax.clear_caches()  # no row shares a program with another
-            shown = (f"{column} {_figure(value)}" for column, value in rows[key].items())
+            shown = (f"{column} {tables.shown(value)}" for column, value in rows[key].items())
             print(f"  {name:<24}" + "   ".join(shown), flush=True)
-    write_atomically(out.with_suffix(".md"), markdown(record).encode())
-
-
-def markdown(record: dict[str, Any]) -> str:
-    """The rows as Markdown, a section for each table."""
-    packages = ", ".join(f"{name} {number}" for name, number in record["packages"].items())
-    lines = [f"Measured on {record['device']} with {packages}. Errors are mean (median) and share in another basin."]
-    for table, rows_of in TABLES.items():
-        rows = {key: row for key, row in record["rows"].items() if key.startswith(f"{table}: ")}
-        if not rows:
-            continue
-        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-        lines += ["", f"## {table}", "", " ".join(rows_of.__doc__.split()), ""]
-        lines += ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-        for key, row in rows.items():
-            cells = (_figure(row[column]) if column in row else "" for column in columns)
-            lines.append(f"| {key.removeprefix(f'{table}: ')} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    write_atomically(out.with_suffix(".md"), tables.markdown(record, TABLES).encode())
 
 
 def _with(known: str | None, here: str) -> str:
@@ -81,14 +66,5 @@ def _with(known: str | None, here: str) -> str:
     return " and ".join(dict.fromkeys([*(known.split(" and ") if known else []), here]))
 
 
-def _figure(value: float | str | Sequence[float]) -> str:
-    """A word, a number, or mean (median) and the share in another basin."""
-    if isinstance(value, str):
-        return value
-    if np.isscalar(value):
-        return f"{value:,.0f}" if value >= 1e4 else f"{value:.4g}"
-    return f"{value[0]:.5f} ({value[1]:.5f}) {value[2]:.1%}"
-
-
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

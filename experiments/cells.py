@@ -1,20 +1,43 @@
-"""The cells of a sweep: what was measured of each method, in a file for each cell, and all of it as tidy lines."""
+"""The cells of a sweep: which there are, and what was measured of each method, in a file for each cell."""
 
 import contextlib
-import csv
-import io
+import itertools
 import json
-from collections.abc import Iterable, Mapping
+import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import filelock
+import jax
+import jax.numpy as jnp
 import numpy as np
+from ml_collections import config_dict
 
-from ld3_jax.disk import numbers, read_json, write_atomically
+from configs import times
+from experiments.configuration import GROUPS, differences
+from experiments.run import Run
+from ld3_jax import comparison, metrics, plots
+from ld3_jax.baselines import BASELINES, Probe
+from ld3_jax.batches import to_host
+from ld3_jax.comparison import SQUARED_ERROR, Judged
+from ld3_jax.disk import check_writable, numbers, read_json, write_atomically
 from ld3_jax.grids import GRIDS
-from ld3_jax.solvers import Solver
+from ld3_jax.learning import Ended
+from ld3_jax.pretrained import MODELS, Pretrained
+from ld3_jax.ranges import COUNT, COUNT_OR_ZERO, NUMBER, SEED, TEXT, Kind, check, instance
+from ld3_jax.solvers import SOLVERS, Solver
 
 LEARNED = ("times", "everything")
+_KEYS = ("networks", "solvers", "nfes", "seeds", "baselines", "probes", "run")
+_LIKE = 100  # of the teacher's samples, whose brightness pictures are scaled by
+_OF_CELL = {"network": TEXT, "solver": TEXT, "nfe": COUNT, "seed": SEED}
+_OF_FIGURES = dict.fromkeys(("mean", "low", "high", "median", "another_basin"), NUMBER) | {
+    "frechet": NUMBER.or_none(),
+    "lam": Kind("a list of numbers", lambda values: numbers(values).ndim == 1),
+    "start": TEXT,
+    "network_calls": COUNT_OR_ZERO,
+}
 
 
 class Cell(NamedTuple):
@@ -33,7 +56,7 @@ class Cell(NamedTuple):
         return workdir / "cells" / f"{self.network}-{self.solver}-{self.nfe}-{self.seed}.json"
 
 
-class Judged(NamedTuple):
+class Figures(NamedTuple):
     """A method's samples against the teacher's, on the same held-out noises.
 
     Attributes:
@@ -66,7 +89,137 @@ class Measured(NamedTuple):
     held_out: int
     device: str
     config: dict[str, Any]
-    methods: dict[str, Judged]
+    methods: dict[str, Figures]
+
+    @property
+    def best_grid(self) -> Figures:
+        """The hand-made grid with the least mean."""
+        return min((self.methods[name] for name in GRIDS), key=lambda figures: figures.mean)
+
+
+def check_config(config: config_dict.ConfigDict) -> None:
+    """Refuse what no cell could be made of.
+
+    Raises:
+        ValueError: it names the key, what was given and what is allowed.
+    """
+    if missing := [key for key in _KEYS if key not in config]:
+        raise ValueError(f"not the configuration of a sweep: it lacks {missing}; see configs/sweeps/galaxies.py")
+    for key, allowed in {"networks": MODELS, "solvers": SOLVERS, "baselines": BASELINES}.items():
+        if unknown := [name for name in config[key] if name not in allowed]:
+            raise ValueError(f"{key} takes some of {sorted(allowed)}, got {unknown}")
+    for key in ("networks", "solvers", "nfes", "seeds"):
+        if not config[key]:
+            raise ValueError(f"{key} must not be empty")
+    if not 1 <= config.probes <= config.run.data.train:
+        raise ValueError(f"probes must be from 1 to run.data.train {config.run.data.train}, got {config.probes}")
+    learn = config.run.learn
+    if set(learn.what) != set(GROUPS) or learn.by_part:
+        raise ValueError(
+            f"run.learn.what must be all of {list(GROUPS)}, and run.learn.by_part False: the sweep learns times, and "
+            f"everything; got {list(learn.what)} and {learn.by_part}"
+        )
+    for cell in all_cells(config):
+        Run.of(of_cell(config, cell))
+
+
+def all_cells(config: config_dict.ConfigDict) -> list[Cell]:
+    """The cells in the order in which they are measured."""
+    product = itertools.product(config.seeds, config.nfes, config.networks, config.solvers)
+    return [Cell(network, solver, nfe, seed) for seed, nfe, network, solver in product]
+
+
+def of_cell(config: config_dict.ConfigDict, cell: Cell) -> config_dict.ConfigDict:
+    """The configuration that a cell is learned with."""
+    run = config.run.copy_and_resolve_references()
+    run.network.name, run.solver.name, run.solver.nfe, run.seed = cell
+    return run
+
+
+def settings(config: config_dict.ConfigDict, cell: Cell) -> dict[str, Any]:
+    """What decides a cell's figures, as its file has it."""
+    given = {"baselines": config.baselines, "probes": config.probes} | of_cell(config, cell).to_dict()
+    decisive = json.loads(json.dumps(given))  # as a file has it: lists for tuples
+    del decisive["teacher"]["cache"]  # where, not what
+    return decisive
+
+
+def measured_once(workdir: Path, config: config_dict.ConfigDict, cell: Cell) -> Measured | None:
+    """A cell: as its file has it, else measured now; None while another process measures it.
+
+    Raises:
+        ValueError: if its file is damaged, or has another configuration.
+    """
+    path, run = cell.path(workdir), of_cell(config, cell)
+    check_writable(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(filelock.FileLock(path.with_suffix(".lock")).acquire(blocking=False))
+        except filelock.Timeout:
+            return None
+        if path.exists():
+            there = read(path)
+            if different := differences(there.config, settings(config, cell)):
+                raise ValueError(f"{path} has another configuration: {'; '.join(different)}; take another workdir")
+            return there
+        device = f"{jax.devices()[0].device_kind}, jax {version('jax')}, Python {platform.python_version()}"
+        methods, column = _measure(config, run, path)
+        measured = Measured(cell, run.data.test, device, settings(config, cell), methods)
+        write(workdir, measured, column)
+        jax.clear_caches()  # no cell shares a program with another
+        return measured
+
+
+def _measure(
+    config: config_dict.ConfigDict, of_cell: config_dict.ConfigDict, path: Path
+) -> tuple[dict[str, Figures], bytes | None]:
+    """Every method's figures, and a picture of the first noise's samples; what is learned is saved, too."""
+    schedules = path.parent.with_name("schedules")
+    check_writable(schedules / "schedule.json")
+    run = Run.of(of_cell).check()
+    model, judge, target = run.model, run.judge, to_host(run.pairs[1].x_0)
+    states = jax.tree.map(lambda leaf: leaf[: config.probes], (run.pairs[0].x_T, run.pairs[0].cond))
+    probe = Probe(run.student.model, *states, judge.batch_size)
+    discretizations = judge.hand_made()
+    discretizations |= comparison.baselines(config.baselines, run.student, probe, run.teacher.cache)
+    of_times = Run.of(times.with_times_alone(of_cell.copy_and_resolve_references()))
+    of_times = of_times.sharing(model=run.model, pairs=run.pairs)
+    ends: dict[str, Ended] = {}
+    for name, one in {"times": of_times, "everything": run}.items():
+        learned, ends[name] = one.learn()
+        learned.save(schedules / f"{path.stem}-{name}.json", model.schedule)
+        discretizations[name] = learned.found
+    methods, shown = {}, [target[:1]]
+    for name, discretization in discretizations.items():
+        judged, lam = judge(discretization, None), model.schedule.lam(jnp.asarray(discretization.t))
+        shown.append(judged.samples[:1])
+        methods[name] = _figures(judged, target, np.asarray(lam, float).tolist(), ends.get(name))
+    return methods, _column(model, shown, target)
+
+
+def _figures(judged: Judged, target: np.ndarray, lam: list[float], ended: Ended | None) -> Figures:
+    errors = judged.errors[SQUARED_ERROR]
+    mean, median = metrics.bootstrap(metrics.mean, errors), float(np.median(errors))
+    learning = (ended.start, ended.network_calls) if ended else ()
+    return Figures(*mean, median, judged.another_basin, frechet(judged.samples, target), lam, *learning)
+
+
+def frechet(samples: np.ndarray, target: np.ndarray) -> float | None:
+    """The squared Frechet distance of pixels; None of what is no image, and of fewer samples than features."""
+    if np.ndim(samples) != 4:
+        return None
+    features = [metrics.pixels(images) for images in (samples, target)]
+    if len(target) <= features[0].shape[1]:
+        return None
+    return metrics.frechet(*(metrics.statistics([of]) for of in features))
+
+
+def _column(model: Pretrained, shown: list[np.ndarray], target: np.ndarray) -> bytes | None:
+    """Images below each other; None of what is no image."""
+    if model.display is None or np.ndim(target) != 4:
+        return None
+    images = model.display(np.concatenate(shown), target[:_LIKE])
+    return plots.png(images.reshape(-1, *images.shape[2:]))
 
 
 def write(workdir: Path, measured: Measured, column: bytes | None) -> None:
@@ -87,10 +240,12 @@ def read(path: Path) -> Measured:
     """
     record = read_json(path)
     try:
-        methods = {name: Judged(**judged) for name, judged in record.pop("methods").items()}
-        measured = Measured(cell=Cell(**record.pop("cell")), methods=methods, **record)
-        sound = _is_sound(measured) and measured.cell.path(Path()).name == path.name
+        methods = {name: Figures(**check(one, _OF_FIGURES)) for name, one in record.pop("methods").items()}
+        measured = Measured(cell=Cell(**check(record.pop("cell"), _OF_CELL)), methods=methods, **record)
+        check(measured._asdict(), {"held_out": COUNT, "device": TEXT, "config": instance(dict)})
         Solver(measured.cell.solver, order=measured.config.get("solver", {}).get("order"))  # as the page names it
+        all_of_a_kind = len({one.frechet is None for one in methods.values()}) == 1 and {*GRIDS, *LEARNED} <= {*methods}
+        sound = all_of_a_kind and measured.cell.path(Path()).name == path.name
     except (TypeError, AttributeError, KeyError, ValueError):
         sound = False
     if not sound:
@@ -98,82 +253,10 @@ def read(path: Path) -> Measured:
     return measured
 
 
-def _is_sound(measured: Measured) -> bool:
-    """Whether all values are of their kinds, and no hand-made grid and nothing that is learned is missing."""
-    words = [*measured.cell[:2], measured.device, *(judged.start for judged in measured.methods.values())]
-    counts = [*measured.cell[2:], measured.held_out, *(judged.network_calls for judged in measured.methods.values())]
-    figures = [
-        figure
-        for judged in measured.methods.values()
-        for figure in (*judged[:5], *([] if judged.frechet is None else [judged.frechet]), *judged.lam)
-    ]
-    return (
-        all(isinstance(word, str) for word in words)
-        and all(type(count) is int for count in counts)
-        and numbers(figures).ndim == 1
-        and len({judged.frechet is None for judged in measured.methods.values()}) == 1
-        and isinstance(measured.config, dict)
-        and {*GRIDS, *LEARNED} <= {*measured.methods}
-    )
-
-
 def read_all(workdir: Path) -> list[Measured]:
     """The cells of a workdir that are not damaged, in the order of networks, solvers and numbers of calls."""
-    found = []
+    cells = []
     for path in (workdir / "cells").glob("*.json"):
         with contextlib.suppress(ValueError, OSError):  # named where it would be measured
-            found.append(read(path))
-    return sorted(found, key=lambda measured: measured.cell)
-
-
-def best_grid(methods: Mapping[str, Judged]) -> str:
-    """The hand-made grid with the least mean."""
-    return min(GRIDS, key=lambda name: methods[name].mean)
-
-
-def as_csv(cells: Iterable[Measured]) -> bytes:
-    """A line for each method of each cell."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*Cell._fields, "method", "held_out", *Judged._fields])
-    for measured in cells:
-        for name, judged in measured.methods.items():
-            lam = " ".join(f"{value:.6g}" for value in judged.lam)
-            writer.writerow([*measured.cell, name, measured.held_out, *judged._replace(lam=lam)])
-    return buffer.getvalue().encode()
-
-
-def shares(cells: Iterable[Measured], name: str) -> np.ndarray:
-    """Mean and median of a method as shares of those of the best hand-made grid: (number of cells, 2)."""
-    pairs = [(one.methods[name], one.methods[best_grid(one.methods)]) for one in cells]
-    return np.array([[learned.mean / grid.mean, learned.median / grid.median] for learned, grid in pairs])
-
-
-def geometric_mean(ratios: np.ndarray) -> np.ndarray:
-    """Over the first axis."""
-    return np.exp(np.log(ratios).mean(0))
-
-
-def summary(cells: Iterable[Measured]) -> list[str]:
-    """What the cells say together, a line for each learned method."""
-    cells = list(cells)
-    by_cell = {measured.cell: measured.methods for measured in cells}
-    lines = []
-    for name in LEARNED if cells else ():
-        ratios = shares(cells, name)
-        mean, median = geometric_mean(ratios)
-        above = (ratios > 1).sum(0)
-        twice = [
-            methods[name].mean <= by_cell[more][best_grid(by_cell[more])].mean
-            for cell, methods in by_cell.items()
-            if (more := cell._replace(nfe=2 * cell.nfe)) in by_cell
-        ]
-        images = [methods for methods in by_cell.values() if methods[name].frechet is not None]
-        nearer = sum(methods[name].frechet < min(methods[grid].frechet for grid in GRIDS) for methods in images)
-        lines.append(
-            f"{name}, {len(cells)} cells: the geometric mean of learned / best hand-made is {mean:.3f} for means and "
-            f"{median:.3f} for medians; the mean is above it in {above[0]} cells, the median in {above[1]}; in "
-            f"{sum(twice)} of {len(twice)} the mean is no higher than that of the best hand-made grid with twice the "
-            f"calls; the Frechet distance is below that of every hand-made grid in {nearer} of {len(images)}"
-        )
-    return lines
+            cells.append(read(path))
+    return sorted(cells, key=lambda measured: measured.cell)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import common
+from experiments import command
 from ld3_jax.disk import check_writable
 from ld3_jax.networks import files
 from ld3_jax.pretrained import download
 
 _FROM = flags.DEFINE_enum("from", "auto", ["auto", "edm", "torch", "safetensors"], "What the file must be.")
-_IN = common.path_flag("in", None, "The file to read: EDM's .pkl, torch's .ckpt, .pt or .bin, a .zip around one.")
-_OUT = common.path_flag("out", None, "The file to write; by default beside the input, as .safetensors.")
+_IN = command.path_flag("in", None, "The file to read: EDM's .pkl, torch's .ckpt, .pt or .bin, a .zip around one.")
+_OUT = command.path_flag("out", None, "The file to write; by default beside the input, as .safetensors.")
 flags.mark_flags_as_required(["in"])
 
 
@@ -43,9 +43,9 @@ def main() -> None:
 def _fetch(path: Path) -> Path:
     if path.is_file() or path.name not in download.SOURCES:
         return download.fetch(path)
-    with common.progress(f"{path.name} %", 100) as update:
+    with command.progress(f"{path.name} %", 100) as update:
         return download.fetch(path, lambda name, done, total: update(100 * done // total))
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from experiments import common, models
+from experiments import command, run
 from ld3_jax import learning
 from ld3_jax.disk import check_writable, read_json, write_atomically
 from ld3_jax.interop import exported_lists
@@ -26,28 +26,28 @@ from ld3_jax.interop.formats import FORMATS, Source
 from ld3_jax.learning import Learned
 from ld3_jax.pretrained import Pretrained
 
-_SCHEDULE, _NFE, _MOVED = common.schedule_flags()
-_OUT = common.path_flag("out", None, "Where to write.")
+run.schedule_flags()
+_OUT = command.path_flag("out", None, "Where to write.")
 _LAST = flags.DEFINE_enum(
     "last", "kept", ["kept", "zero", "dropped"], "Of sigmas: the last one as it is, as 0, or left out."
 )
 _LOSSY = flags.DEFINE_bool("lossy", False, "Write a list of times even if more was learned.")
 _CHECK = flags.DEFINE_bool("check", False, "Measure what the list changes, on the model that it was learned for.")
-_NUM = flags.DEFINE_integer("num", 100, "Of --check: how many noises.", **common.COUNT)
-_SEED = flags.DEFINE_integer("seed", 1000, "Of --check: seed of the noise.", **common.SEED)
-_BATCH = flags.DEFINE_integer("batch_size", 25, "Of --check: the most samples at a time.", **common.COUNT)
+_NUM = flags.DEFINE_integer("num", 100, "Of --check: how many noises.", **command.COUNT)
+_SEED = flags.DEFINE_integer("seed", 1000, "Of --check: seed of the noise.", **command.SEED)
+_BATCH = flags.DEFINE_integer("batch_size", 25, "Of --check: the most samples at a time.", **command.COUNT)
 _FORMAT = flags.DEFINE_enum("format", None, sorted(FORMATS), "The program.")
 flags.mark_flags_as_required(["schedule", "out", "format"])
 
 
 def main() -> None:
-    out, path, name = Path(_OUT.value), Path(_SCHEDULE.value), str(_FORMAT.value)
+    out, path, name = Path(_OUT.value), run.given_schedules()[0], str(_FORMAT.value)
     form, options = FORMATS[name], {} if _LAST.value == "kept" else {"last": _LAST.value}
     if ((_CHECK.value or _LOSSY.value) and not form.is_list) or not options.keys() <= set(form.options):
         raise ValueError(f"--check and --lossy are for lists of times, --last is for sigmas, got --format={name}")
     check_writable(out)
-    loaded = functools.cache(lambda: models.of_schedule(path, _NFE.value, _MOVED))
-    learned, record = (learning.load(path), read_json(path)) if _NFE.value is None else (loaded()[0], {})
+    loaded = functools.cache(run.load_given)
+    learned, record = (learning.load(path), read_json(path)) if flags.FLAGS.nfe is None else (loaded()[0], {})
     try:
         written = form.write(Source(learned, record, lambda: loaded()[1].schedule), **options)
         if written.listed and written.listed.lost and not _LOSSY.value:
@@ -75,4 +75,4 @@ def _check(listed: Listed, learned: Learned, model: Pretrained) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

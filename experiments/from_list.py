@@ -1,6 +1,6 @@
 """Make a schedule.json of a list of times that someone else has found, to sample with, to judge, or to learn from.
 
-python -m experiments.from_list --config=configs/hsc32.py --list=sigmas.txt --out=runs/theirs.json
+python -m experiments.from_list --config=configs/galaxies.py:hsc32 --list=sigmas.txt --out=runs/theirs.json
 
 The list is a published grid by its name (ays-sd15, gits-sd15, optimal-flux, ...), a text file of noise levels (sigma /
 alpha, or of flows sigma, the last one perhaps 0), or LD3's best_v1.pt or best_v2.pt. Levels are interpolated to the
@@ -12,25 +12,25 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
-from experiments import common, models
-from experiments.plan import Plan
+from experiments import command
+from experiments.run import Run
 from ld3_jax.disk import check_writable
 from ld3_jax.interop.imported_files import read_times
 from ld3_jax.learning import Learned
 from ld3_jax.published import PUBLISHED
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration: its network and solver.", lock_config=True)
-_LIST = common.path_flag("list", None, f"A file, or one of {', '.join(PUBLISHED)}.")
-_OUT = common.path_flag("out", None, "The schedule.json to write.")
+_CONFIG = command.config_flag("Configuration: its network and solver.")
+_LIST = command.path_flag("list", None, f"A file, or one of {', '.join(PUBLISHED)}.")
+_OUT = command.path_flag("out", None, "The schedule.json to write.")
 flags.mark_flags_as_required(["config", "list", "out"])
 
 
 def main() -> None:
     out = Path(_OUT.value)
     check_writable(out)
-    solver, model = Plan.of(_CONFIG.value).solver, models.of_config(_CONFIG.value)
+    run = Run.of(_CONFIG.value)
+    solver, model = run.solver, run.model
     found = read_times(_LIST.value, model.schedule, solver.n_steps)
     learned = Learned(solver, found, np.asarray(found.lam(model.schedule)), model.identity())
     learned.save(out, model.schedule)
@@ -38,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

@@ -1,25 +1,25 @@
-"""The cells of a sweep as one HTML page that needs nothing beside itself."""
+"""What the cells of a sweep say: in sentences, as tidy lines, as a picture, and as one HTML page that stands alone."""
 
 import base64
+import csv
 import html
 import io
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
-from experiments import cells
-from experiments.cells import Judged, Measured
+from experiments.cells import LEARNED, Cell, Figures, Measured
+from ld3_jax.grids import GRIDS
 from ld3_jax.solvers import Solver
 
+_COLUMNS = (*Cell._fields, "method", "held_out", *Figures._fields)
 _TEMPLATE = Path(__file__).with_suffix(".html")
 
 
@@ -27,7 +27,7 @@ class Method(NamedTuple):
     """How a method is drawn and what it is."""
 
     label: str
-    colour: str  # at least 3.4 to 1 on white and on the dark background
+    colour: str  # at least 3.4 to 1 on white
     marker: str
     sign: str  # the marker as a character
     what: str
@@ -42,20 +42,57 @@ METHODS = {
     "times": Method("times learned", "#3b82c4", "D", "◆", "times and network times learned"),
     "everything": Method("everything learned", "#d9415a", "*", "★", "times, network times and coefficients learned"),
 }
-_COLUMNS = ("network", "solver", "calls", "method", "mean", "median", "another basin, %", "Frechet", "95 % of the mean")
-_COLUMNS += ("seed", "start", "calls to learn")
+# What pictures show against the number of calls.
+STATISTICS = {"mean": "mean squared error, 95 % interval", "median": "median", "frechet": "Frechet distance"}
 
-_INK = "#123456"  # stands for the page's colour of text
-_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
-_STYLE = dict.fromkeys(_INKED, _INK) | {
-    "font.size": 8,
-    "axes.grid": True,
-    "grid.alpha": 0.2,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "ld3",  # the same page for the same cells
-}
+
+def as_csv(cells: Iterable[Measured]) -> bytes:
+    """A line for each method of each cell."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([_COLUMNS, *_rows(cells)])
+    return buffer.getvalue().encode()
+
+
+def _rows(cells: Iterable[Measured]) -> Iterator[list[Any]]:
+    """The values of _COLUMNS, for each method of each cell."""
+    for measured in cells:
+        for name, figures in measured.methods.items():
+            lam = " ".join(f"{value:.6g}" for value in figures.lam)
+            yield [*measured.cell, name, measured.held_out, *figures._replace(lam=lam)]
+
+
+def shares(cells: Iterable[Measured], name: str) -> np.ndarray:
+    """Mean and median of a method as shares of those of the best hand-made grid: (number of cells, 2)."""
+    pairs = [(one.methods[name], one.best_grid) for one in cells]
+    return np.array([[learned.mean / grid.mean, learned.median / grid.median] for learned, grid in pairs])
+
+
+def geometric_mean(ratios: np.ndarray) -> np.ndarray:
+    """Over the first axis."""
+    return np.exp(np.log(ratios).mean(0))
+
+
+def summary(cells: Sequence[Measured]) -> list[str]:
+    """What the cells say together, a line for each learned method."""
+    by_cell, lines = {measured.cell: measured for measured in cells}, []
+    for name in LEARNED if cells else ():
+        ratios = shares(cells, name)
+        mean, median = geometric_mean(ratios)
+        above = (ratios > 1).sum(0)
+        twice = [
+            one.methods[name].mean <= by_cell[more].best_grid.mean
+            for one in cells
+            if (more := one.cell._replace(nfe=2 * one.cell.nfe)) in by_cell
+        ]
+        images = [one.methods for one in cells if one.methods[name].frechet is not None]
+        nearer = sum(methods[name].frechet < min(methods[grid].frechet for grid in GRIDS) for methods in images)
+        lines.append(
+            f"{name}, {len(cells)} cells: the geometric mean of learned / best hand-made is {mean:.3f} for means and "
+            f"{median:.3f} for medians; the mean is above it in {above[0]} cells, the median in {above[1]}; in "
+            f"{sum(twice)} of {len(twice)} the mean is no higher than that of the best hand-made grid with twice the "
+            f"calls; the Frechet distance is below that of every hand-made grid in {nearer} of {len(images)}"
+        )
+    return lines
 
 
 def of_sweep(measured: Sequence[Measured], workdir: Path, command: str) -> str:
@@ -66,74 +103,61 @@ def of_sweep(measured: Sequence[Measured], workdir: Path, command: str) -> str:
         workdir: where their pictures are.
         command: that measured them.
     """
-    panels = _panels(measured)
     drawn = {name for one in measured for name in _drawn(one)}
     devices = sorted({one.device for one in measured})
     held_out = sorted({f"{one.cell.network} {one.held_out}" for one in measured})
-    with matplotlib.rc_context(_STYLE):
-        curves, grids = (_all(panels, draw) for draw in (_curves, _grids))
+    kinds = ["mean", "median", *(["frechet"] if any(one.best_grid.frechet is not None for one in measured) else [])]
+    curves = [f"<div class={kind}>{_image(picture(measured, kind), STATISTICS[kind])}</div>" for kind in kinds]
     return Template(_TEMPLATE.read_text()).substitute(
         title="Learned solvers beside hand-made grids and those of other methods",
         measured_on=html.escape("; ".join(devices)),
         held_out=html.escape(", ".join(held_out)),
-        summary="".join(f"<li>{html.escape(line)}</li>" for line in cells.summary(measured)),
+        summary="".join(f"<li>{html.escape(line)}</li>" for line in summary(measured)),
         legend="".join(
             f'<li><b style="color:{method.colour}">{method.sign}</b> <b>{method.label}</b> {method.what}</li>'
             for name, method in METHODS.items()
             if name in drawn
         ),
-        curves=curves,
-        grids=grids,
+        curves="".join(curves),
+        grids=_image(grids(measured), "half-log-SNR of the times"),
         command=html.escape(command),
-        samples=_all(panels, lambda panel, name: _samples(panel, workdir)),
-        figures=_table(_COLUMNS, [_shown(one, name) for one in measured for name in one.methods]),
+        samples="".join(_samples(panel, workdir) for panel in _panels(measured).values()),
+        figures=_table(_rows(measured)),
     )
 
 
-def _all(panels: dict[tuple[str, str], list[Measured]], draw: Callable[[list[Measured], str], str]) -> str:
-    """A figure for each panel that has something to draw."""
-    figures = []
-    for (network, solver), panel in panels.items():
-        if drawn := draw(panel, f"{draw.__name__.strip('_')}-{network}-{solver}"):
-            figures.append(f"<figure><figcaption>{html.escape(_title(panel))}</figcaption>{drawn}</figure>")
-    return "".join(figures)
+def picture(measured: Sequence[Measured], statistic: str = "mean") -> bytes:
+    """A PNG of one of STATISTICS: a row for each network, a column for each solver, of the first seed."""
+    figure = _sheet(measured, lambda axes, panel: _draw_errors(axes, panel, statistic), sharex=True, sharey="row")
+    nfes = sorted({one.cell.nfe for one in measured})
+    figure.axes[0].set_xticks(nfes, [str(nfe) for nfe in nfes])  # all panels share them
+    lines = [Line2D([], [], label=method.label, linewidth=1.4, **_dots(name)) for name, method in METHODS.items()]
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=8)
+    figure.supylabel(STATISTICS[statistic], fontsize=9)
+    return _png(figure)
 
 
-def _title(panel: list[Measured]) -> str:
-    one = panel[0]
-    order = one.config.get("solver", {}).get("order")
-    return f"{one.cell.network}, {Solver(one.cell.solver, order=order)}"
+def grids(measured: Sequence[Measured]) -> bytes:
+    """A PNG of where the steps lie, likewise."""
+    return _png(_sheet(measured, _draw_grids))
 
 
-def _drawn(measured: Measured) -> dict[str, Judged]:
-    """The methods that are drawn: of the hand-made grids the best."""
-    found = {BEST: measured.methods[cells.best_grid(measured.methods)]} | measured.methods
-    return {name: found[name] for name in METHODS if name in found}
-
-
-def picture(measured: Sequence[Measured]) -> bytes:
-    """A PNG of the mean errors: a row for each network, a column for each solver, of the first seed."""
+def _sheet(measured: Sequence[Measured], draw: Callable[[Axes, list[Measured]], None], **shared: Any) -> Figure:
     panels = _panels(measured)
     networks, solvers = (list(dict.fromkeys(names)) for names in zip(*panels, strict=True))
     figure = Figure(figsize=(3.4 * len(solvers), 2.5 * len(networks) + 0.5), layout="constrained")
-    axes_of = figure.subplots(len(networks), len(solvers), squeeze=False, sharex=True, sharey="row")
+    axes_of = figure.subplots(len(networks), len(solvers), squeeze=False, **shared)
     for axes in axes_of.flat:
         axes.set_visible(False)  # a panel that has not been measured
     for (network, solver), panel in panels.items():
         axes = axes_of[networks.index(network), solvers.index(solver)]
         axes.set_visible(True)
-        _draw_errors(axes, panel, ("mean",))
+        draw(axes, panel)
         axes.set_title(_title(panel), fontsize=9)
-        axes.set_xlabel("network calls" if network == networks[-1] else "")
+        if shared:
+            axes.label_outer()
         axes.grid(alpha=0.2)
-    nfes = sorted({one.cell.nfe for panel in panels.values() for one in panel})
-    axes_of[0, 0].set_xticks(nfes, [str(nfe) for nfe in nfes])  # all panels share them
-    lines = [Line2D([], [], label=method.label, linewidth=1.4, **_dots(name)) for name, method in METHODS.items()]
-    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=8)
-    figure.supylabel("mean squared error, 95 % interval", fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+    return figure
 
 
 def _panels(measured: Sequence[Measured]) -> dict[tuple[str, str], list[Measured]]:
@@ -145,66 +169,43 @@ def _panels(measured: Sequence[Measured]) -> dict[tuple[str, str], list[Measured
     return panels
 
 
-def _curves(panel: list[Measured], name: str) -> str:
-    """Errors against the number of calls, and Frechet distances, which the page shows in their place if asked to."""
-    drawn = {"errors": ("mean", "median"), "distances": ("frechet",)}
-    if all(judged.frechet is None for one in panel for judged in one.methods.values()):
-        del drawn["distances"]
-    divisions = []
-    for kind, statistics in drawn.items():
-        figure = Figure(figsize=(3.6, 2.7), layout="constrained")
-        _draw_errors(figure.subplots(), panel, statistics)
-        divisions.append(f"<div class={kind}>{_svg(figure, f'{name}-{kind}')}</div>")
-    return "".join(divisions)
+def _title(panel: list[Measured]) -> str:
+    one = panel[0]
+    order = one.config.get("solver", {}).get("order")
+    return f"{one.cell.network}, {Solver(one.cell.solver, order=order)}"
 
 
-def _draw_errors(axes: Axes, panel: list[Measured], statistics: Sequence[str]) -> None:
-    """A line for each method and statistic, whose id ends with it; around the mean its interval."""
-    nfes, drawn = np.array([one.cell.nfe for one in panel]), [_drawn(one) for one in panel]
-    for method, (_, colour, *_) in METHODS.items():
-        at = np.array([i for i, methods in enumerate(drawn) if method in methods], int)
-        points = [drawn[i][method] for i in at]
-        for statistic in statistics:
-            values = np.array([getattr(point, statistic) for point in points], float)  # None: NaN
-            axes.plot(nfes[at], values, gid=f"{method}-{statistic}", linewidth=1.4, **_dots(method))
-        if "mean" in statistics:
-            ends = ([getattr(point, end) for point in points] for end in ("low", "high"))
-            axes.fill_between(nfes[at], *ends, color=colour, alpha=0.15, linewidth=0, gid=f"{method}-band-mean")
+def _drawn(measured: Measured) -> dict[str, Figures]:
+    """The methods that are drawn: of the hand-made grids the best."""
+    methods = {BEST: measured.best_grid} | measured.methods
+    return {name: methods[name] for name in METHODS if name in methods}
+
+
+def _draw_errors(axes: Axes, panel: list[Measured], statistic: str) -> None:
+    """A line for each method; around the mean its interval."""
+    for method in METHODS:
+        points = {one.cell.nfe: drawn[method] for one in panel if method in (drawn := _drawn(one))}
+        values = np.array([getattr(point, statistic) for point in points.values()], float)  # None: NaN
+        axes.plot([*points], values, linewidth=1.4, **_dots(method))
+        if statistic == "mean":
+            ends = ([getattr(point, end) for point in points.values()] for end in ("low", "high"))
+            axes.fill_between([*points], *ends, color=METHODS[method].colour, alpha=0.15, linewidth=0)
     axes.set(xscale="log", yscale="log", xlabel="network calls")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_formatter(NullFormatter())
         axis.set_minor_locator(NullLocator())
-    axes.set_xticks(nfes, [str(nfe) for nfe in nfes])
 
 
-def _grids(panel: list[Measured], name: str) -> str:
-    """Where the steps lie, with the second smallest number of calls."""
+def _draw_grids(axes: Axes, panel: list[Measured]) -> None:
+    """The times with the second smallest number of calls."""
     one = panel[min(1, len(panel) - 1)]
     drawn = _drawn(one)
-    figure = Figure(figsize=(3.6, 0.5 + 0.24 * len(drawn)), layout="constrained")
-    axes = figure.subplots()
-    for row, (method, judged) in enumerate(drawn.items()):
-        axes.plot(judged.lam, np.full(len(judged.lam), row), linewidth=0, **_dots(method))
-    axes.set(xlabel=f"half-log-SNR of the times, {one.cell.nfe} calls", ylim=(len(drawn) - 0.5, -0.5))
+    for row, (method, figures) in enumerate(drawn.items()):
+        axes.plot(figures.lam, np.full(len(figures.lam), row), linewidth=0, **_dots(method))
+    axes.set(xlabel=f"half-log-SNR, {one.cell.nfe} calls", ylim=(len(drawn) - 0.5, -0.5))
     axes.set_yticks(range(len(drawn)), list(drawn))
-    return _svg(figure, name)
-
-
-def _samples(panel: list[Measured], workdir: Path) -> str:
-    """The first noise's samples: a row for each method, a column for each number of calls."""
-    columns = [one for one in panel if one.cell.path(workdir).with_suffix(".png").exists()]
-    if not columns:
-        return ""
-    rows = ["teacher", *columns[0].methods]
-    labels = "".join(f"<span>{html.escape(row)}</span>" for row in rows)
-    images = "".join(
-        f"<div><b>{one.cell.nfe}</b><img alt='samples with {one.cell.nfe} calls' src='data:image/png;base64,"
-        f"{base64.b64encode(one.cell.path(workdir).with_suffix('.png').read_bytes()).decode()}'></div>"
-        for one in columns
-    )
-    return f"<div class=samples><div><b>calls</b><div>{labels}</div></div>{images}</div>"
 
 
 def _dots(method: str) -> dict[str, Any]:
@@ -212,32 +213,36 @@ def _dots(method: str) -> dict[str, Any]:
     return {"marker": marker, "color": colour, "markersize": 7 if marker == "*" else 4.5}
 
 
-def _svg(figure: Figure, name: str) -> str:
-    """Inline SVG whose text has the page's font and colour, and whose ids are its own."""
-    buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def _image(png: bytes, what: str) -> str:
+    return f"<img alt='{what}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
+
+
+def _samples(panel: list[Measured], workdir: Path) -> str:
+    """The first noise's samples: a row for each method, a column for each number of calls."""
+    columns = [one for one in panel if one.cell.path(workdir).with_suffix(".png").exists()]
+    if not columns:
+        return ""
+    labels = "".join(f"<span>{html.escape(row)}</span>" for row in ("teacher", *columns[0].methods))
+    pictures = [(one.cell.nfe, one.cell.path(workdir).with_suffix(".png").read_bytes()) for one in columns]
+    images = "".join(f"<div><b>{nfe}</b>{_image(png, f'samples with {nfe} calls')}</div>" for nfe, png in pictures)
+    caption = f"<figcaption>{html.escape(_title(panel))}</figcaption>"
+    labels = f"<div><b>calls</b><div>{labels}</div></div>"
+    return f"<figure>{caption}<div class=samples>{labels}{images}</div></figure>"
+
+
+def _table(rows: Iterable[Sequence[Any]]) -> str:
+    """A table in a box that scrolls, without the times."""
+    shown = [i for i, name in enumerate(_COLUMNS) if name != "lam"]
+    head = "".join(f"<th><button>{html.escape(_COLUMNS[i].replace('_', ' '))}</button></th>" for i in shown)
+    lines = (
+        [f"{row[i]:.5g}" if isinstance(row[i], float) else "" if row[i] is None else str(row[i]) for i in shown]
+        for row in rows
     )
-    svg = buffer.getvalue()
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg[svg.index("<svg") :]).replace(_INK, "currentColor")
-    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
-    own = re.sub(r"\W", "-", name)
-    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{own}-", svg)
-
-
-def _shown(measured: Measured, name: str) -> tuple[str, ...]:
-    """What _COLUMNS say: what matters most stands where a phone shows it."""
-    cell, judged = measured.cell, measured.methods[name]
-    where = (cell.network, cell.solver, str(cell.nfe), name)
-    errors = (f"{judged.mean:.5f}", f"{judged.median:.5f}", f"{100 * judged.another_basin:.1f}")
-    frechet = "" if judged.frechet is None else f"{judged.frechet:.4g}"
-    cost = str(judged.network_calls) if judged.network_calls else ""
-    interval = f"{judged.low:.5f} to {judged.high:.5f}"
-    return (*where, *errors, frechet, interval, str(cell.seed), judged.start, cost)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in a box that scrolls."""
-    head = "".join(f"<th><button>{html.escape(name)}</button></th>" for name in header)
-    body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
     return f"<div class=box><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"

@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments import common
+from experiments import command
 from ld3_jax import poses
 from ld3_jax.disk import check_writable
 from ld3_jax.poses import molecules, network, training
 
-_OUT = common.path_flag("out", None, "Where the weights go, as safetensors.")
-_STEPS = flags.DEFINE_integer("steps", training.Recipe.steps, "Steps of Adam.", **common.COUNT)
-_BATCH = flags.DEFINE_integer("batch_size", training.Recipe.batch_size, "Noisy poses a step.", **common.COUNT)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the first parameters and of the noise.", **common.SEED)
+_OUT = command.path_flag("out", None, "Where the weights go, as safetensors.")
+_STEPS = flags.DEFINE_integer("steps", training.Recipe.steps, "Steps of Adam.", **command.COUNT)
+_BATCH = flags.DEFINE_integer("batch_size", training.Recipe.batch_size, "Noisy poses a step.", **command.COUNT)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the first parameters and of the noise.", **command.SEED)
 flags.mark_flags_as_required(["out"])
 
 _TIMES, _CHECKED = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), 500
@@ -33,7 +33,7 @@ def main() -> None:
     context = network.context_of(found)
     recipe = training.Recipe(_STEPS.value, _BATCH.value)
     keys = jax.random.split(jax.random.key(_SEED.value))
-    with common.progress("training", recipe.steps) as update:
+    with command.progress("training", recipe.steps) as update:
         for done, loss, params in training.train(keys[0], found.poses, context, noise, recipe):
             update(done, loss=loss)
             if done == recipe.steps:
@@ -50,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

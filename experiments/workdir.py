@@ -1,22 +1,33 @@
-"""The folder of a run: whose it is, the record of its steps, and learning that goes on where it stopped."""
+"""The folder of a run, or of samples: whose it is, its report, pictures, and files that are not made twice."""
 
+import dataclasses
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any
 
 import filelock
+import numpy as np
 from ml_collections import config_dict
 
-from experiments import common, ending
-from ld3_jax import checkpoint, learning
-from ld3_jax.disk import check_writable, naming, read_json, write_atomically
-from ld3_jax.learning import Discretization, Ended, StepMetrics, Task, TrainState
-from ld3_jax.processes import is_first
+from experiments import ending
+from experiments.command import progress
+from experiments.configuration import differences
+from experiments.run import Run
+from ld3_jax import plots
+from ld3_jax.batches import to_host
+from ld3_jax.comparison import SQUARED_ERROR, Comparison
+from ld3_jax.disk import check_writable, digest, read_json, write_atomically
+from ld3_jax.grids import GRIDS, grid
+from ld3_jax.learning import Ended, Learned
+from ld3_jax.pretrained import Pretrained
+from ld3_jax.pretrained.drawn import batches, contents
+from ld3_jax.processes import is_first, of_first
+from ld3_jax.recording import LOG, read_log
 
+_ERROR_GAIN = 5  # of differences from the teacher's samples in pictures
 FILES = ("schedule.json", "schedule.png", "loss.png", "samples.png", "metrics.jsonl", "report.json")
 
 
@@ -40,7 +51,7 @@ def held(workdir: Path, config: config_dict.ConfigDict, *, alone: bool = False) 
             there = read_json(path)
             if not isinstance(there, dict):
                 raise ValueError(f"{path}: not a configuration; take another folder")
-            if different := common.differences(there, _plain(config)):
+            if different := differences(there, _plain(config)):
                 raise ValueError(f"{workdir} holds another configuration: {'; '.join(different)}. Take another folder.")
         yield
         if is_first() and not (workdir / ".lock").exists():
@@ -65,23 +76,23 @@ def _plain(config: config_dict.ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def learn(folder: Path, task: Task, start: str | Discretization) -> Ended:
-    """`learning.learn` that goes on where an earlier run stopped, with a progress bar, a record and checkpoints."""
+@contextmanager
+def watched(label: str, total: int) -> Iterator[Callable[..., None]]:
+    """`progress` of steps of learning: a signal ends them after the step that is under way, once it is on the disk."""
+    with progress(label, total) as update:
 
-    def advance(name: str, state: TrainState, until: int) -> TrainState:
-        begun = int(state.step)
-        label = "learning" if until == task.learner.steps else f"race: {name}"
-        checkpoints = folder / "checkpoints" / f"{until}-{name.replace(' ', '-')}"
-        with common.progress(label, until - begun) as update:
-            state = checkpoint.restore(checkpoints, state)
-            leg = _Leg(name, int(state.step), until)
-            with recording(folder, leg, checkpoints, lambda step, **shown: update(step - begun, **shown)) as record:
-                for now in learning.steps(task, state, until):
-                    record(*now)
-                    state = now[0]
-        return state
+        def after_step(done: int, **figures: float) -> None:
+            ending.waits = True
+            update(done, **figures)
+            if ending.number:
+                raise KeyboardInterrupt
 
-    return learning.learn(task, start, advance)
+        try:
+            yield after_step
+        finally:
+            ending.waits = False
+    if ending.number:
+        raise KeyboardInterrupt
 
 
 def report(folder: Path, ended: Ended, seconds: Mapping[str, float]) -> None:
@@ -147,79 +158,93 @@ def _sum(earlier: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, 
     return {part: known.get(part, 0.0) + time for part, time in seconds.items()}
 
 
-_FIGURES = ("loss", "valid_loss", "best_loss", "grad_norm", "moved")
-_SAVE_EVERY_S = 5.0
+def draw(folder: Path, run: Run, learned: Learned, compared: Comparison, start_loss: float) -> None:
+    """Draw schedule.png, loss.png and samples.png."""
+    model, n, title = run.model, learned.solver.n_steps, f"{run.model}, {learned.solver}"
+    hand_made = {name: np.asarray(model.schedule.lam(grid(name, model.schedule, n))) for name in GRIDS}
+    lines = _by_part(model, "learned", learned.t) | _by_part(model, "learned, for the network", learned.t_c)
+    plots.grids(folder / "schedule.png", lines, hand_made, title)
+    if steps := read_log(folder / LOG):
+        plots.losses(folder / "loss.png", steps, ("validation at the start", start_loss), title)
+    best = compared.best_hand_made
+    labels = {"learned": "learned", best: f"best hand-made:\n{best}"}
+    judged = {label: compared.judged[name] for name, label in labels.items()}
+    rows = {"teacher": to_host(run.pairs[1].x_0[: model.shown])} | {label: one.samples for label, one in judged.items()}
+    errors = {label: one.errors[SQUARED_ERROR][: model.shown] for label, one in judged.items()}
+    notes = {label: [f"{error:.4f}" for error in some] for label, some in errors.items()}
+    samples, title = folder / "samples.png", f"{title}: samples from the same noise"
+    if model.display is None:
+        plots.scatter_rows(samples, rows, title)
+    else:
+        images = {label: model.display(one, rows["teacher"]) for label, one in rows.items()}
+        plots.image_rows(samples, _with_differences(images, "teacher") if model.differences else images, title, notes)
 
 
-class _Leg(NamedTuple):
-    """The steps that a start takes at a stretch."""
+def _by_part(model: Pretrained, name: str, t: np.ndarray) -> dict[str, np.ndarray]:
+    """Half-log-SNR at the times; of a state of parts, one line for each, all on the scale of the first."""
+    lam = np.asarray(model.schedule.lam(t))
+    if lam.ndim == 1:
+        return {name: lam}
+    parts = [field.name for field in dataclasses.fields(model.schedule)]
+    return {f"{name}: {part}": lam[:, i] for i, part in enumerate(parts)}
 
-    start: str
-    done: int
-    until: int
+
+def _with_differences(rows: Mapping[str, np.ndarray], of: str) -> dict[str, np.ndarray]:
+    """Below each other row of images its difference from one of them."""
+    shown = {}
+    for name, images in rows.items():
+        shown[name] = images
+        if name != of:
+            shown[f"{name.splitlines()[-1]}:\nerror x {_ERROR_GAIN}"] = _ERROR_GAIN * np.abs(images - rows[of])
+    return shown
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last one that a killed process was writing is left out.
+def fill(folder: Path, learned: Learned, model: Pretrained, *, num: int, size: int, seed: int, format: str) -> None:
+    """Write those batches that are not in a folder yet.
+
+    Args:
+        folder: its config.json says what it holds.
+        learned, model, num, size, seed: as of `batches`.
+        format: one of `drawn.formats`. Files bear the number of their first sample.
 
     Raises:
-        ValueError: if another line is no record of a step.
+        ValueError: if the folder holds other samples, or another process is at work in it.
+        FloatingPointError: if samples are not finite.
+        OSError: if the disk does not take a file.
     """
-    records = []
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
-        try:
-            record = json.loads(line)
-            figures = {name: float(record[name]) for name in _FIGURES}
-            records.append({"start": str(record["start"]), "step": int(record["step"]), **figures})
-        except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
-            if line.endswith(b"\n"):
-                raise ValueError(
-                    f"{path}: line {len(records) + 1} is no record of a step ({error}); learning goes on without the "
-                    "file if you move it away"
-                ) from error
-    return records
+    record = _record(learned, num=num, batch_size=size, seed=seed, format=format)
+    with held(folder, record, alone=True):
+        claim(folder, record)
+        names = {first: _names(first, min(size, num - first), format) for first in range(0, num, size)}
+        missing = of_first(np.array(_missing(folder, names)))
+        firsts = [first for first, is_missing in zip(names, missing, strict=True) if is_missing]
+        done = sum(min(size, num - first) for first in names if first not in set(firsts))
+        with progress("samples", num) as update:
+            update(done)
+            for first, samples in batches(learned, model, firsts, num=num, size=size, seed=seed):
+                for name, content in zip(names[first], contents(model, samples, format), strict=True):
+                    write_atomically(folder / name, content)
+                done += len(samples)
+                update(done)
 
 
-def _open_log(path: Path, leg: _Leg) -> TextIO:
-    """metrics.jsonl, open to go on with a leg; later lines of the leg tell of lost steps."""
+def _record(learned: Learned, **settings: Any) -> config_dict.ConfigDict:
+    model, solver = dict(learned.model), dataclasses.asdict(learned.solver)
+    return config_dict.ConfigDict({"model": model, "solver": solver, "learned": digest(learned.found), **settings})
+
+
+def _missing(folder: Path, names: Mapping[int, list[str]]) -> list[bool]:
+    """Which batches are not in the folder; what a killed process was writing is cleared away."""
     if not is_first():
-        return open(os.devnull, "a")
-    kept = [one for one in read_log(path) if one["start"] != leg.start or not leg.done < one["step"] <= leg.until]
-    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-    return path.open("a", buffering=1)
+        return [False] * len(names)
+    ours = {name for files in names.values() for name in files}
+    for part in folder.glob(".*.tmp"):  # .NAME.XXXXXXXX.tmp
+        if part.name[1:].rsplit(".", 2)[0] in ours:
+            part.unlink()
+    here = {path.name for path in folder.iterdir()}
+    return [not here.issuperset(files) for files in names.values()]
 
 
-@contextmanager
-def recording(
-    workdir: Path, leg: _Leg, checkpoints: Path, update: Callable[..., None]
-) -> Iterator[Callable[[TrainState, StepMetrics], None]]:
-    """Give each step a line in metrics.jsonl and the progress bar; keep a checkpoint now and then, and the last one."""
-    last: TrainState | None = None
-    saved, path = time.monotonic(), workdir / "metrics.jsonl"
-    with _open_log(path, leg) as log:
-
-        def record(state: TrainState, figures: StepMetrics) -> None:
-            nonlocal last, saved
-            ending.waits = True
-            values = {**state._asdict(), **figures._asdict()}
-            step, shown = int(state.step), {name: float(values[name]) for name in _FIGURES}
-            with naming(path):
-                log.write(json.dumps({"start": leg.start, "step": step, **shown}) + "\n")
-            last = state
-            if time.monotonic() - saved > _SAVE_EVERY_S:
-                checkpoint.save(checkpoints, step, state)
-                saved = time.monotonic()
-            update(step, loss=shown["loss"], best=shown["best_loss"])
-            if ending.number:
-                raise KeyboardInterrupt
-
-        try:
-            yield record
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{error}; last good checkpoint: {checkpoints}") from error
-        finally:
-            if last is not None:
-                checkpoint.save(checkpoints, int(last.step), last)
-            ending.waits = False
-        if ending.number:
-            raise KeyboardInterrupt
+def _names(first: int, count: int, format: str) -> list[str]:
+    numbers = range(first, first + count) if format == "png" else [first]
+    return [f"{number:08d}.{format}" for number in numbers]

@@ -41,7 +41,18 @@ if importlib.util.find_spec("jax"):  # ld3_jax.interop runs tables without
 __version__ = "0.6.0"
 
 # Some need an extra, and the others take a second to load.
-_ON_DEMAND = ("baselines", "checkpoint", "interop", "metrics", "networks", "plots", "poses", "pretrained")
+_ON_DEMAND = (
+    "baselines",
+    "checkpoint",
+    "comparison",
+    "image_files",
+    "interop",
+    "metrics",
+    "networks",
+    "plots",
+    "poses",
+)
+_ON_DEMAND += ("pretrained", "recording")
 
 __all__ = [
     "SOLVERS",

@@ -82,7 +82,7 @@ def image_rows(path: Path, rows: Mapping[str, np.ndarray], title: str, notes: Ma
 
     Args:
         path: where to write a PNG.
-        rows: name -> (n, height, width, 1 or 3) images in [0, 1].
+        rows: name -> (n, height, width, 1 or 3) images, clipped to [0, 1].
         title: of the picture.
         notes: name of a row -> a short text under each of its images, for instance a loss.
     """
@@ -102,7 +102,7 @@ def image_grid(path: Path, images: np.ndarray) -> None:
 
     Args:
         path: where to write a PNG.
-        images: (n, height, width, 1 or 3) in [0, 1].
+        images: (n, height, width, 1 or 3), clipped to [0, 1].
     """
     n, height, width, _ = images.shape
     side = math.ceil(math.sqrt(n))
@@ -116,7 +116,7 @@ def image_grid(path: Path, images: np.ndarray) -> None:
 
 
 def png(image: np.ndarray) -> bytes:
-    """A PNG of an image (height, width, 1 or 3) in [0, 1], pixel by pixel."""
+    """A PNG of an image (height, width, 1 or 3), clipped to [0, 1], pixel by pixel."""
     return _png(_colours(image))
 
 
@@ -143,6 +143,7 @@ def _color_of_grid(name: str) -> str:
 
 
 def _colours(images: np.ndarray) -> np.ndarray:
+    images = np.clip(images, 0, 1)
     shown = colormaps["magma"](images[..., 0])[..., :3] if images.shape[-1] == 1 else images
     return (255 * shown + 0.5).astype(np.uint8)
 
@@ -154,7 +155,7 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def _show(axes: Axes, image: np.ndarray) -> None:
-    gray = image.shape[-1] == 1
+    gray, image = image.shape[-1] == 1, np.clip(image, 0, 1)
     axes.imshow(image[..., 0] if gray else image, cmap="magma" if gray else None, vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():

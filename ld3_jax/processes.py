@@ -4,10 +4,41 @@ All processes run the same program on a mesh of all their devices, so a value is
 is the disk. With one process, nothing here does anything.
 """
 
+import os
+import sys
+from typing import Any
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
+
+_PROCESSES_OF_A_NODE = ("SLURM_STEP_TASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE")  # in SLURM "8(x4)", on four nodes
+
+
+def join() -> None:
+    """Meet the other processes of this command, before anything else is asked of JAX; the first one alone prints.
+
+    SLURM, Open MPI, Kubernetes and TPU pods say which they are; elsewhere JAX_COORDINATOR_ADDRESS (host:port of process
+    0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+    Raises:
+        ValueError: if nobody says so.
+    """
+    names = ("num_processes", "process_id")
+    try:
+        given: dict[str, Any] = {
+            name: int(os.environ[f"JAX_{name.upper()}"]) for name in names if f"JAX_{name.upper()}" in os.environ
+        }
+        jax.distributed.initialize(**given)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{error} (python -m ... --help says who tells the processes)") from error
+    alone = "1" in (os.environ.get(name, "").split("(")[0] for name in _PROCESSES_OF_A_NODE)
+    if alone and "JAX_LOCAL_DEVICE_IDS" not in os.environ:  # JAX gives each process one GPU
+        jax.config.update("jax_cuda_visible_devices", "all")
+        jax.config.update("jax_rocm_visible_devices", "all")
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for as long as the process lives
 
 
 def is_first() -> bool:

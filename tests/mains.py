@@ -14,9 +14,9 @@ from unittest import mock
 
 from absl import flags
 
-import experiments.common  # noqa: F401, it defines the flags of all mains
+import experiments.command  # noqa: F401, it defines the flags of all mains
 
-_OF_ALL = ("debug", "distributed")  # flags of experiments.common
+_OF_ALL = ("debug", "distributed")  # flags of experiments.command
 
 
 def main(name: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:

@@ -10,8 +10,7 @@ import pytest
 from jax.tree_util import Partial
 from noise_schedules import SCHEDULES
 
-from experiments import comparison
-from ld3_jax import baselines, poses, schedules
+from ld3_jax import baselines, comparison, poses, schedules
 from ld3_jax.baselines import Probe, baseline
 from ld3_jax.learning import make_student
 from ld3_jax.networks import gaussian
@@ -126,7 +125,7 @@ def test_what_does_not_fit_is_refused():
         baseline("dmn", VP, 0)
     with pytest.raises(ValueError, match="'gits' looks at the model: it needs a probe"):
         baseline("gits", VP, 5)
-    with pytest.raises(ValueError, match="states in a vector space"):
+    with pytest.raises(ValueError, match="is for states that are vectors"):
         baseline("dmn", poses.PoseNoise(), 5)
 
 

@@ -4,23 +4,17 @@ import json
 import subprocess
 import sys
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from mains import main
 
-from configs import default
-from experiments import measurements
-from experiments.plan import Plan
-from ld3_jax import learning, pretrained
-from ld3_jax.solvers import Solver
-from ld3_jax.teacher import Pairs
+from configs import gaussian
+from experiments import tables
 
 # The program with a table whose rows say when they were measured; the second is interrupted the first time.
 PROGRAM = """
 import time
 from pathlib import Path
-from experiments import benchmark, common
+from experiments import benchmark, command
 
 def interrupted():
     if not Path({marker!r}).exists():
@@ -30,7 +24,7 @@ def interrupted():
 
 benchmark.TABLES["clock"] = table = lambda quick: [("one", lambda: {{"at": time.time()}}), ("two", interrupted)]
 table.__doc__ = "When\\n    and where."
-common.run(benchmark.main)
+command.run(benchmark.main)
 """
 
 
@@ -57,25 +51,29 @@ def test_rows_are_saved_one_by_one_and_not_measured_again(tmp_path):
     assert "0.50000 (0.25000) 12.5%" in text
 
 
-def test_samples_are_judged_in_batches_of_the_configurations_size(monkeypatch):
-    def distances(student, found, pairs, *, batch_size):
-        return np.float32([batch_size])
+def test_interpolated_times_stand_beside_those_learned_for_the_number(monkeypatch, tmp_path):
+    """The table on the ring, with learning of two steps."""
 
-    monkeypatch.setattr(learning, "distances", distances)
-    config = default.get_config()
-    config.learn.valid_batch = 5
-    ring = pretrained.load("ring")
-    student = learning.make_student(ring.model, ring.schedule, Solver("ddim", 3))
-    pairs = Pairs(jnp.zeros((1, 2)), jnp.zeros((1, 2)))
-    case = measurements.Case(student, pairs, pairs, Plan.of(config), 0, ring)
-    assert measurements.squared_errors(case, learning.on_grid("edm", ring.schedule, student.solver)) == [5]
+    def small(network, solver, nfe):
+        config = gaussian.get_config()
+        config.solver.nfe, config.teacher.nfe, config.teacher.cache = nfe, 8, str(tmp_path)
+        config.data.train = config.data.test = config.learn.batch_size = 10
+        config.learn.steps, config.learn.init, config.solver.order = 2, "logsnr", 1
+        return config
+
+    monkeypatch.setattr(tables, "configured", small)
+    ((name, measure),) = tables.interpolation_table(quick=True)
+    row = measure()
+    assert (name, [*row]) == ("hsc32 5", ["hand-made", "interpolated", "times"])
+    assert all(len(errors) == 3 and min(errors) >= 0 for errors in row.values())
 
 
 def test_a_table_that_does_not_exist_is_refused(tmp_path):
     result = main("benchmark", f"--out={tmp_path / 'b.json'}", "--tables=speed", check=False)
     assert result.returncode == 1
     assert (
-        "--tables takes some of ['curve', 'docking', 'learners', 'network', 'transfer'], got ['speed']" in result.stderr
+        "--tables takes some of ['docking', 'interpolation', 'learners', 'network', 'transfer'], got ['speed']"
+        in result.stderr
     )
 
 
@@ -95,5 +93,5 @@ def test_a_damaged_file_is_named_and_left_alone(content, tmp_path):
     path = tmp_path / "benchmark.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"benchmark\.json: not (a benchmark|valid JSON)"):
-        measurements.read(path)
+        tables.read(path)
     assert path.read_text() == content

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from configs import default
-from experiments import common, models
+from configs import default, edm
 from experiments import train as train_main
-from experiments.plan import Plan
+from experiments.configuration import flat
+from experiments.run import Run
 from ld3_jax import learning
 from ld3_jax.pretrained import download
 
@@ -19,8 +19,19 @@ CONFIGS = sorted(path for path in Path("configs").glob("*.py") if path.stem not 
 EXTRA = {"docking": ("rdkit", "MDAnalysis", "prolif")}
 
 
-def load(path: Path) -> config_dict.ConfigDict:
-    return runpy.run_path(str(path))["get_config"]()
+NAMES = {"edm": edm.FILES, "galaxies": ("hsc32", "hsc64", "ztf32", "ztf64", "lsst60", "roman120")}
+CASES = [(path, *name) for path in CONFIGS for name in [(one,) for one in NAMES.get(path.stem, ())] or [()]]
+
+
+def _id(case: tuple) -> str:
+    return ":".join([case[0].stem, *case[1:]])
+
+
+all_of_them = pytest.mark.parametrize("case", CASES, ids=_id)
+
+
+def load(path: Path, *name: str) -> config_dict.ConfigDict:
+    return runpy.run_path(str(path))["get_config"](*name)
 
 
 def shrink(config: config_dict.ConfigDict, folder: Path) -> config_dict.ConfigDict:
@@ -31,38 +42,38 @@ def shrink(config: config_dict.ConfigDict, folder: Path) -> config_dict.ConfigDi
     config.data.train, config.data.valid, config.data.test = 2, 0, 2
     if config.network.file:
         config.learn.gamma, config.learn.move_validation = 0.0, False
-    config.learn.nfes = (4, 5)
     config.learn.init = "logsnr"  # races are run in test_experiments.py
     config.learn.batch_size, config.learn.steps, config.learn.validate_every = 2, 2, 2
     return config
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_configuration_has_the_keys_of_the_default_and_no_others(path):
-    assert set(common.flat(load(path))) == set(common.flat(default.get_config()))
+@all_of_them
+def test_a_configuration_has_the_keys_of_the_default_and_no_others(case):
+    assert set(flat(load(*case))) == set(flat(default.get_config()))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_configuration_opens_with_its_command_and_what_was_measured_or_what_it_needs(path):
+@all_of_them
+def test_a_configuration_opens_with_its_command_and_what_was_measured_or_what_it_needs(case):
+    path, *name = case
     text = path.read_text()
     opening = text[: text.index('"""', 3)]
     assert f"--config=configs/{path.name}" in opening
-    config = load(path)
+    assert not name or name[0] in opening
+    config = load(*case)
     needed = [Path(file).name for file in (config.network.file, config.network.first_stage) if file]
     for name in needed:
         assert download.SOURCES[name].url in opening
     assert any(word in opening for word in (("Needs",) if needed else ("Measured", "Not measured.")))
 
 
-# One of each kind of space and learner runs to the end; curve and times do in test_experiments.py.
+# One of each kind of space and learner runs to the end; times does in test_experiments.py.
 WHOLE = ("docking", "gaussian", "gs", "paper", "stable_diffusion")
 
 
-@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem not in WHOLE], ids=lambda path: path.stem)
-def test_a_configuration_can_be_run_and_its_network_predicts(path, tmp_path):
-    config = shrink(load(path), tmp_path)
-    Plan.of(config)
-    model = models.of_config(config)
+@pytest.mark.parametrize("case", [case for case in CASES if case[0].stem not in WHOLE], ids=_id)
+def test_a_configuration_can_be_run_and_its_network_predicts(case, tmp_path):
+    config = shrink(load(*case), tmp_path)
+    model = Run.of(config).model
     x_T, cond = model.draw(jax.random.key(0), 1)
     predicted = jax.jit(model.model)(x_T, model.schedule.t_max, cond)
     assert predicted.shape == x_T.shape

@@ -14,8 +14,9 @@ import pytest
 from jax.tree_util import Partial
 
 from configs import gaussian as gaussian_config
-from experiments import common, many, models, workdir
-from ld3_jax import batches, learning, losses, pretrained
+from experiments import run, workdir
+from experiments.run import teacher_pairs
+from ld3_jax import batches, learning, losses, pretrained, processes, recording
 from ld3_jax.processes import of_first
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Teacher
@@ -28,23 +29,23 @@ def learn(folder: Path) -> None:
     config, ring = gaussian_config.get_config(), pretrained.load("ring")
     teacher = Teacher(Solver("ddim", 10), "uniform", batch_size=16, cache=folder / "teacher")
     with workdir.held(folder / "run", config):
-        pairs = models.teacher_pairs("teacher", ring, teacher, jax.random.key(0), 16)
+        pairs = teacher_pairs("teacher", ring, teacher, jax.random.key(0), 16)
         student = learning.make_student(ring.model, ring.schedule, Solver("ddim", 3), Partial(losses.l2))
         learner = learning.GradientDescent(steps=STEPS, batch_size=16, valid_batch=16)
         task = learning.make_task(student, pairs, jax.random.key(1), learning.Gaps(), learner)
         workdir.claim(folder / "run", config)
-        learned = learning.describe(task, workdir.learn(folder / "run", task, "uniform").state)
+        learned = learning.describe(task, recording.learn(folder / "run", task, "uniform").state)
         replace(learned, model=ring.identity()).save(folder / "run" / "schedule.json")
 
 
 def sample(schedule: Path, folder: Path) -> None:
-    many.fill(folder / "samples", *models.of_schedule(schedule), num=NUM, size=SIZE, seed=1, format="npz")
+    workdir.fill(folder / "samples", *run.load_schedule([schedule]), num=NUM, size=SIZE, seed=1, format="npz")
 
 
 def one_of_two(root: str) -> None:
     """What each process runs. Each has its own disk, so that the second one finds nothing there."""
-    workdir._SAVE_EVERY_S = -1.0
-    common._join()
+    recording._SAVE_EVERY_S = -1.0
+    processes.join()
     folder, schedule = Path(root) / str(jax.process_index()), Path(root) / "0" / "run" / "schedule.json"
     with jax.set_mesh(batches.all_devices()):
         learn(folder)
@@ -135,18 +136,18 @@ def test_the_environment_says_which_process_this_is(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda **values: given.append(values))
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
-    common._join()
+    processes.join()
     monkeypatch.setenv("JAX_PROCESS_ID", "x")
-    with pytest.raises(ValueError, match=r"--distributed: invalid literal for int.*'x'"):
-        common._join()
+    with pytest.raises(ValueError, match=r"invalid literal for int.*'x'"):
+        processes.join()
     assert given == [{"num_processes": 2, "process_id": 0}]
 
 
-@pytest.mark.parametrize(("processes", "seen"), [("1(x4)", {"all"}), ("1", {"all"}), ("8(x4)", set()), ("", set())])
-def test_a_process_that_is_alone_on_its_node_takes_all_its_devices(processes, seen, monkeypatch):
+@pytest.mark.parametrize(("count", "seen"), [("1(x4)", {"all"}), ("1", {"all"}), ("8(x4)", set()), ("", set())])
+def test_a_process_that_is_alone_on_its_node_takes_all_its_devices(count, seen, monkeypatch):
     given = {}
     monkeypatch.setattr(jax.distributed, "initialize", lambda: None)
     monkeypatch.setattr(type(jax.config), "update", lambda self, name, value: given.update({name: value}))
-    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", processes)
-    common._join()
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", count)
+    processes.join()
     assert set(given.values()) == seen

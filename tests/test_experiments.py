@@ -25,15 +25,14 @@ import numpy as np
 import pytest
 from absl import flags
 from jax.tree_util import Partial
-from mains import command, main
-from ml_collections import config_flags
+from mains import main
 
 import experiments
 from configs import gaussian as gaussian_config
-from experiments import common, distributions, ending, models, workdir
+from experiments import command, configuration, ending, run, workdir
 from experiments import train as train_main
-from experiments.plan import Plan
-from ld3_jax import checkpoint, learning, metrics, poses, pretrained
+from experiments.run import Run
+from ld3_jax import checkpoint, comparison, learning, metrics, poses, pretrained, recording
 from ld3_jax.grids import GRIDS, grid
 
 STEPS = 40
@@ -82,7 +81,7 @@ def test_a_run_writes_its_files_and_prints_the_comparison(finished):
     assert steps == [*race, *range(11, STEPS + 1)]
     for name in ("learned", *GRIDS):
         assert name in result.stdout
-    assert f"learning {STEPS - 10}/{STEPS - 10}" in result.stderr  # a pipe gets lines, not a bar
+    assert f"learning {STEPS - 10}/{STEPS - 10}, loss=" in result.stderr  # a pipe gets lines, not a bar
     assert "\r" not in result.stderr
 
 
@@ -119,7 +118,7 @@ def test_learned_coefficients_reach_the_comparison_and_the_samples(finished, tmp
     folder, _ = finished
     file = folder / "run" / "schedule.json"
     record = json.loads(file.read_text())
-    assert record["version"] == 2
+    assert record["version"] == 6
     assert np.abs(record["coefficients"]["predict"]).max() > 1e-3
     unseen = {name: figures["mean"] for name, figures in record["losses"]["unseen"].items()}
     assert unseen["learned"] < 0.5 * min(value for name, value in unseen.items() if name != "learned")
@@ -131,16 +130,20 @@ def test_learned_coefficients_reach_the_comparison_and_the_samples(finished, tmp
     assert np.abs(samples[0] - samples[1]).max() > 1e-3
 
 
-def test_one_curve_is_sampled_and_judged_at_any_number_of_calls(tmp_path):
-    printed = main(
-        "train", *small_run(tmp_path, "--config.learn.curve=True", "--config.learn.nfes=(4,7)", TIMES, *SMALL)
-    ).stdout
-    for calls in (5, 4, 7):  # the configuration's, and those of the curve
-        assert f"{calls} calls" in printed
-    schedule = f"--schedule={tmp_path / 'run' / 'schedule.json'}"
-    judged = main("evaluate", schedule, "--nfe=6", "--num=20", f"--cache={tmp_path / 'teacher'}").stdout
+def test_times_for_other_numbers_of_calls_are_interpolated_between_several_schedules(tmp_path):
+    paths = []
+    for calls in (4, 7):
+        own = (f"--workdir={tmp_path / str(calls)}", f"--config.solver.nfe={calls}", "--config.learn.init=logsnr")
+        main("train", *small_run(tmp_path, TIMES, *SMALL, *own, "--config.learn.steps=2"))
+        paths.append(str(tmp_path / str(calls) / "schedule.json"))
+    schedules = f"--schedule={','.join(paths)}"
+    judged = main("evaluate", schedules, "--nfe=6", "--num=20", f"--cache={tmp_path / 'teacher'}").stdout
     assert "6 calls" in judged
-    assert judged.index("learned") < judged.index("quadratic")
+    assert judged.index("learned") < judged.index("uniform")
+    refused = main("sample", schedules, f"--out={tmp_path / 'x.npy'}", check=False).stderr
+    assert refused == "error: 2 schedules are interpolated: --nfe says for how many network calls\n"
+    refused = main("sample", f"--schedule={paths[0]}", "--nfe=5", f"--out={tmp_path / 'x.npy'}", check=False).stderr
+    assert refused.startswith(f"error: {paths[0]}: times for 5 network calls are interpolated between")
 
 
 def test_evaluate_prints_the_comparison_on_other_noise_and_writes_it(finished, tmp_path):
@@ -181,7 +184,7 @@ def test_distances_are_printed_nearest_first(capsys):
     rng = np.random.default_rng(0)
     target = rng.standard_normal((100, 16, 16, 1))
     near = target + 0.01 * rng.standard_normal(target.shape)
-    found = distributions.print_distances({"far": target + 1, "near": near}, target)
+    found = comparison.print_distances({"far": target + 1, "near": near}, target)
     printed = capsys.readouterr().out
     assert "of pixels (64 features)" in printed
     assert "of radial profiles (8 features)" in printed
@@ -210,7 +213,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
     moments = [(batches, rng.integers(1, 55)), (steps, rng.integers(1, 90)), (steps, rng.integers(91, 170))]
     for count, at in moments:
         process = subprocess.Popen(
-            command("train", *small_run(killed, *slow, *SMALL)),
+            mains.command("train", *small_run(killed, *slow, *SMALL)),
             env=os.environ | compiled,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -228,7 +231,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
 def test_ctrl_c_says_how_to_go_on(tmp_path):
     endless = ("--config.learn.steps=100000", "--config.learn.init=logsnr", TIMES, *SMALL)
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background Ctrl-C may be switched off
-    arguments = command("train", *small_run(tmp_path, *endless))
+    arguments = mains.command("train", *small_run(tmp_path, *endless))
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     signal.signal(signal.SIGINT, handler)
     log = tmp_path / "run" / "metrics.jsonl"
@@ -261,14 +264,14 @@ def test_a_signal_ends_a_command_at_once_or_after_the_step(monkeypatch, capfd):
 
 def test_a_signal_that_waits_ends_learning_after_the_step(config, tmp_path, monkeypatch):
     config.learn.init, config.learn.learner, config.learn.what = "logsnr", "optax", ("times",)
-    update = common.progress
+    update = workdir.progress
 
     @contextlib.contextmanager
     def signalled(label, total):
         with update(label, total) as shown:
             yield lambda done, **figures: (shown(done, **figures), setattr(ending, "number", 15 * (done == 7)))
 
-    monkeypatch.setattr(common, "progress", signalled)
+    monkeypatch.setattr(workdir, "progress", signalled)
     monkeypatch.setattr(ending, "number", 0)
     with pytest.raises(KeyboardInterrupt):
         train_main.run(config, tmp_path / "run")
@@ -335,23 +338,23 @@ def test_the_home_folder_is_written_out(finished, tmp_path, monkeypatch):
     assert "'ring' has no file: it must be ''" in main("from_list", *given, check=False).stderr
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["table.json"]
     with mains._flags_of_one_main():
-        config_flags.DEFINE_config_file("config")
-        common._parse_flags(["train", "--config=~/c.py"])
+        command.config_flag("")
+        command._parse_flags(["train", "--config=~/c.py"])
         assert flags.FLAGS.config.teacher.cache == str(tmp_path / "cache")
 
 
 def test_compiled_programs_are_bounded_and_a_damaged_one_is_removed(tmp_path, monkeypatch, capsys):
     config, names = mock.Mock(), ("jit_f-1-cache", "jit_f-1-atime", "jit_f-2-cache", "jit_g-1-cache")
-    monkeypatch.setattr(common, "jax", SimpleNamespace(config=config))
+    monkeypatch.setattr(command, "jax", SimpleNamespace(config=config))
     for name in names:
         (tmp_path / name).write_bytes(b"12345678")
-    common._keep_compiled(tmp_path)
+    command._keep_compiled(tmp_path)
     settings = dict(call.args for call in config.update.call_args_list)
     assert settings["jax_compilation_cache_dir"] == str(tmp_path)
     assert settings["jax_compilation_cache_max_size"] > 1e9
     assert {path.name for path in tmp_path.iterdir()} == {*names, "jit_f-2-atime", "jit_g-1-atime"}
     config.jax_compilation_cache_dir = str(tmp_path)
-    common._show_warning("Error reading persistent compilation cache entry for 'jit_f': ZlibError:\n x", None, "", 1)
+    command._show_warning("Error reading persistent compilation cache entry for 'jit_f': ZlibError:\n x", None, "", 1)
     assert {path.name for path in tmp_path.glob("*-cache")} == {"jit_g-1-cache"}
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -397,9 +400,8 @@ def test_a_bad_command_line_is_one_clear_error(arguments, message, tmp_path):
 
 def test_the_learner_of_second_order_refuses_a_loss_that_is_no_function_of_squares(config):
     config.learn.learner, config.learn.loss = "lm", "l1"
-    allowed = r"\['both', 'inception', 'l2', 'lpips', 'rmse'\]"
-    with pytest.raises(ValueError, match=rf"learn.loss must be one of {allowed}, got 'l1'"):
-        Plan.of(config)
+    with pytest.raises(ValueError, match=r"learn .loss 'l1'.: steps of second order .* need a loss that has residuals"):
+        Run.of(config).check()
 
 
 @pytest.mark.parametrize("learner", ["gn", "optax"])
@@ -411,6 +413,9 @@ def test_a_loss_whose_weights_are_not_installed_is_refused_before_the_teacher_ru
     with pytest.raises(ImportError, match=r"pip install 'ld3-jax\[metrics\]'"):
         train_main.run(config, tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+OF_OPTAX = configuration._OF_LEARNERS["optax",]
 
 
 @pytest.mark.parametrize(
@@ -461,13 +466,14 @@ def test_a_loss_whose_weights_are_not_installed_is_refused_before_the_teacher_ru
         ("learn.validate_every", 0, "learn.validate_every must be at least 1, got 0"),
         ("learn.history", 0, "learn.history must be at least 1, got 0"),
         ("learn.max_shift", 5.0, "learn.max_shift must be at most 0.5, got 5.0"),
-        ("learn.curve", True, "a curve needs"),
         ("learn.patience", 3, "learn.patience: for optax only, got learn.learner 'gn'"),
         ("learn.init", "optimal-flux", "learn.init: these noise levels are of a flow"),
         ("teacher.grid", "optimal-flux", "teacher: these noise levels are of a flow"),
     ],
 )
 def test_a_bad_value_is_refused_before_anything_is_computed(key, value, message, config, tmp_path):
+    if key.removeprefix("learn.") in OF_OPTAX and "optax only" not in message:
+        config.learn.update({"learner": "optax", "gamma": 0.1, "patience": 1})
     with config.unlocked():
         config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=message):
@@ -478,8 +484,10 @@ def test_a_bad_value_is_refused_before_anything_is_computed(key, value, message,
 
 def test_a_learner_that_does_not_fit_the_states_is_refused_before_the_teacher_runs(config):
     config.learn.learner, config.learn.gamma, config.learn.what = "optax", 0.1, ("times",)
-    with pytest.raises(ValueError, match=r"^learn: the soft surrogate moves noise in a ball of vectors"):
-        Plan.of(config).start(poses.PoseNoise())
+    with pytest.raises(
+        ValueError, match=r"^learn .*: the soft surrogate, which moves noise in a ball, is for states that are vectors"
+    ):
+        Run.of(config).sharing(model=replace(pretrained.load("ring"), schedule=poses.PoseNoise())).check()
 
 
 def test_a_loss_that_does_not_take_the_samples_is_refused_before_anything_is_computed(config, tmp_path):
@@ -515,7 +523,6 @@ def test_coefficients_are_learned_on_from_earlier_times(config, tmp_path):
     [
         ({"learn.init": "none.json"}, "no file none.json; a run that learns the times writes one"),
         ({"solver.nfe": 6}, "schedule.json is for 5 network calls, the student makes 6"),
-        ({"learn.curve": True, "learn.nfes": (4, 5), "learn.what": ("times",)}, "a curve starts at a hand-made grid"),
         (
             {"network.name": "hsc32"},
             "t must run from 10 to .*, got 1 to 0.001",
@@ -543,9 +550,21 @@ def test_a_workdir_of_another_configuration_is_left_alone(finished):
 def test_a_key_that_an_earlier_version_lacked_has_its_default():
     older, here = (json.loads(gaussian_config.get_config().to_json()) for _ in range(2))
     del older["network"]["prediction"]
-    assert common.differences(older, here) == common.differences(here, older) == []
+    assert configuration.differences(older, here) == configuration.differences(here, older) == []
     here["network"]["prediction"] = "v"
-    assert common.differences(older, here) == ["network.prediction: '', here 'v'"]
+    assert configuration.differences(older, here) == ["network.prediction: '', here 'v'"]
+
+
+def test_keys_that_changed_nothing_and_are_gone_make_no_other_configuration():
+    older, here = (json.loads(gaussian_config.get_config().to_json()) for _ in range(2))
+    older["learn"] |= {"curve": False, "nfes": [4, 6]}
+    older["solver"]["variant"] = older["teacher"]["variant"] = "bh1"
+    assert configuration.differences(older, here) == configuration.differences(here, older) == []
+    older["learn"]["curve"], older["teacher"]["variant"] = True, "bh2"
+    assert configuration.differences(older, here) == [
+        "learn.curve: True, here None",
+        "teacher.variant: 'bh2', here None",
+    ]
 
 
 def test_a_schedule_of_another_model_is_refused(finished, tmp_path):
@@ -579,7 +598,7 @@ def test_a_damaged_teacher_file_is_named_and_made_again(config, tmp_path, caplog
 def test_nan_from_the_teacher_stops_the_run_before_it_claims_its_workdir(config, tmp_path, monkeypatch):
     ring = pretrained.load("ring")
     broken = replace(ring, model=Partial(lambda inner, x, t, cond=None: inner(x, t) / (x[:, :1] > 0), ring.model))
-    monkeypatch.setattr(models, "of_config", lambda config: broken)
+    monkeypatch.setattr(run, "load_model", lambda name, settings: broken)
     with pytest.raises(FloatingPointError, match=r"the teacher's samples: \d+ of 40 are not finite, namely number \d+"):
         train_main.run(config, tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {".lock"}
@@ -594,7 +613,7 @@ def test_nan_from_the_network_names_the_step_and_the_last_good_checkpoint(config
         return jnp.where(jnp.abs(t / uniform - 1).min() > 0.03, jnp.nan, inner(x, t, cond))
 
     broken = replace(ring, model=Partial(noise, ring.model))
-    monkeypatch.setattr(models, "of_config", lambda config: broken)
+    monkeypatch.setattr(run, "load_model", lambda name, settings: broken)
     config.learn.init, config.teacher.grid, config.teacher.nfe = "uniform", "uniform", 5
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+; last good checkpoint: .*checkpoints"):
         train_main.run(config, tmp_path / "run")
@@ -616,7 +635,7 @@ def test_a_damaged_checkpoint_gives_way_to_an_earlier_one_and_the_bits_are_the_s
             raise KeyboardInterrupt
 
     train_main.run(config, tmp_path / "whole")
-    monkeypatch.setattr(workdir, "_SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr(recording, "_SAVE_EVERY_S", -1.0)
     monkeypatch.setattr(checkpoint, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_main.run(config, tmp_path / "run")
@@ -659,9 +678,9 @@ def test_a_record_of_steps_of_another_program_is_named(change, tmp_path):
     path, line = tmp_path / "metrics.jsonl", json.dumps(STEP) + "\n"
     path.write_text(line + json.dumps(STEP | change if isinstance(change, dict) and change else change) + "\n" + line)
     with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is no record of a step .*if you move it away"):
-        workdir.read_log(path)
+        recording.read_log(path)
     path.write_text(line + line[:20])
-    assert workdir.read_log(path) == [STEP]
+    assert recording.read_log(path) == [STEP]
 
 
 @pytest.mark.parametrize(
@@ -676,13 +695,16 @@ def test_a_record_of_steps_of_another_program_is_named(change, tmp_path):
 )
 def test_a_bad_configuration_file_is_one_clear_error(content, message, tmp_path):
     (tmp_path / "c.py").write_text(content)
-    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
-        common._parse_flags(["train", "--config", str(tmp_path / "c.py"), "--config.solver.nef", "5"])
+    config = ("--config", str(tmp_path / "c.py"), "--config.solver.nef", "5")
+    result = main("train", f"--workdir={tmp_path / 'run'}", *config, check=False)
+    assert re.match(f"error: .*{message}", result.stderr)
+    assert result.stderr.count("\n") == 1
 
 
-def test_flags_are_found_in_one_word_and_in_two_and_where_there_are_none():
-    assert common._given(["--a=1", "--b", "2", "-c"]) == {"a": "1", "b": "2", "c": ""}
-    assert common._given([]) == {}
+def test_what_follows_a_colon_goes_to_the_configuration(tmp_path):
+    (tmp_path / "c.py").write_text("def get_config(name): raise ValueError(name)")
+    result = main("train", f"--workdir={tmp_path}", f"--config={tmp_path / 'c.py'}:hsc32", check=False)
+    assert re.match(r"error: .*c\.py:hsc32: get_config\(\) fails \(ValueError: hsc32\)", result.stderr)
 
 
 @pytest.mark.parametrize(
@@ -699,7 +721,7 @@ def test_flags_are_found_in_one_word_and_in_two_and_where_there_are_none():
 )
 def test_any_error_is_one_line(error, message, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert re.search(message, common._message(error))
+    assert re.search(message, command._message(error))
     assert len(list(tmp_path.iterdir())) == isinstance(error, TypeError)
 
 
@@ -730,7 +752,7 @@ def test_a_bad_flag_is_one_clear_error(name, arguments, message):
 @pytest.mark.parametrize("name", ["sample", "evaluate", "convert", "export"])
 def test_a_main_runs_in_a_process_of_its_own(name):
     """All other tests of these share one process with whatever has been imported; those of train do not all."""
-    result = subprocess.run(command(name), capture_output=True, text=True, timeout=240)
+    result = subprocess.run(mains.command(name), capture_output=True, text=True, timeout=240)
     assert result.returncode == 1
     assert result.stderr.startswith("error: flag --")
     assert result.stderr.count("\n") == 1
@@ -769,7 +791,7 @@ def test_starts_race_and_the_report_says_which_one_won(config, tmp_path, capsys)
 
 def test_a_terminal_gets_a_bar(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with common.progress("learning", 10) as update:
+    with command.progress("learning", 10) as update:
         update(4, loss=0.25, best=0.125)
     shown = capsys.readouterr().err
     assert "4/10" in shown

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ld3_jax import metrics
+from ld3_jax import image_files, metrics
 from ld3_jax.networks import inception
 
 
@@ -82,7 +82,7 @@ RED[1] //= 2
 @pytest.mark.parametrize("name", ["samples", "arr_0"])
 def test_arrays_are_images_of_8_bits_or_from_minus_1_to_1(images, message, name, tmp_path):
     np.savez(tmp_path / "a.npz", **{name: images})
-    read = mains.module("fid")._samples
+    read = image_files._samples
     if message is None:
         np.testing.assert_allclose(read(tmp_path / "a.npz"), RED / 127.5 - 1, atol=1e-3)
     else:
@@ -118,7 +118,7 @@ def test_pictures_are_the_pixels_that_a_viewer_shows(mode, options, message, tmp
         exif[0x0112], expected = options["exif"], np.rot90(expected, -1)
         options = {"exif": exif}
     image.save(tmp_path / "a.png", **options)
-    read = mains.module("fid")._decoded
+    read = image_files._decoded
     if message is None:
         np.testing.assert_allclose(read(tmp_path / "a.png"), expected, atol=1e-4)
     else:

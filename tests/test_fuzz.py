@@ -19,9 +19,9 @@ import pytest
 import safetensors.numpy
 import torch
 
-from experiments import cells, measurements, workdir
-from ld3_jax import interop, learning, metrics
-from ld3_jax.interop import others
+from experiments import cells, tables
+from ld3_jax import interop, learning, metrics, recording
+from ld3_jax.interop import imported_files
 from ld3_jax.networks import files, pickles, text
 from ld3_jax.schedules import VELinear
 from ld3_jax.teacher import Pairs
@@ -84,17 +84,17 @@ READERS = {  # name of a file -> what it holds, and what reads it
     "script.pt": (scripted(), weights),
     "model.safetensors": (safetensors.numpy.save({"a": np.ones((3, 4)), "b": np.ones(5, np.int8)}), weights),
     **{path.name: (path.read_bytes(), learning.load) for path in GOLDEN.glob("schedule_*.json")},
-    "benchmark.json": (json.dumps({"rows": {"a: b": {"c": [1.0, 2.0, 3.0], "d": "e"}}}).encode(), measurements.read),
+    "benchmark.json": (json.dumps({"rows": {"a: b": {"c": [1.0, 2.0, 3.0], "d": "e"}}}).encode(), tables.read),
     CELL.name: (CELL.read_bytes(), cells.read),
     "captions.json": (json.dumps({"annotations": [{"caption": "a cat"}] * 3}).encode(), text.read_prompts),
     "table.json": (json.dumps({"table": TABLE}).encode(), interop.read),
-    "levels.txt": (b"80.0, 10, 1, 0.1, 0.002", lambda path: others.read_times(str(path), VELinear(), 4)),
+    "levels.txt": (b"80.0, 10, 1, 0.1, 0.002", lambda path: imported_files.read_times(str(path), VELinear(), 4)),
     "latent_000000.pt": (
         saved(PAIR),
-        lambda path: others.read_pairs(path, VELinear(), 1, Pairs(SHAPE, SHAPE)),
+        lambda path: imported_files.read_pairs(path, VELinear(), 1, Pairs(SHAPE, SHAPE)),
     ),
     "reference.npz": (npz(mu=np.ones(3), sigma=np.eye(3)), metrics.read_statistics),
-    "metrics.jsonl": ((json.dumps(STEP) + "\n").encode() * 3, workdir.read_log),
+    "metrics.jsonl": ((json.dumps(STEP) + "\n").encode() * 3, recording.read_log),
 }
 RUNS = {"os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect", "pickle.find_class"}
 RAN = []

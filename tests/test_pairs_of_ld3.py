@@ -8,12 +8,11 @@ import torch
 from jax.tree_util import Partial
 
 from configs import default
-from experiments import models
+from experiments.run import Run
 from ld3_jax.interop.imported_files import read_pairs
 from ld3_jax.pretrained import Pretrained, Settings
 from ld3_jax.schedules import VELinear
-from ld3_jax.solvers import Solver
-from ld3_jax.teacher import Pairs, Teacher
+from ld3_jax.teacher import Pairs
 
 SCHEDULE = VELinear()
 STATE, CONDITION = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 5, 3), (7, 6)))
@@ -81,7 +80,9 @@ def test_a_configuration_learns_from_them_and_is_judged_on_the_teacher_s(tmp_pat
     config = default.get_config()
     config.teacher.pairs, config.data.train, config.data.valid, config.data.test = str(tmp_path / "pairs"), 2, 1, 4
     model = Pretrained("own", Settings(), Partial(lambda x, t, cond: 0.1 * x), SCHEDULE, STATE.shape)
-    known, held_out = models.known_and_held_out(config, Teacher(Solver("ddim", 2)), model)
+    config.teacher.name, config.teacher.nfe = "ddim", 2
+    config.teacher.cache, config.learn.batch_size = str(tmp_path / "teacher"), 2
+    known, held_out = Run.of(config).sharing(model=model).pairs
     np.testing.assert_allclose(known.x_T, 80 * latents.permute(0, 2, 3, 1), rtol=1e-6)
     np.testing.assert_allclose(known.x_0, images.permute(0, 2, 3, 1), rtol=1e-6)
     assert held_out.x_T.shape == (4, *STATE.shape)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from experiments import models
+from experiments import run
 from ld3_jax import disk, pretrained
 from ld3_jax.networks import edm, files, latent, text, weights
 from ld3_jax.networks.files import Checkpoint
@@ -410,18 +410,17 @@ def test_a_schedules_weights_may_lie_elsewhere_and_are_downloaded_only_where_a_f
     record = pretrained.load("cifar10", file=first).identity()
     name = next(iter(download.SOURCES))
     learned = mock.Mock(model=record | {"file": str(tmp_path / "new" / name)})
-    learned.for_calls.return_value = learned
     learned.table = lambda schedule: jnp.zeros(3)
-    monkeypatch.setattr(models.learning, "load", lambda path: learned)
+    monkeypatch.setattr(run.learning, "load", lambda path: learned)
     monkeypatch.setattr(download, "download", lambda *_: pytest.fail("a schedule chose where a download goes"))
-    moved = {"file": mock.Mock(value=first)}
-    assert models.of_schedule(Path("s.json"), None, moved)[1].settings.file == first
-    for given in (None, {"file": mock.Mock(value=None)}):
+    paths = [Path("s.json")]
+    assert run.load_schedule(paths, here={"file": first})[1].settings.file == first
+    for given in (None, {}):
         with pytest.raises(FileNotFoundError, match=rf"s\.json: no file .*{name}, its network\.file; --weights says"):
-            models.of_schedule(Path("s.json"), None, given)
+            run.load_schedule(paths, here=given)
     assert not (tmp_path / "new").exists()
     with pytest.raises(ValueError, match="was learned for another model"):
-        models.of_schedule(Path("s.json"), None, {"file": mock.Mock(value=other)})
+        run.load_schedule(paths, here={"file": other})
     learned.model = record | {"predicts": "v"}
     with pytest.raises(ValueError, match=r"was learned for another model \w+: predicts v, here data$"):
-        models.of_schedule(Path("s.json"))
+        run.load_schedule(paths)

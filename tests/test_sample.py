@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import many, workdir
+from experiments import workdir
 from ld3_jax import learning, pretrained
 from ld3_jax.learning import Learned
+from ld3_jax.pretrained import drawn
 from ld3_jax.solvers import Solver
 
 RING, DDIM = pretrained.load("ring"), Solver("ddim", 3)
@@ -24,7 +25,7 @@ def learned():
 
 def fill(folder, learned, **changes):
     arguments = {"num": NUM, "size": SIZE, "seed": 1, "format": "npz"}
-    many.fill(folder, learned, RING, **arguments | changes)
+    workdir.fill(folder, learned, RING, **arguments | changes)
 
 
 def contents(folder):
@@ -50,7 +51,7 @@ def test_a_sample_is_fixed_by_its_number(learned, tmp_path):
 
 def test_a_killed_run_goes_on_and_the_bytes_are_the_same(learned, tmp_path, monkeypatch):
     fill(tmp_path / "whole", learned)
-    write, run, drawn = many.write_atomically, many.run_in_batches, []
+    write, run, batches = workdir.write_atomically, drawn.run_in_batches, []
 
     def killed(path, content):
         if path.name == NPZ[1]:
@@ -59,20 +60,20 @@ def test_a_killed_run_goes_on_and_the_bytes_are_the_same(learned, tmp_path, monk
         write(path, content)
 
     def watched(*arguments, **settings):
-        drawn.append(1)
+        batches.append(1)
         return run(*arguments, **settings)
 
-    monkeypatch.setattr(many, "write_atomically", killed)
+    monkeypatch.setattr(workdir, "write_atomically", killed)
     with pytest.raises(KeyboardInterrupt):
         fill(tmp_path / "run", learned)
     assert NPZ[0] in contents(tmp_path / "run")
-    monkeypatch.setattr(many, "write_atomically", write)
-    monkeypatch.setattr(many, "run_in_batches", watched)
+    monkeypatch.setattr(workdir, "write_atomically", write)
+    monkeypatch.setattr(drawn, "run_in_batches", watched)
     fill(tmp_path / "run", learned)
-    assert len(drawn) == 2
+    assert len(batches) == 2
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
     fill(tmp_path / "run", learned)
-    assert len(drawn) == 2
+    assert len(batches) == 2
 
 
 @pytest.mark.parametrize(
@@ -121,28 +122,28 @@ def test_samples_of_another_schedule_are_refused(learned, tmp_path):
 )
 def test_samples_of_another_solver_are_refused(change, message, learned, tmp_path):
     first = replace(learned, solver=Solver("unipc", 3))
-    with workdir.held(tmp_path, many._record(first, num=NUM)):
-        workdir.claim(tmp_path, many._record(first, num=NUM))
+    with workdir.held(tmp_path, workdir._record(first, num=NUM)):
+        workdir.claim(tmp_path, workdir._record(first, num=NUM))
     other = replace(first, solver=replace(first.solver, **change))
     with (
         pytest.raises(ValueError, match=f"holds another configuration: {message}. Take another folder"),
-        workdir.held(tmp_path, many._record(other, num=NUM)),
+        workdir.held(tmp_path, workdir._record(other, num=NUM)),
     ):
         pass
 
 
 def test_samples_that_are_not_finite_are_named(learned, tmp_path):
     broken = replace(RING, model=jax.tree_util.Partial(lambda inner, x, t, cond=None: inner(x, t) / 0, RING.model))
-    drawn = many.batches(learned, broken, [8, 16], num=NUM, size=SIZE, seed=1)
+    batches = drawn.batches(learned, broken, [8, 16], num=NUM, size=SIZE, seed=1)
     with pytest.raises(FloatingPointError, match="a batch of samples: 8 of 8 are not finite, namely number 8, 9, 10, "):
-        next(drawn)
+        next(batches)
 
 
 def test_a_picture_depends_on_its_sample_alone():
     stretched = replace(RING, display=lambda images, like: images / like.max())
     images = np.random.default_rng(0).uniform(0, 1, (3, 4, 4, 3)).astype(np.float32)
-    files = many._contents(stretched, images, "png")
-    assert files[1:] == many._contents(stretched, images[1:], "png")
+    files = drawn.contents(stretched, images, "png")
+    assert files[1:] == drawn.contents(stretched, images[1:], "png")
     assert len(set(files)) == 3
-    assert many._names(8, 3, "png") == ["00000008.png", "00000009.png", "00000010.png"]
-    assert (many.formats(stretched), many.formats(RING)) == (["npz", "png"], ["npz"])
+    assert workdir._names(8, 3, "png") == ["00000008.png", "00000009.png", "00000010.png"]
+    assert (drawn.formats(stretched), drawn.formats(RING)) == (["npz", "png"], ["npz"])

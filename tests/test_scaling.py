@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 
 from experiments import scaling
-from ld3_jax.networks import latent
+from ld3_jax.networks import costs, latent
 
-FLOPS = scaling.Costs(call=1e12, derivative=2e12, decode=2e12)
-MEASURED = scaling.Measured(scaling.Costs(0.01, 0.04, 0.02), 10**9, 10**9, 10**9, "NVIDIA H100", "0.1")
+FLOPS = costs.Costs(call=1e12, derivative=2e12, decode=2e12)
+MEASURED = costs.Measured(costs.Costs(0.01, 0.04, 0.02), 10**9, 10**9, 10**9, "NVIDIA H100", "0.1")
 
 
 def test_times_are_those_of_the_samples_that_a_device_gets():
-    seconds = scaling.Costs(0.02, 0.04, 0.04)
+    seconds = costs.Costs(0.02, 0.04, 0.04)
     # 100 pairs of 40 calls; 27,600 derivatives; 50,000 samples of 5 or 50 calls and a decoding.
     assert scaling._row("chip", 1, seconds) == "| chip | 1 | 1.3 min | 18.4 min | 1.9 h | 14.4 h |"
     # 13 of them on the fullest of eight devices; batches of 16 instead of 10, two on each.
@@ -38,8 +38,8 @@ def test_a_small_network_is_counted_and_measured():
     small = latent.shrink(scaling.NETWORK)
     unet, first_stage = small.unet.clone(channel_mult=(1,)), small.autoencoder.clone(channel_mult=(1,))
     small = dataclasses.replace(small, unet=unet, autoencoder=first_stage)
-    assert min(scaling.counted(small)) > 0
-    found = scaling.measured(small, 1)
+    assert min(costs.counted(small)) > 0
+    found = costs.measured(small, 1)
     assert found.seconds.call > 0
     assert found.weights_bytes > found.call_bytes > 0
 

@@ -14,10 +14,9 @@ from mains import main, module
 
 from configs.sweeps import galaxies, networks, seeds
 from experiments import cells, page
-from experiments.cells import Cell, Judged, Measured
-from ld3_jax import learning
+from experiments.cells import Cell, Figures, Measured
+from ld3_jax import comparison, learning
 from ld3_jax.grids import GRIDS
-from ld3_jax.learning import student
 
 RESULTS = Path("results")
 CONFIG = """
@@ -35,7 +34,7 @@ SOLVERS = {"DPM-Solver++ 3M": "dpmpp", "UniPC-3": "unipc", "iPNDM-4": "ipndm"}
 
 
 def judged(mean, median=0.5, frechet=None):
-    return Judged(mean, mean / 2, 2 * mean, median, 0.25, frechet, [-1.0, 0.0, 1.0])
+    return Figures(mean, mean / 2, 2 * mean, median, 0.25, frechet, [-1.0, 0.0, 1.0])
 
 
 def measured(cell, config=None, **methods):
@@ -55,7 +54,7 @@ def committed(sweep):
             figures = {name: float(line[name]) for name in ("mean", "low", "high", "median", "another_basin")}
             figures |= {"frechet": float(line["frechet"]) if line["frechet"] else None, "start": line["start"]}
             lam, calls = [*map(float, line["lam"].split())], int(line["network_calls"])
-            one.methods[line["method"]] = Judged(**figures, lam=lam, network_calls=calls)
+            one.methods[line["method"]] = Figures(**figures, lam=lam, network_calls=calls)
     return list(found.values())
 
 
@@ -65,7 +64,7 @@ def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "config.py").write_text(CONFIG.format(cache=str(folder / "teacher")))
     arguments = (f"--config={folder / 'config.py'}", f"--workdir={folder}")
-    with mock.patch.object(student, "run_in_batches", wraps=student.run_in_batches) as run:
+    with mock.patch.object(comparison, "run_in_batches", wraps=comparison.run_in_batches) as run:
         first = main("sweep", *arguments, "--config.nfes=(2,)")
     assert {call.kwargs["batch_size"] for call in run.call_args_list} == {5}
     there = cells.read(Cell("ring", "ddim", 2, 0).path(folder))
@@ -157,12 +156,12 @@ def test_bad_configurations_are_refused(key, value, said, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("change", [{"what": ("times",)}, {"curve": True}, {"by_part": True}], ids=str)
+@pytest.mark.parametrize("change", [{"what": ("times",)}, {"by_part": True}], ids=str)
 def test_a_sweep_that_would_not_learn_everything_is_refused(change):
     config = galaxies.get_config()
     config.run.learn.update(change)
-    with pytest.raises(ValueError, match=r"run\.learn\.what must be all of \['times', .* run\.learn\.curve False"):
-        module("sweep").check(config)
+    with pytest.raises(ValueError, match=r"run\.learn\.what must be all of \['times', .* run\.learn\.by_part False"):
+        cells.check_config(config)
 
 
 def test_another_programs_configuration_is_refused(tmp_path):
@@ -214,13 +213,13 @@ def test_the_summary_counts_cells_and_takes_geometric_means():
         measured(Cell("a", "ddim", 4, 0), times=judged(0.2, 0.6), everything=judged(0.1, 0.05)),
         measured(Cell("a", "ddim", 8, 0), logsnr=judged(0.1), times=judged(0.2), everything=judged(0.1)),
     ]
-    of_times, everything = cells.summary(found)
+    of_times, everything = page.summary(found)
     assert "times, 2 cells: the geometric mean of learned / best hand-made is 1.000 for means and 1.095" in of_times
     assert "the mean is above it in 1 cells, the median in 1;" in of_times
     assert "in 0 of 1 the mean is no higher" in of_times
     assert "is 0.500 for means and 0.316 for medians" in everything
     assert "in 1 of 1 the mean is no higher" in everything
-    assert cells.summary([]) == []
+    assert page.summary([]) == []
 
 
 def test_frechet_distances_are_counted_against_every_hand_made_grid():
@@ -228,27 +227,31 @@ def test_frechet_distances_are_counted_against_every_hand_made_grid():
     found = measured(
         Cell("a", "ddim", 4, 0), **grids, times=judged(0.1, frechet=2.0), everything=judged(0.1, frechet=0.5)
     )
-    of_times, everything = cells.summary([found])
+    of_times, everything = page.summary([found])
     assert of_times.endswith("in 0 of 1")
     assert everything.endswith("in 1 of 1")
 
 
-def test_the_page_needs_nothing_beside_itself_and_draws_every_panel():
+def test_the_page_needs_nothing_beside_itself_and_draws_every_panel(tmp_path):
     shown = [one for one in committed("galaxies") if one.cell.network in ("hsc32", "lsst60")]
-    text = page.of_sweep(shown, RESULTS, "")
+    (tmp_path / "cells").mkdir()
+    for one in shown:
+        one.cell.path(tmp_path).with_suffix(".png").write_bytes(b"a picture")
+    text = page.of_sweep(shown, tmp_path, "")
     assert "://" not in text
     assert not re.search(r"""\bsrc=['"](?!data:)|@import|<link|href="(?!#)|url\((?!#)|\bfetch\(""", text)
     names = re.findall(r'\bid="([^"]+)"', text)
     assert set(re.findall(r'(?:href="|url\()#([^")]+)', text)) <= set(names)
     assert len(names) == len(set(names))
-    for one in shown:
-        for figure in ("curves", "grids"):
-            assert f'id="{figure}-{one.cell.network}-{one.cell.solver}-' in text
+    for statistic in page.STATISTICS:
+        assert f"<div class={statistic}><img alt=" in text
+    assert text.count("<figcaption>") == len({one.cell[:2] for one in shown})
+    assert text.count("<tr><td>") == sum(len(one.methods) for one in shown)
 
 
 @pytest.mark.parametrize("sweep", ["galaxies", "networks", "seeds"])
 def test_a_committed_csv_is_as_a_sweep_writes_it(sweep):
-    assert (RESULTS / f"{sweep}.csv").read_bytes() == cells.as_csv(committed(sweep))
+    assert (RESULTS / f"{sweep}.csv").read_bytes() == page.as_csv(committed(sweep))
 
 
 def test_the_readme_has_the_figures_of_the_cells():
@@ -269,8 +272,8 @@ def test_the_readme_has_the_figures_of_the_cells():
 @pytest.mark.parametrize("sweep", [galaxies, networks, seeds])
 def test_the_committed_cells_are_all_and_those_of_the_configuration(sweep):
     config, found = sweep.get_config(), committed(sweep.__name__.rpartition(".")[2])
-    assert {one.cell for one in found} == {*module("sweep").all_cells(config)}
-    assert len(found) == len(module("sweep").all_cells(config))
+    assert {one.cell for one in found} == {*cells.all_cells(config)}
+    assert len(found) == len(cells.all_cells(config))
     for one in found:
         assert one.held_out == config.run.data.test
         assert [*one.methods] == [*GRIDS, *config.baselines, *cells.LEARNED]
@@ -287,7 +290,7 @@ def test_what_the_committed_cells_learned_is_in_the_archive(tmp_path):
 
 def test_the_documentation_says_what_the_cells_say_together():
     text = " ".join(Path("docs/results.md").read_text().split())
-    for line in cells.summary(committed("galaxies")):
+    for line in page.summary(committed("galaxies")):
         assert line[1:] in text
 
 
@@ -295,22 +298,22 @@ def test_the_documentation_has_the_shares_of_the_cells():
     text = Path("docs/results.md").read_text()
     others = committed("networks")
     for network in networks.get_config().networks:
-        ratios = [cells.shares([one for one in others if one.cell.network == network], name) for name in cells.LEARNED]
+        ratios = [page.shares([one for one in others if one.cell.network == network], name) for name in cells.LEARNED]
         above = ", ".join(str(int((ratio[:, 0] > 1).sum())) for ratio in ratios)
         assert f"| {network} | {' | '.join(map(shown, ratios))} | {above} of 6 |" in text
     five = [one for one in committed("galaxies") if one.cell.nfe == 5] + committed("seeds")
     for network in seeds.get_config().networks:
         of_seed = [[one for one in five if one.cell[0] == network and one.cell.seed == seed] for seed in (0, 1, 2)]
-        row = (shown(cells.shares(some, "everything")) for some in of_seed)
+        row = (shown(page.shares(some, "everything")) for some in of_seed)
         assert f"| {network} | {' | '.join(row)} |" in text
 
 
 def shown(ratios):
-    mean, median = cells.geometric_mean(ratios)
+    mean, median = page.geometric_mean(ratios)
     return f"{mean:.3f} ({median:.3f})"
 
 
-SECTIONS = [("Learners", "learners"), ("Transfer", "transfer"), ("Times for several", "curve")]
+SECTIONS = [("Learners", "learners"), ("Transfer", "transfer"), ("Times for other", "curve")]
 
 
 @pytest.mark.parametrize(("title", "table"), SECTIONS)

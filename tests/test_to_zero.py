@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -15,7 +16,7 @@ from learned_anything import moved
 from noise_schedules import SCHEDULES
 
 from configs import gaussian as gaussian_config
-from experiments.plan import Plan
+from experiments.run import Run
 from ld3_jax import grids, interop, learning, poses, solvers
 from ld3_jax.learning import Gaps, WithCoefficients, load, on_grid
 from ld3_jax.networks import gaussian
@@ -99,10 +100,10 @@ def test_a_manifold_has_no_data_prediction():
         solvers.make_table(poses.PoseNoise(), jnp.linspace(1.0, 0.0, 5), solver=Solver("dpmpp", 4, last_sigma=0.0))
     config = gaussian_config.get_config()
     config.solver.last_sigma = 0.0
-    plan = Plan.of(config)
-    assert plan.solver.to_zero
+    run = Run.of(config)
+    assert run.solver.to_zero
     with pytest.raises(ValueError, match="solver: last_sigma must be None"):
-        plan.start(poses.PoseNoise())
+        run.sharing(model=SimpleNamespace(schedule=poses.PoseNoise())).check()
 
 
 def test_other_solvers_with_the_same_end_are_starts():

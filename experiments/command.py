@@ -1,8 +1,8 @@
-"""What the mains share: flags and errors, progress."""
+"""What every command shares: its flags, errors that end it in one line, progress."""
 
 import difflib
 import glob
-import json
+import io
 import os
 import re
 import runpy
@@ -23,11 +23,10 @@ from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 from tqdm import tqdm
 
-from configs import default
 from experiments import ending
-from ld3_jax import batches
-from ld3_jax.disk import check_writable, read_json
-from ld3_jax.processes import is_first
+from experiments.configuration import flat, naming
+from ld3_jax import batches, processes
+from ld3_jax.disk import CACHE, check_writable, read_json
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 _DISTRIBUTED = flags.DEFINE_bool(
@@ -38,10 +37,7 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 flags.disclaim_key_flags()  # of those that are defined below, for a main: --help shows them as its own
 _LINE_EVERY_S = 5.0
-_PROCESSES_OF_A_NODE = ("SLURM_STEP_TASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE")  # in SLURM "8(x4)", on four nodes
 _NO_MEMORY = re.compile("RESOURCE_EXHAUSTED|bad_alloc|out.of.memory|allocate", re.IGNORECASE)
-_HOME = os.path.expanduser("~")
-CACHE = None if _HOME == "~" else Path(_HOME, ".cache", "ld3_jax")  # None: nobody knows the user's home
 _COMPILING = [
     f"/jax/core/compile/{part}_duration" for part in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
 ]
@@ -61,7 +57,8 @@ def run(main: Callable[[], None]) -> None:
         try:
             _check_out()
             if _DISTRIBUTED.value:
-                _join()
+                with naming("--distributed"):
+                    processes.join()
             with jax.set_mesh(batches.all_devices()) if jax.device_count() > 1 else nullcontext():
                 main()
         except KeyboardInterrupt:  # the signal has said so, if this is a process of its own
@@ -95,22 +92,6 @@ def _show_warning(message: Warning | str, *_: Any) -> None:
     print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-def _join() -> None:
-    """Meet the other processes, before anything else is asked of JAX; the first one alone prints."""
-    names = ("num_processes", "process_id")
-    try:
-        given = {name: int(os.environ[f"JAX_{name.upper()}"]) for name in names if f"JAX_{name.upper()}" in os.environ}
-        jax.distributed.initialize(**given)
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"--distributed: {error} (python -m ... --help says who tells the processes)") from error
-    alone = "1" in (os.environ.get(name, "").split("(")[0] for name in _PROCESSES_OF_A_NODE)
-    if alone and "JAX_LOCAL_DEVICE_IDS" not in os.environ:  # JAX gives each process one GPU
-        jax.config.update("jax_cuda_visible_devices", "all")
-        jax.config.update("jax_rocm_visible_devices", "all")
-    if not is_first():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for as long as the process lives
-
-
 def _end(message: str, code: int) -> None:
     print(message, end="", file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
@@ -142,22 +123,32 @@ def path_flag(name: str, default: str | None, what: str) -> flags.FlagHolder:
     return holder
 
 
-# What a schedule's model is read from, and the flags that say where it is now.
-MOVED = {"file": "weights", "first_stage": "first_stage", "prompts": "prompts", "text_encoder": "text_encoder"}
+def config_flag(what: str) -> flags.FlagHolder:
+    """The flag --config: a file whose get_config() makes a configuration, of what follows a colon if there is one."""
+    holder = config_flags.DEFINE_config_file("config", None, what, lock_config=True)
+    flags.FLAGS["config"].parser = _Configuration()
+    return holder
 
 
-def schedule_flags() -> tuple[flags.FlagHolder, flags.FlagHolder, dict[str, flags.FlagHolder]]:
-    """The flags --schedule and --nfe: what was learned, and for how many calls; and where its model's files are now."""
-    return (
-        path_flag("schedule", None, "A schedule.json that experiments.train wrote."),
-        flags.DEFINE_integer(
-            "nfe", None, "Network calls, if a curve was learned; default the schedule's.", lower_bound=1
-        ),
-        {
-            name: path_flag(flag, None, f"The schedule's network.{name}, if it lies elsewhere.")
-            for name, flag in MOVED.items()
-        },
-    )
+class _Configuration(flags.ArgumentParser):
+    """Reads the file of --config, and refuses keys that it lacks."""
+
+    def parse(self, path: str) -> config_dict.ConfigDict:
+        file, *of = os.path.expanduser(path).split(":", 1)
+        if not Path(file).is_file():
+            raise ValueError(f"no configuration file {file}")
+        try:
+            config = runpy.run_path(file)["get_config"](*of)
+        except Exception as error:  # whatever its author wrote
+            raise ValueError(f"{path}: get_config() fails ({type(error).__name__}: {error})") from error
+        if not isinstance(config, config_dict.ConfigDict):
+            raise ValueError(f"{path}: get_config() must return a ConfigDict, got {config!r}")
+        known = flat(config)
+        for given in filter(None, map(re.compile(r"--?(?:no)?config\.([^=]*)").match, sys.argv)):
+            if (key := given[1]) not in known:
+                nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+                raise ValueError(f"unknown key --config.{key}; did you mean --config.{nearest[0]}?")
+        return config.lock()
 
 
 def _check_out() -> None:
@@ -166,9 +157,11 @@ def _check_out() -> None:
     if not (given := read.pop("out", None)) or not (out := Path(given).resolve()).exists() or out.is_dir():
         return
     if "config" in flags.FLAGS:
-        read["config"] = config_flags.get_config_filename(flags.FLAGS["config"])
-    with suppress(OSError, ValueError, LookupError, TypeError):  # a bad schedule is told of where it is read
-        read |= read_json(Path(read["schedule"]))["model"]
+        read["config"] = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    for path in (read.pop("schedule", None) or "").split(","):
+        read[f"--schedule={path}"] = path
+        with suppress(OSError, ValueError, LookupError, TypeError):  # a bad schedule is told of where it is read
+            read |= read_json(Path(path))["model"]
     for name, path in read.items():
         if isinstance(path, str) and out == Path(path).resolve():
             raise ValueError(f"--out={given} is what {name} names, and this command reads that; give another file")
@@ -181,10 +174,7 @@ COUNT = {"lower_bound": 1, "upper_bound": 2**31 - 1}
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    argv = [re.sub("^~.*|(?<==)~.*", lambda found: os.path.expanduser(found[0]), word) for word in argv]
-    given = _given(argv[1:])
-    if "config" in given:
-        _check_config(Path(given["config"]), [name.removeprefix("config.") for name in given if "config." in name])
+    argv = [re.sub("^~[^,]*|(?<=[=,])~[^,]*", lambda found: os.path.expanduser(found[0]), word) for word in argv]
     try:
         rest = flags.FLAGS(argv)
         _read_paths()
@@ -201,49 +191,6 @@ def _read_paths() -> None:
             if path.startswith("~") or "://" in path:
                 raise ValueError(f"flag --{name}={value}: it must be a path on this machine's disks, in a known home")
             flags.FLAGS.config.update_from_flattened_dict({name.removeprefix("config."): path})
-
-
-def _given(arguments: Sequence[str]) -> dict[str, str]:
-    """Flags and their values, given as one word or as two."""
-    given = {}
-    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
-        if argument.startswith("-"):
-            name, equals, value = argument.lstrip("-").partition("=")
-            given[name] = value if equals else following
-    return given
-
-
-def _check_config(path: Path, keys: Sequence[str]) -> None:
-    """End with one line if there is no such configuration, or name a key that it lacks and the nearest that it has."""
-    if not path.is_file():
-        sys.exit(f"error: no configuration file {path}")
-    try:
-        config = runpy.run_path(str(path))["get_config"]()
-    except Exception as error:  # whatever its author wrote
-        sys.exit(f"error: {path}: get_config() fails ({type(error).__name__}: {error})")
-    if not isinstance(config, config_dict.ConfigDict):
-        sys.exit(f"error: {path}: get_config() must return a ConfigDict, got {config!r}")
-    known = set(flat(config))
-    for key in keys:
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            sys.exit(f"error: unknown key --config.{key}; did you mean --config.{nearest[0]}?")
-
-
-def flat(config: config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """A configuration's keys, joined by dots, and their values."""
-    leaves: dict[str, Any] = {}
-    for key, value in config.items():
-        nested = isinstance(value, config_dict.ConfigDict)
-        leaves |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return leaves
-
-
-def differences(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Where two configurations differ, a line each. A key that one lacks, as of an earlier version, has its default."""
-    usual = json.loads(default.get_config().to_json())
-    a, b = (flat(config_dict.ConfigDict(usual)) | flat(config_dict.ConfigDict(c)) for c in (config, other))
-    return [f"{key}: {a.get(key)!r}, here {b.get(key)!r}" for key in sorted(a | b) if a.get(key) != b.get(key)]
 
 
 class Stopwatch:
@@ -276,34 +223,26 @@ def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
     Yields:
         update(done, **figures): so many of the total are done; the figures are shown beside.
     """
-    if not is_first():
-        yield lambda done, **figures: None
-        return
-    if sys.stderr.isatty():
-        with tqdm(
-            total=total, desc=label, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-        ) as bar:
+    bar: dict[str, Any] = {"bar_format": "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"}
+    line = "{desc} {n_fmt}/{total_fmt}{postfix}, {elapsed_s:.0f} s, {remaining_s:.0f} s left"
+    lines = {"bar_format": line, "file": _Lines(), "mininterval": _LINE_EVERY_S, "leave": False}
+    with tqdm(
+        desc=label, total=total, disable=not processes.is_first(), **(bar if sys.stderr.isatty() else lines)
+    ) as shown:
 
-            def update(done: int, **figures: float) -> None:
-                bar.set_postfix({name: f"{value:.5f}" for name, value in figures.items()}, refresh=False)
-                bar.update(done - bar.n)
-                bar.refresh()
+        def update(done: int, **figures: float) -> None:
+            shown.set_postfix({name: f"{value:.5f}" for name, value in figures.items()}, refresh=False)
+            shown.update(done - shown.n)
+            if done == total:
+                shown.refresh()
 
-            yield update
-        return
-    started, printed, first = time.monotonic(), -_LINE_EVERY_S, None
+        yield update
 
-    def update(done: int, **figures: float) -> None:
-        nonlocal printed, first
-        now = time.monotonic() - started
-        first = (done, now) if first is None else first
-        if now - printed < _LINE_EVERY_S and done < total:
-            return
-        printed = now
-        shown = "".join(f"  {name} {value:.5f}" for name, value in figures.items())
-        left = ""
-        if first[0] < done < total:  # the first item's time is mostly compilation
-            left = f", {(now - first[1]) / (done - first[0]) * (total - done):.0f} s left"
-        print(f"{label} {done}/{total}{shown}  {now:.0f} s{left}", file=sys.stderr, flush=True)
 
-    yield update
+class _Lines(io.StringIO):
+    """Each state of a bar as a line of its own."""
+
+    def write(self, text: str) -> int:
+        if line := text.strip():
+            print(line, file=sys.stderr, flush=True)
+        return len(text)

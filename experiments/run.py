@@ -1,0 +1,248 @@
+"""A run: from a configuration to model, teacher's pairs, student, task, what is learned, and how that is judged.
+
+And what an earlier run learned, read from its schedule.json with its model.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from jaxtyping import Array
+from ml_collections import config_dict
+
+from experiments import command, configuration
+from experiments.command import path_flag
+from experiments.configuration import naming
+from ld3_jax import comparison, grids, interpolate, learning, pretrained
+from ld3_jax.batches import equal_batches
+from ld3_jax.comparison import Judge
+from ld3_jax.interop import imported_files
+from ld3_jax.learning import Discretization, Ended, Learned, Student, Task
+from ld3_jax.learning.parametrisation import Parametrisation
+from ld3_jax.learning.task import Learner
+from ld3_jax.pretrained import Pretrained, drawn
+from ld3_jax.solvers import Solver
+from ld3_jax.teacher import Pairs, Teacher
+
+# What a schedule's model is read from, and the flags that say where it is now.
+_MOVED = {"file": "weights", "first_stage": "first_stage", "prompts": "prompts", "text_encoder": "text_encoder"}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a configuration says, as values, and what follows from it: each part is made when it is first asked for.
+
+    Attributes:
+        config: the configuration.
+        solver: the student's.
+        teacher: how the pairs are made.
+        parametrisation: what is learned.
+        learner: how.
+        init: what learning starts from: a grid's name, "race", or what was learned before.
+    """
+
+    config: config_dict.ConfigDict
+    solver: Solver
+    teacher: Teacher
+    parametrisation: Parametrisation
+    learner: Learner
+    init: str | Learned
+
+    @classmethod
+    def of(cls, config: config_dict.ConfigDict) -> "Run":
+        """Read a configuration, without its model.
+
+        Raises:
+            ValueError: if a value is not one that exists; it names the key, what was given and what is allowed.
+            FileNotFoundError: if learn.init names a file that does not exist.
+        """
+        configuration.check_run(config)
+        learn, of = config.learn, config.teacher
+        with naming("solver", config.solver):
+            solver = configuration.solver(config.solver)
+        init = configuration.start(learn.init, solver)
+        with naming("learn", learn, configuration.KEYS):
+            parametrisation = configuration.parametrisation(learn, init)
+            learner = configuration.learner(learn, config.data.valid, parametrisation, solver)
+        with naming("teacher", of):
+            accurate, cache = configuration.solver(of), Path(of.cache)
+            teacher = Teacher(accurate, of.grid, of.batch_size, cache, config.network.name, of.drop_not_finite)
+        return cls(config, solver, teacher, parametrisation, learner, init)
+
+    def sharing(self, **parts: Any) -> "Run":
+        """This run with its `model` or its `pairs` given."""
+        other = dataclasses.replace(self)
+        vars(other).update(parts)
+        return other
+
+    def check(self) -> "Run":
+        """Refuse solver, teacher, learner, start and loss that do not fit the model, before any network is called.
+
+        Raises:
+            ValueError: it names the section.
+            FileNotFoundError: if the model or the loss needs a file that does not exist.
+        """
+        schedule, start = self.model.schedule, self.start
+        with naming("solver"):
+            self.solver.takes(schedule)
+        with naming("teacher"):
+            self.teacher.solver.takes(schedule)
+            grids.grid(self.teacher.grid, schedule, self.teacher.solver.n_steps)
+        with naming("learn.init"):
+            if isinstance(self.init, Learned):
+                self.init.check_range(schedule)
+            first = "uniform" if isinstance(start, str) and start == "race" else start
+            times = learning.on_grid(first, schedule, self.solver) if isinstance(first, str) else first
+            self.parametrisation.init(times, schedule, self.solver)
+        with naming(f"learn (loss {self.config.learn.loss!r})"):
+            loss = comparison.shape_of_loss(self.config.learn.loss, self.model)
+            student = learning.make_student(lambda x, t, cond: x, schedule, self.solver, loss)
+            self.learner.check(Task(student, None, None, None, self.parametrisation, self.learner))
+        return self
+
+    @property
+    def start(self) -> str | Discretization:
+        """What learning starts from, as `learning.learn` takes it."""
+        return self.init.found if isinstance(self.init, Learned) else self.init
+
+    @cached_property
+    def model(self) -> Pretrained:
+        """The model; of its prompts, as many as pairs are drawn."""
+        settings, data = dict(self.config.network), self.config.data
+        if settings["prompts"] and not settings["num_prompts"]:
+            settings["num_prompts"] = data.train + data.valid + data.test
+        return load_model(settings.pop("name"), settings)
+
+    @cached_property
+    def pairs(self) -> tuple[Pairs, Pairs]:
+        """The pairs to learn from, the teacher's or those of teacher.pairs, and the teacher's held-out ones."""
+        config, teacher = self.config, self.teacher
+        keys, count = jax.random.split(jax.random.key(config.seed), 2), config.data.train + config.data.valid
+        if config.teacher.pairs:
+            known = _pairs_of_ld3(Path(config.teacher.pairs), self.model, count)
+        else:
+            known = teacher_pairs("teacher", self.model, teacher, keys[0], count)
+        return known, teacher_pairs("teacher, held-out noise", self.model, teacher, keys[1], config.data.test)
+
+    @cached_property
+    def student(self) -> Student:
+        """The student with its loss."""
+        model, loss = self.model, comparison.loss_by_name(self.config.learn.loss, self.model, self.pairs[0].x_0)
+        return learning.make_student(model.model, model.schedule, self.solver, loss, model.decode)
+
+    @cached_property
+    def task(self) -> Task:
+        """All that does not change while learning."""
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
+        return learning.make_task(self.student, self.pairs[0], key, self.parametrisation, self.learner)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """What judges samples on the held-out noises."""
+        return Judge.of(self.student, self.pairs[1], self.model, self.learner.valid_batch)
+
+    def learned(self, ended: Ended) -> Learned:
+        """What was learned, with the identity of its model."""
+        return dataclasses.replace(learning.describe(self.task, ended.state), model=self.model.identity())
+
+    def learn(self) -> tuple[Learned, Ended]:
+        """Learn without a record on the disk."""
+        ended = learning.learn(self.task, self.start)
+        return self.learned(ended), ended
+
+
+def load_model(name: str, settings: dict[str, Any]) -> Pretrained:
+    """Load a model with a progress bar for each download and for the text."""
+    with ExitStack() as bars:
+        update: dict[str, Callable[..., None]] = {}
+
+        def on_progress(label: str, done: int, total: int) -> None:
+            if label not in update:
+                update[label] = bars.enter_context(command.progress(label, total))
+            update[label](done)
+
+        return pretrained.load(name, on_progress=on_progress, **settings)
+
+
+def teacher_pairs(label: str, model: Pretrained, teacher: Teacher, key: Array, count: int) -> Pairs:
+    """The teacher's pairs from noise of that key, decoded, with a progress bar."""
+    with command.progress(label, equal_batches(count, teacher.batch_size)[0]) as update:
+        return drawn.teacher_pairs(model, teacher, key, count, lambda done, total: update(done))
+
+
+def _pairs_of_ld3(path: Path, model: Pretrained, count: int) -> Pairs:
+    def one() -> Pairs:
+        x_T, cond = model.draw(jax.random.key(0), 1)
+        return jax.tree.map(lambda leaf: leaf[0], Pairs(x_T, model.decode(x_T), cond))
+
+    return imported_files.read_pairs(path, model.schedule, count, jax.eval_shape(one))
+
+
+def schedule_flags() -> None:
+    """Define --schedule, --nfe, and flags that say where the model's files are now."""
+    several = "A schedule.json that experiments.train wrote; several, separated by commas, to interpolate with --nfe."
+    path_flag("schedule", None, several)
+    flags.DEFINE_integer("nfe", None, "Network calls; default the schedule's own number.", lower_bound=1)
+    for name, flag in _MOVED.items():
+        path_flag(flag, None, f"The schedule's network.{name}, if it lies elsewhere.")
+
+
+def given_schedules() -> list[Path]:
+    """The files of --schedule."""
+    named = flags.FLAGS.schedule
+    return [Path(path) for path in ([named] if Path(named).exists() else named.split(","))]
+
+
+def load_given() -> tuple[Learned, Pretrained]:
+    """`load_schedule` of what the flags say."""
+    here = {name: flags.FLAGS[flag].value for name, flag in _MOVED.items()}
+    return load_schedule(given_schedules(), flags.FLAGS.nfe, {name: path for name, path in here.items() if path})
+
+
+def load_schedule(
+    paths: Sequence[Path], nfe: int | None = None, here: Mapping[str, str] | None = None
+) -> tuple[Learned, Pretrained]:
+    """Read schedules, and load the model that they were learned for.
+
+    Args:
+        paths: the files. Several are interpolated, see `ld3_jax.interpolate`.
+        nfe: for how many network calls; None: as the one file says.
+        here: settings that say where the model's files are now. A file is downloaded only to where they say.
+
+    Raises:
+        FileNotFoundError, ValueError: see `learning.load`, `ld3_jax.interpolate` and `pretrained.load`.
+        ValueError: if the model of that name has other weights now.
+    """
+    if nfe is None and len(paths) > 1:
+        raise ValueError(f"{len(paths)} schedules are interpolated: --nfe says for how many network calls")
+    shown, learned = ",".join(map(str, paths)), learning.load(paths[0])
+    model = _model_of(shown, learned.model, here or {})
+    schedule = model.schedule
+    try:
+        if nfe is not None:
+            several = [one for path in paths for one in learning.load_several(path, schedule)]
+            learned = interpolate(several, nfe, schedule)
+        drawn.check_model(learned.model, model)
+        jax.eval_shape(partial(learned.table, schedule))  # refuses what does not fit
+    except ValueError as error:
+        raise ValueError(f"{shown}: {error}") from error
+    return learned, model
+
+
+def _model_of(shown: str, record: Mapping[str, Any], here: Mapping[str, str]) -> Pretrained:
+    """The model of a schedule's record."""
+    if missing := [key for key in ("name", "digest") if not isinstance(record.get(key), str)]:
+        raise ValueError(f"{shown}: its model lacks {missing}")
+    for name, flag in _MOVED.items():
+        if name not in here and record.get(name) and not Path(str(record[name])).exists():
+            raise FileNotFoundError(
+                f"{shown}: no file {record[name]!s:.200}, its network.{name}; --{flag} says where it is"
+            )
+    names = [field.name for field in dataclasses.fields(pretrained.Settings)]
+    return load_model(record["name"], {name: record[name] for name in names if name in record} | here)

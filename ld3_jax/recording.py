@@ -1,0 +1,126 @@
+"""Learning that goes on where it stopped: a folder with a line for each step, and checkpoints."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from ld3_jax import checkpoint, learning
+from ld3_jax.disk import naming, write_atomically
+from ld3_jax.learning import Discretization, Ended, StepMetrics, Task, TrainState
+from ld3_jax.processes import is_first
+
+Update = Callable[..., None]  # update(done, **figures), after each step
+LOG = "metrics.jsonl"
+_FIGURES = ("loss", "valid_loss", "best_loss", "grad_norm", "moved")
+_SAVE_EVERY_S = 5.0
+
+
+def learn(
+    folder: Path,
+    task: Task,
+    start: str | Discretization = "race",
+    watch: Callable[[str, int], AbstractContextManager[Update]] = lambda label, total: nullcontext(_ignore),
+) -> Ended:
+    """`learning.learn` that goes on where an earlier run stopped in the same folder, and ends as if it never had.
+
+    Args:
+        folder: where metrics.jsonl and the checkpoints go.
+        task: what is learned.
+        start: see `learning.fit`.
+        watch: watch(label, steps) is entered for each stretch of steps; what it yields is called after each step.
+
+    Raises:
+        FloatingPointError: if a loss is not finite; it names the step and the last good checkpoint.
+        OSError: if the disk does not take a file.
+    """
+
+    def advance(name: str, state: TrainState, until: int) -> TrainState:
+        begun = int(state.step)
+        label = "learning" if until == task.learner.steps else f"race: {name}"
+        checkpoints = folder / "checkpoints" / f"{until}-{name.replace(' ', '-')}"
+        with watch(label, until - begun) as update:
+            state = checkpoint.restore(checkpoints, state)
+            leg = _Leg(name, int(state.step), until)
+            with _recording(folder / LOG, leg, checkpoints) as record:
+                for now, figures in learning.steps(task, state, until):
+                    shown, state = record(now, figures), now
+                    update(int(now.step) - begun, loss=shown["loss"], best=shown["best_loss"])
+        return state
+
+    return learning.learn(task, start, advance)
+
+
+class _Leg(NamedTuple):
+    """The steps that a start takes at a stretch."""
+
+    start: str
+    done: int
+    until: int
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last one that a killed process was writing is left out.
+
+    Raises:
+        ValueError: if another line is no record of a step.
+    """
+    records = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        try:
+            record = json.loads(line)
+            figures = {name: float(record[name]) for name in _FIGURES}
+            records.append({"start": str(record["start"]), "step": int(record["step"]), **figures})
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+            if line.endswith(b"\n"):
+                raise ValueError(
+                    f"{path}: line {len(records) + 1} is no record of a step ({error}); learning goes on without the "
+                    "file if you move it away"
+                ) from error
+    return records
+
+
+def _open_log(path: Path, leg: _Leg) -> TextIO:
+    """metrics.jsonl, open to go on with a leg; later lines of the leg tell of lost steps."""
+    if not is_first():
+        return open(os.devnull, "a")
+    kept = [one for one in read_log(path) if one["start"] != leg.start or not leg.done < one["step"] <= leg.until]
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    return path.open("a", buffering=1)
+
+
+@contextmanager
+def _recording(
+    path: Path, leg: _Leg, checkpoints: Path
+) -> Iterator[Callable[[TrainState, StepMetrics], dict[str, float]]]:
+    """Give each step a line in metrics.jsonl; keep a checkpoint now and then, and of the last step."""
+    last: TrainState | None = None
+    saved = time.monotonic()
+    with _open_log(path, leg) as log:
+
+        def record(state: TrainState, figures: StepMetrics) -> dict[str, float]:
+            nonlocal last, saved
+            values = {**state._asdict(), **figures._asdict()}
+            step, shown = int(state.step), {name: float(values[name]) for name in _FIGURES}
+            with naming(path):
+                log.write(json.dumps({"start": leg.start, "step": step, **shown}) + "\n")
+            last = state
+            if time.monotonic() - saved > _SAVE_EVERY_S:
+                checkpoint.save(checkpoints, step, state)
+                saved = time.monotonic()
+            return shown
+
+        try:
+            yield record
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error}; last good checkpoint: {checkpoints}") from error
+        finally:
+            if last is not None:
+                checkpoint.save(checkpoints, int(last.step), last)
+
+
+def _ignore(done: int, **figures: float) -> None:
+    pass
