@@ -7,7 +7,6 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -58,7 +57,7 @@ def main() -> None:
         print(f"wrote {_OUT.value}")
 
 
-def _compare(learned: Learned, model: Pretrained, teacher: Teacher) -> dict[str, Any]:
+def _compare(learned: Learned, model: Pretrained, teacher: Teacher) -> dict:
     key = jax.random.key(_SEED.value)
     test = run.teacher_pairs("teacher", model, teacher, key, _NUM.value)
     loss = comparison.loss_by_name(learned.losses.get("loss", "l2"), model, test.x_0)
@@ -68,7 +67,7 @@ def _compare(learned: Learned, model: Pretrained, teacher: Teacher) -> dict[str,
     judge = comparison.Judge.of(student, test, model, _BATCH.value)
     compared = comparison.compare(judge, times, str(model), _NUM.value if _DISTANCES.value else 0)
     compared.print_intervals()
-    figures: dict[str, Any] = {"errors": compared.figures()}
+    figures = {"errors": compared.figures()}
     if _DISTANCES.value:
         samples = {name: one.samples for name, one in compared.judged.items()}
         figures["distances"] = comparison.print_distances(samples, np.asarray(test.x_0))

@@ -37,11 +37,9 @@ Row = dict[str, Any]
 Measure = Callable[[], Row]
 _SWEPT = Path("results/schedules.zip")  # what sweeps have learned
 _SCALES = (1.0, 1.5, 2.0)  # of guidance; 1 is none
-
-_NFES, _TEST = (6, 20, 4, 8, 10), 500
+_NFES, _TEST, _CHECKED = (6, 20, 4, 8, 10), 500, 25  # of docking; PoseBusters checks so many poses, seconds each
 _NETWORK = "ergotamine_network"  # the trained one
 _MOLECULES = (_NETWORK, "1ia1", "1of6", "1s3v", "1uou")  # and crystals' own poses
-_CHECKED = 25  # poses that PoseBusters checks, seconds each
 _EULER = "DiffDock's steps"
 _LEARNED = {
     "learned, one schedule": {"what": ("times", "shifts"), "by_part": False},

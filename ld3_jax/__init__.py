@@ -42,17 +42,9 @@ __version__ = "0.6.0"
 
 # Some need an extra, and the others take a second to load.
 _ON_DEMAND = (
-    "baselines",
-    "checkpoint",
-    "comparison",
-    "image_files",
-    "interop",
-    "metrics",
-    "networks",
-    "plots",
-    "poses",
+    *("baselines", "checkpoint", "comparison", "image_files", "interop", "metrics", "networks", "plots", "poses"),
+    *("pretrained", "recording"),
 )
-_ON_DEMAND += ("pretrained", "recording")
 
 __all__ = [
     "SOLVERS",

@@ -52,7 +52,7 @@ def shape_of_loss(name: str, model: Pretrained) -> Loss:
     """The shapes of a loss, once it is known that its weights are here and that it takes the model's samples.
 
     Raises:
-        FileNotFoundError: if the package that ships the weights is not installed.
+        ImportError: if the package that ships the weights is not installed.
         ValueError: if the loss does not take the samples.
     """
     samples = jax.eval_shape(lambda: model.decode(model.draw(jax.random.key(0), 2)[0]))
