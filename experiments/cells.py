@@ -188,7 +188,7 @@ def _measure(
     for name, one in {"times": of_times, "everything": run}.items():
         learned, ends[name] = one.learn()
         learned.save(schedules / f"{path.stem}-{name}.json", model.schedule)
-        discretizations[name] = learned.found
+        discretizations[name] = learned.discretization
     methods, shown = {}, [target[:1]]
     for name, discretization in discretizations.items():
         judged, lam = judge(discretization, None), model.schedule.lam(jnp.asarray(discretization.t))

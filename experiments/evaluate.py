@@ -63,7 +63,7 @@ def _compare(learned: Learned, model: Pretrained, teacher: Teacher) -> dict:
     loss = comparison.loss_by_name(learned.losses.get("loss", "l2"), model, test.x_0)
     student = make_student(model.model, model.schedule, learned.solver, loss, model.decode)
     probe = Probe(model.model, *model.draw(jax.random.fold_in(key, 1), _PROBES), _BATCH.value)
-    times = {"learned": learned.found} | comparison.baselines(_BASELINES.value, student, probe, teacher.cache)
+    times = {"learned": learned.discretization} | comparison.baselines(_BASELINES.value, student, probe, teacher.cache)
     judge = comparison.Judge.of(student, test, model, _BATCH.value)
     compared = comparison.compare(judge, times, str(model), _NUM.value if _DISTANCES.value else 0)
     compared.print_intervals()
@@ -72,7 +72,7 @@ def _compare(learned: Learned, model: Pretrained, teacher: Teacher) -> dict:
         samples = {name: one.samples for name, one in compared.judged.items()}
         figures["distances"] = comparison.print_distances(samples, np.asarray(test.x_0))
     if math.prod(model.shape) <= _FEW and _NUM.value > 1:
-        figures["bound"] = comparison.print_bound(judge, learned.found, teacher)
+        figures["bound"] = comparison.print_bound(judge, learned.discretization, teacher)
     return figures
 
 

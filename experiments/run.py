@@ -109,7 +109,7 @@ class Run:
     @property
     def start(self) -> str | Discretization:
         """What learning starts from, as `learning.learn` takes it."""
-        return self.init.found if isinstance(self.init, Learned) else self.init
+        return self.init.discretization if isinstance(self.init, Learned) else self.init
 
     @cached_property
     def model(self) -> Pretrained:

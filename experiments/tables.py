@@ -62,8 +62,8 @@ def interpolation_table(quick: bool) -> list[tuple[str, Measure]]:
 
     def measure(survey: str, nfe: int) -> Row:
         run, known = run_of(survey, nfe), [learned(survey, one) for one in (4, 6, 8, 10)]
-        interpolated = interpolate(known, nfe, run.model.schedule).found
-        return _compared(run, {"interpolated": interpolated, "times": run.learn()[0].found})
+        interpolated = interpolate(known, nfe, run.model.schedule).discretization
+        return _compared(run, {"interpolated": interpolated, "times": run.learn()[0].discretization})
 
     return [(f"{survey} {nfe}", partial(measure, survey, nfe)) for survey in surveys for nfe in nfes]
 
@@ -77,7 +77,7 @@ def learners_table(quick: bool) -> list[tuple[str, Measure]]:
             begun = time.monotonic()
             learned, ended = run.learn()
             seconds = time.monotonic() - begun
-        return {"error": errors(run, learned.found), "s": seconds, "network calls": ended.network_calls}
+        return {"error": errors(run, learned.discretization), "s": seconds, "network calls": ended.network_calls}
 
     def of(**settings: Any) -> Measure:
         config = configured("hsc32", "dpmpp", 5)
@@ -154,7 +154,7 @@ def transfer_table(quick: bool) -> list[tuple[str, Measure]]:
 
 def _swept(what: str, network: str, solver: str, nfe: int) -> Discretization:
     with zipfile.ZipFile(_SWEPT) as archive, tempfile.TemporaryDirectory() as folder:
-        return learning.load(archive.extract(f"{network}-{solver}-{nfe}-0-{what}.json", folder)).found
+        return learning.load(archive.extract(f"{network}-{solver}-{nfe}-0-{what}.json", folder)).discretization
 
 
 def _between_scales() -> list[tuple[str, Measure]]:
@@ -168,7 +168,7 @@ def _between_scales() -> list[tuple[str, Measure]]:
         model, other = (Run.of(configured(name, "dpmpp", 5)).model for name in ("ztf32", "hsc32"))
         guided = replace(model, model=Partial(_away, model.model, other.model, scale))
         run = Run.of(config).sharing(model=guided).check()
-        return run, run.learn()[0].found
+        return run, run.learn()[0].discretization
 
     def measure(what: str, origin: float, scale: float) -> Row:
         run, there = at(what, scale)
@@ -208,7 +208,7 @@ def docking_table(quick: bool) -> list[tuple[str, Measure]]:
 def _times_of_poses(run: Run, name: str) -> Discretization:
     """A hand-made grid, or what is learned."""
     if name in _LEARNED:
-        return run.learn()[0].found
+        return run.learn()[0].discretization
     grids = run.judge.hand_made()
     if name != "best hand-made":
         return grids["uniform"]

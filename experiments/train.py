@@ -42,7 +42,9 @@ def run(config: config_dict.ConfigDict, folder: Path) -> None:
 def _write(folder: Path, this_run: Run, ended: Ended) -> None:
     """Compare what was learned, and write it with its pictures."""
     learned, model, start = this_run.learned(ended), this_run.model, this_run.init
-    times = {"learned": learned.found} | ({"start": start.found} if isinstance(start, Learned) else {})
+    times = {"learned": learned.discretization} | (
+        {"start": start.discretization} if isinstance(start, Learned) else {}
+    )
     compared = comparison.compare(this_run.judge, times, str(model), model.shown)
     unseen = {f"unseen {measure}": compared.summaries(measure) for measure in compared.apart}
     unseen = {"unseen": unseen.pop(f"unseen {comparison.SQUARED_ERROR}")} | unseen

@@ -230,7 +230,9 @@ def fill(folder: Path, learned: Learned, model: Pretrained, *, num: int, size: i
 
 def _record(learned: Learned, **settings: Any) -> config_dict.ConfigDict:
     model, solver = dict(learned.model), dataclasses.asdict(learned.solver)
-    return config_dict.ConfigDict({"model": model, "solver": solver, "learned": digest(learned.found), **settings})
+    return config_dict.ConfigDict(
+        {"model": model, "solver": solver, "learned": digest(learned.discretization), **settings}
+    )
 
 
 def _missing(folder: Path, names: Mapping[int, list[str]]) -> list[bool]:

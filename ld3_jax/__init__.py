@@ -38,7 +38,7 @@ if importlib.util.find_spec("jax"):  # ld3_jax.interop runs tables without
     from ld3_jax.solvers import SOLVERS, Solver, Table, make_table, sample, solve
     from ld3_jax.teacher import Pairs, Teacher, make_pairs
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 # Some need an extra, and the others take a second to load.
 _ON_DEMAND = (

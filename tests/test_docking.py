@@ -96,11 +96,11 @@ def test_what_was_learned_for_parts_reads_back_bit_for_bit(tmp_path):
     learned = learned_times(t_c=0.05, coefficients=change)
     learned.save(tmp_path / "schedule.json")
     again = learning.load(tmp_path / "schedule.json")
-    chex.assert_trees_all_equal(again.found, learned.found)
-    table = jax.jit(again.found.table, static_argnums=(0, 1))(NOISE, again.solver)
+    chex.assert_trees_all_equal(again.discretization, learned.discretization)
+    table = jax.jit(again.discretization.table, static_argnums=(0, 1))(NOISE, again.solver)
     for i, part in enumerate(NOISE.parts):
         own = jax.tree.map(lambda column, i=i: column[i], tuple(table), is_leaf=lambda x: isinstance(x, Pose))
-        chex.assert_trees_all_close(own, tuple(again.found.of_part(i).table(part, again.solver)), rtol=1e-5)
+        chex.assert_trees_all_close(own, tuple(again.discretization.of_part(i).table(part, again.solver)), rtol=1e-5)
     record = json.loads((tmp_path / "schedule.json").read_text())
     for change, message in [
         ({"t": record["t"][::-1]}, "t must descend"),

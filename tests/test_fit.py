@@ -92,7 +92,7 @@ def test_learning_beats_every_hand_made_grid_on_unseen_noise(solver, space, fact
     learner = GradientDescent(steps=200, batch_size=50, valid_batch=50, held_out=50)
     learned = learning.fit(run_with, known, KEY, parametrisation=Gaps(space), learner=learner)
     hand_made = [mean_loss(run_with, learning.on_grid(name, SCHEDULE, run_with.solver), unseen) for name in grids.GRIDS]
-    assert mean_loss(run_with, learned.found, unseen) < min(hand_made) / factor
+    assert mean_loss(run_with, learned.discretization, unseen) < min(hand_made) / factor
 
 
 def test_the_papers_own_settings_improve_on_the_start(split):
@@ -111,7 +111,7 @@ def test_the_papers_own_settings_improve_on_the_start(split):
     )
     learned = learning.fit(run_with, known, KEY, parametrisation=Gaps(), learner=learner, start="logsnr")
     start = mean_loss(run_with, learning.on_grid("logsnr", SCHEDULE, run_with.solver), unseen)
-    assert mean_loss(run_with, learned.found, unseen) < start / 4
+    assert mean_loss(run_with, learned.discretization, unseen) < start / 4
     assert np.abs(learned.t_c - learned.t).max() > 1e-3
 
 
@@ -192,15 +192,17 @@ SHORT = GradientDescent(steps=4, batch_size=8, validate_every=2)
 def test_learning_goes_on_from_what_was_learned(pairs):
     run_with, known = make_student(), part(pairs, 0, 16)
     first = learning.fit(run_with, known, KEY, parametrisation=Gaps(), learner=SHORT, start="edm")
-    again = learning.fit(run_with, known, KEY, parametrisation=WithCoefficients(), learner=SHORT, start=first.found)
+    again = learning.fit(
+        run_with, known, KEY, parametrisation=WithCoefficients(), learner=SHORT, start=first.discretization
+    )
     assert again.losses["valid"]["learned"] < again.losses["valid"]["start"]
     starts = [(Gaps(), first), (Gaps("t"), first), (WithCoefficients(), first), (WithCoefficients(), again)]
     for parametrisation, start in starts:
         task = learning.make_task(run_with, known, KEY, parametrisation, SHORT)
-        loss = learning.begin(task, start.found).start_loss
+        loss = learning.begin(task, start.discretization).start_loss
         np.testing.assert_allclose(loss, start.losses["valid"]["learned"], rtol=1e-3)
     with pytest.raises(ValueError, match="changed coefficients, which gaps and shifts cannot hold"):
-        learning.fit(run_with, known, KEY, parametrisation=Gaps(), learner=SHORT, start=again.found)
+        learning.fit(run_with, known, KEY, parametrisation=Gaps(), learner=SHORT, start=again.discretization)
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_a_schedule_becomes_a_list_and_the_list_a_schedule(tmp_path):
     ring = pretrained.load("ring")
     learned = moved(ring.schedule, Solver("dpmpp", 4, 2, lower_order_final=False), network_times=0)
     mine, out, theirs = tmp_path / "schedule.json", tmp_path / "sigmas.txt", tmp_path / "theirs.json"
-    learning.Learned(learned.solver, learned.found, learned.lam, ring.identity()).save(mine)
+    learning.Learned(learned.solver, learned.discretization, learned.lam, ring.identity()).save(mine)
     command = ["export", f"--schedule={mine}", f"--out={out}", "--format=sigmas"]
     said = run(*command, fails=True)
     assert "a list of times cannot hold the coefficients that were learned" in said

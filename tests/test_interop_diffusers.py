@@ -123,10 +123,13 @@ def test_what_was_learned_matters(ddpm):
     network = in_jax(lambda x, t: ddpm.unet(x, t).sample, x_T.shape)
     learned = moved(DDPM, SOLVERS[0])
     expected = learned.sample(network, DDPM, jnp.asarray(x_T.numpy()))
-    found = learned.found
+    found = learned.discretization
     for less in (found._replace(coefficients=None), found._replace(t_c=found.t)):
         with pytest.raises(AssertionError):
-            close(dataclasses.replace(learned, found=less).sample(network, DDPM, jnp.asarray(x_T.numpy())), expected)
+            close(
+                dataclasses.replace(learned, discretization=less).sample(network, DDPM, jnp.asarray(x_T.numpy())),
+                expected,
+            )
 
 
 @pytest.mark.parametrize("solver", SOLVERS[1:3], ids=str)

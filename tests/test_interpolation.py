@@ -102,4 +102,4 @@ def test_the_curve_of_an_earlier_file_is_several():
         one.check_range(SCHEDULE)
     with pytest.raises(ValueError, match="another noise schedule"):
         learning.load_several(GOLDEN / "schedule_v5_curve.json", schedules.VPLinear(beta_1=5.0))
-    assert isinstance(several[0].found, Discretization)
+    assert isinstance(several[0].discretization, Discretization)

@@ -36,7 +36,7 @@ T = grids.grid("logsnr", SCHEDULE, 4)
 def same(one, other):
     """Whether two are equal, bit for bit."""
     assert (one.solver, one.model, one.losses) == (other.solver, other.model, other.losses)
-    chex.assert_trees_all_equal((one.found, one.lam), (other.found, other.lam), strict=True)
+    chex.assert_trees_all_equal((one.discretization, one.lam), (other.discretization, other.lam), strict=True)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def learned():
 def with_coefficients(learned):
     keys = jax.random.split(jax.random.key(0), 3)
     change = Coefficients(*map(jax.random.normal, keys, [(4,), (4, 4), (4, 4)]))
-    return replace(learned, found=learned.found._replace(coefficients=change))
+    return replace(learned, discretization=learned.discretization._replace(coefficients=change))
 
 
 @pytest.mark.parametrize("kind", ["learned", "with_coefficients"])
@@ -188,8 +188,10 @@ def test_times_beyond_the_models_range_are_refused(change, message, learned, pai
 
 
 def test_coefficients_for_states_of_another_space_are_refused(with_coefficients, pairs):
-    of_a_manifold = with_coefficients.found.coefficients._replace(base=())
-    one = replace(with_coefficients, found=with_coefficients.found._replace(coefficients=of_a_manifold))
+    of_a_manifold = with_coefficients.discretization.coefficients._replace(base=())
+    one = replace(
+        with_coefficients, discretization=with_coefficients.discretization._replace(coefficients=of_a_manifold)
+    )
     with pytest.raises(ValueError, match="its coefficients were learned for states of another space"):
         one.sample(MODEL, SCHEDULE, pairs.x_T)
 

@@ -43,7 +43,7 @@ def test_all_starts_are_ranked_and_the_best_of_each_grid_races(pairs):
     assert [start.loss for start in ranked] == sorted(start.loss for start in ranked)
     some = jax.tree.map(lambda leaf: leaf[:40], pairs)
     for start in ranked[::5]:
-        np.testing.assert_allclose(start.loss, loss_of(task, start.found, some), rtol=1e-5)
+        np.testing.assert_allclose(start.loss, loss_of(task, start.discretization, some), rtol=1e-5)
     chosen = race.best_of_each_grid(ranked)
     assert {name.split()[0] for name in chosen} == set(GRIDS)
     for name in chosen:

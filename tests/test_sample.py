@@ -107,9 +107,9 @@ def test_files_of_others_stay(learned, tmp_path):
 
 def test_samples_of_another_schedule_are_refused(learned, tmp_path):
     fill(tmp_path, learned)
-    other = learned.found._replace(t_c=learned.found.t_c * 1.01)
+    other = learned.discretization._replace(t_c=learned.discretization.t_c * 1.01)
     with pytest.raises(ValueError, match="holds another configuration: learned: '"):
-        fill(tmp_path, replace(learned, found=other))
+        fill(tmp_path, replace(learned, discretization=other))
 
 
 @pytest.mark.parametrize(

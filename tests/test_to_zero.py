@@ -134,7 +134,7 @@ def test_it_is_learned(parametrisation, pairs):
         student, pairs, jax.random.key(1), parametrisation=parametrisation, learner=learner, start="logsnr"
     )
     assert learned.losses["valid"]["learned"] < 0.8 * learned.losses["valid"]["start"]
-    chex.assert_tree_all_finite(learned.found)
+    chex.assert_tree_all_finite(learned.discretization)
     assert learned.solver.to_zero
 
 
@@ -144,7 +144,7 @@ def test_it_comes_back_from_its_file_and_its_levels_end_at_0(tmp_path, how):
     learned.save(tmp_path / "schedule.json", SCHEDULE)
     again = load(tmp_path / "schedule.json")
     assert again.solver == learned.solver
-    chex.assert_trees_all_equal(again.found, learned.found)
+    chex.assert_trees_all_equal(again.discretization, learned.discretization)
     table = interop.read(tmp_path / "schedule.json")
     assert table.levels[-1] == 0
     assert table.process == "vp"

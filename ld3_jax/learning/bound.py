@@ -51,8 +51,10 @@ class Bound(NamedTuple):
     folded: float
 
 
-@entrance(student=instance(Student), found=instance(Discretization), teacher=instance(Teacher), x_T=STATES)
-def kl_bound(student: Student, found: Discretization, teacher: Teacher, x_T: PyTree, cond: PyTree = None) -> Bound:
+@entrance(student=instance(Student), discretization=instance(Discretization), teacher=instance(Teacher), x_T=STATES)
+def kl_bound(
+    student: Student, discretization: Discretization, teacher: Teacher, x_T: PyTree, cond: PyTree = None
+) -> Bound:
     """The bound of LD3's theorem on KL(teacher || student), and an estimate of the divergence itself.
 
     Psi maps noise a ~ N(0, I) to states at t_min, and C(a) = log |det d Psi / d a|. For each a, Newton's method finds
@@ -73,7 +75,7 @@ def kl_bound(student: Student, found: Discretization, teacher: Teacher, x_T: PyT
 
     Args:
         student: model, noise schedule, solver. States are compared as they are, before `decode`; no loss is used.
-        found: the times and coefficients to run the student with.
+        discretization: the times and coefficients to run the student with.
         teacher: solver, grid and batch size; nothing is cached.
         x_T: n >= 2 initial states, scaled by the prior; an array or a pytree of arrays.
         cond: n conditions, or None.
@@ -86,7 +88,7 @@ def kl_bound(student: Student, found: Discretization, teacher: Teacher, x_T: PyT
     student.schedule.space.require_vectors("the bound")
     count_of((x_T, cond), "x_T and cond")
     accurate = on_grid(teacher.grid, student.schedule, teacher.solver)
-    solvers = (student.solver, found), (teacher.solver, accurate)
+    solvers = (student.solver, discretization), (teacher.solver, accurate)
     terms = _compare(student.model, student.schedule, solvers, (x_T, cond), teacher.batch_size)
     terms = to_host(terms)
     matched = terms.matched.sum()
@@ -136,14 +138,16 @@ def _compare(
             x_T, batch_cond = jax.tree.map(lambda leaf: leaf[None], (unravel(schedule.prior_scale * a), cond))
             return ravel_pytree(integrate(model, schedule, solver, table, x_T, cond=batch_cond, remat=False))[0]
 
-        student, teacher = (partial(psi, solver, found.table(schedule, solver)) for solver, found in solvers)
+        student, teacher = (
+            partial(psi, solver, discretization.table(schedule, solver)) for solver, discretization in solvers
+        )
         a = x / schedule.prior_scale
         x_0, jacobian = _with_jacobian(teacher, a)
-        found, step = _inverse(student, x_0, a)
-        signs, log_dets = jnp.linalg.slogdet(jnp.stack([jax.jacfwd(student)(found), jacobian]))
+        own, step = _inverse(student, x_0, a)
+        signs, log_dets = jnp.linalg.slogdet(jnp.stack([jax.jacfwd(student)(own), jacobian]))
         log_det = log_dets[0] - log_dets[1]
         matched = (step <= _CLOSE) & jnp.isfinite(log_det)
-        return _Terms(jnp.linalg.norm(found - a), (found - a) @ (found + a) / 2, log_det, signs[0] != signs[1], matched)
+        return _Terms(jnp.linalg.norm(own - a), (own - a) @ (own + a) / 2, log_det, signs[0] != signs[1], matched)
 
     return in_batches(lambda batch: jax.vmap(each)(*batch), inputs, batch_size)
 

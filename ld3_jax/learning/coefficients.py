@@ -86,8 +86,8 @@ class WithCoefficients:
 
     def discretization(self, params: Params, schedule: NoiseSchedule, solver: Solver) -> Discretization:
         change = params["coefficients"]
-        found = self.times.discretization(params, schedule, solver)
-        return found._replace(coefficients=consistent(change) if self.consistent else change)
+        discretization = self.times.discretization(params, schedule, solver)
+        return discretization._replace(coefficients=consistent(change) if self.consistent else change)
 
     def project(self, params: Params, schedule: NoiseSchedule) -> Params:
         return self.times.project(params, schedule)

@@ -47,7 +47,7 @@ def fit(
         parametrisation: what is learned.
         learner: how.
         start: the times to start from: a hand-made grid's name, "race" for a race of them (`learning.race`), or what
-            was learned before (`Learned.found`).
+            was learned before (`Learned.discretization`).
 
     Returns:
         What was learned: the best by the validation loss, which is the start if nothing beats it.
@@ -117,7 +117,7 @@ def learn(task: Task, start: str | Discretization = "race", advance: Advance | N
     advance = partial(_advance, task) if advance is None else advance
     ranked = rank(task) if isinstance(start, str) and start == "race" else []
     starts = best_of_each_grid(ranked) or {start if isinstance(start, str) else "given": start}
-    states = {name: begin(task, found) for name, found in starts.items()}
+    states = {name: begin(task, discretization) for name, discretization in starts.items()}
     name, state, heats = race(task, states, advance)
     last = advance(name, state, task.learner.steps)
     return Ended(last, name, ranked, heats, _network_calls(task, last, len(ranked), len(states), heats))
@@ -163,10 +163,10 @@ def describe(task: Task, state: TrainState) -> Learned:
     if not math.isfinite(state.best_loss):
         raise FloatingPointError("no validation had a finite loss, so that none of the learned times are the best")
     student, schedule = task.student, task.student.schedule
-    found = task.discretization(state.best)
+    discretization = task.discretization(state.best)
     figures = {"valid": {"start": float(state.start_loss), "learned": float(state.best_loss)}}
     model = {"predicts": prediction_of(student.model)}
-    return Learned(student.solver, found, np.asarray(found.lam(schedule)), model, figures)
+    return Learned(student.solver, discretization, np.asarray(discretization.lam(schedule)), model, figures)
 
 
 def _is_key(key: Any) -> bool:

@@ -55,9 +55,9 @@ def interpolate(learned: Sequence[Learned], nfe: int, schedule: NoiseSchedule) -
     for one in learned:
         one.check_range(schedule)
     solver = replace(learned[0].solver, nfe=nfe)
-    times = between([one.found for one in learned], schedule, solver)
+    times = between([one.discretization for one in learned], schedule, solver)
     loss = {"loss": learned[0].losses["loss"]} if "loss" in learned[0].losses else {}
-    return replace(learned[0], solver=solver, found=times, lam=np.asarray(times.lam(schedule)), losses=loss)
+    return replace(learned[0], solver=solver, discretization=times, lam=np.asarray(times.lam(schedule)), losses=loss)
 
 
 def between(known: Sequence[Discretization], schedule: NoiseSchedule, solver: Solver) -> Discretization:

@@ -36,7 +36,7 @@ class Learned:
 
     Attributes:
         solver: the solver with its number of network calls.
-        found: its times, the network's own times, and the changes of its coefficients.
+        discretization: its times, the network's own times, and the changes of its coefficients.
         lam: half-log-SNR at the times.
         model: what is needed to build the model again; its "digest" tells whether it is the same one, and
             "predicts" what its network predicts, one of `denoisers.PREDICTIONS`.
@@ -44,29 +44,29 @@ class Learned:
     """
 
     solver: Solver
-    found: Discretization
+    discretization: Discretization
     lam: Float[np.ndarray, "n_points *parts"]
     model: dict[str, Any] = field(default_factory=dict)
     losses: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        parts = {"solver": Solver, "found": Discretization, "model": dict, "losses": dict}
+        parts = {"solver": Solver, "discretization": Discretization, "model": dict, "losses": dict}
         settle(self, {name: instance(of) for name, of in parts.items()})
 
     @property
     def t(self) -> Float[Array, "n_points *parts"]:
         """The times, descending from t_max to t_min."""
-        return self.found.t
+        return self.discretization.t
 
     @property
     def t_c(self) -> Float[Array, "n_points *parts"]:
         """The times given to the network."""
-        return self.found.t_c
+        return self.discretization.t_c
 
     @property
     def coefficients(self) -> Coefficients | None:
         """The changes of the solver's coefficients, if they were learned."""
-        return self.found.coefficients
+        return self.discretization.coefficients
 
     def table(self, schedule: NoiseSchedule) -> Table:
         """All of it as a table for `solvers.solve`.
@@ -75,7 +75,7 @@ class Learned:
             ValueError: if the times do not span the range of the noise schedule.
         """
         self.check_range(schedule)
-        return self.found.table(schedule, self.solver)
+        return self.discretization.table(schedule, self.solver)
 
     @entrance(schedule=instance(NoiseSchedule))
     def sample(self, model: Model, schedule: NoiseSchedule, x_T: PyTree, cond: PyTree = None) -> PyTree:
@@ -102,7 +102,7 @@ class Learned:
             batch_size: the most samples to integrate at a time.
         """
         self.check_range(student.schedule)
-        return distances(student._replace(solver=self.solver), self.found, pairs, batch_size=batch_size)
+        return distances(student._replace(solver=self.solver), self.discretization, pairs, batch_size=batch_size)
 
     def check_range(self, schedule: NoiseSchedule) -> None:
         """Refuse a noise schedule of another space, range or log-SNR, and network times beyond it."""
@@ -110,7 +110,7 @@ class Learned:
         if self.coefficients is not None and bool(len(self.coefficients.base)) != self.solver.expands(schedule):
             raise ValueError(f"its coefficients were learned for states of another space than those of {schedule}")
         with jax.ensure_compile_time_eval():
-            lam = np.asarray(self.found.lam(schedule))
+            lam = np.asarray(self.discretization.lam(schedule))
         if not np.allclose(lam, self.lam, rtol=1e-2, atol=1e-2):
             raise ValueError(
                 f"its half-log-SNR runs from {self.lam.min():g} to {self.lam.max():g}, that of the model at its times "
@@ -173,7 +173,7 @@ def load_several(path: str | Path, schedule: NoiseSchedule) -> list[Learned]:
     own.check_range(schedule)
     solvers = [replace(own.solver, nfe=None).for_steps(len(one.t) - 1) for one in others]
     return [
-        replace(own, solver=solver, found=one, lam=np.asarray(one.lam(schedule)))
+        replace(own, solver=solver, discretization=one, lam=np.asarray(one.lam(schedule)))
         for solver, one in zip(solvers, others, strict=True)
     ] or [own]
 

@@ -27,7 +27,7 @@ class Start(NamedTuple):
     """What learning may start from, and its mean loss on some training pairs."""
 
     name: str
-    found: Discretization
+    discretization: Discretization
     loss: float
 
 
@@ -47,8 +47,10 @@ def rank(task: Task) -> list[Start]:
     student, size, ranked = task.student, task.learner.valid_batch, []
     some = jax.tree.map(lambda leaf: leaf[:size], task.train)
     for grid in GRIDS:
-        for name, found in task.parametrisation.starts(grid, student.schedule, student.solver).items():
-            ranked.append(Start(name, found, float(distances(student, found, some, batch_size=size).mean())))
+        for name, discretization in task.parametrisation.starts(grid, student.schedule, student.solver).items():
+            ranked.append(
+                Start(name, discretization, float(distances(student, discretization, some, batch_size=size).mean()))
+            )
     return sorted(ranked, key=lambda start: _last_if_nan(start.loss))
 
 
@@ -58,10 +60,10 @@ def best_of_each_grid(ranked: list[Start]) -> dict[str, Discretization]:
     So are uniform and logsnr, where noise is geometric in t.
     """
     chosen: dict[str, Discretization] = {}
-    for name, found, _ in ranked:
-        t = np.asarray(found.t)
+    for name, discretization, _ in ranked:
+        t = np.asarray(discretization.t)
         if not any(np.allclose(t, other.t, rtol=1e-4, atol=1e-4 * t.max()) for other in chosen.values()):
-            chosen[name] = found
+            chosen[name] = discretization
     return chosen
 
 
@@ -108,9 +110,11 @@ def _loss_of_the_last(task: Task, state: TrainState) -> float:
     else:
         pairs, order = task.train, np.asarray(order_of_round(task, jnp.zeros((), jnp.int32)))
     judged = np.split(order[-2 * size :], 2) if len(order) >= 2 * size else [order]
-    found = task.discretization(state.params)
+    discretization = task.discretization(state.params)
     parts = [jax.tree.map(lambda leaf, part=part: leaf[part], pairs) for part in judged]
-    return float(jnp.concatenate([distances(task.student, found, part, batch_size=size) for part in parts]).mean())
+    return float(
+        jnp.concatenate([distances(task.student, discretization, part, batch_size=size) for part in parts]).mean()
+    )
 
 
 def _last_if_nan(loss: float) -> float:

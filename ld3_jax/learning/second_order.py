@@ -215,23 +215,25 @@ def _directions(task: Task, params: Params) -> tuple[Directions, Float[Array, "q
     student, (flat, unravel) = task.student, ravel_pytree(params)
     learned = jnp.asarray(_learned(task, params), flat.dtype)
 
-    def found(flat: Array) -> Discretization:
+    def at(flat: Array) -> Discretization:
         return task.discretization(unravel(flat))
 
     def of_numbers(coordinates: Callable[[Discretization], Array]) -> Array:
-        return jax.jacfwd(lambda flat: coordinates(found(flat)))(flat) * learned[None]
+        return jax.jacfwd(lambda flat: coordinates(at(flat)))(flat) * learned[None]
 
-    here = found(flat)
+    here = at(flat)
     first = _first_calls(student, here)
     if here.coefficients is not None:
         directions = every_factor(student.solver.calls)
         change = jnp.concatenate([part.reshape(len(part), -1) for part in directions.change], 1)
         return directions, of_numbers(
-            lambda found: jnp.matmul(change, ravel_pytree(_written_out(student, found))[0], precision="highest")
+            lambda discretization: jnp.matmul(
+                change, ravel_pytree(_written_out(student, discretization))[0], precision="highest"
+            )
         )
 
-    def inner(found: Discretization) -> Array:
-        return jnp.stack([found.t, found.t_c], 1)[1:-1].ravel()
+    def inner(discretization: Discretization) -> Array:
+        return jnp.stack([discretization.t, discretization.t_c], 1)[1:-1].ravel()
 
     def with_inner(times: Array) -> Discretization:
         t, t_c = times.reshape(-1, 2).T
@@ -246,12 +248,12 @@ def _learned(task: Task, params: Params) -> Bool[np.ndarray, "p"]:
     return np.concatenate([np.ravel(on) for on in jax.tree.leaves(task.parametrisation.learned(params))])
 
 
-def _first_calls(student: Student, found: Discretization) -> Int[np.ndarray, "q"]:
+def _first_calls(student: Student, discretization: Discretization) -> Int[np.ndarray, "q"]:
     """The call at which each direction begins."""
-    if found.coefficients is not None:
+    if discretization.coefficients is not None:
         return every_factor(student.solver.calls).first
-    return 1 + student.solver.calls_per_step * np.repeat(np.arange(len(found.t) - 2), 2)
+    return 1 + student.solver.calls_per_step * np.repeat(np.arange(len(discretization.t) - 2), 2)
 
 
-def _written_out(student: Student, found: Discretization) -> Expansion:
-    return expand(found.table(student.schedule, student.solver))
+def _written_out(student: Student, discretization: Discretization) -> Expansion:
+    return expand(discretization.table(student.schedule, student.solver))

@@ -70,37 +70,41 @@ def make_student(
     return Student(as_pytree(model), schedule, solver, own, as_pytree(decode))
 
 
-def run(student: Student, found: Discretization, x_T: PyTree, cond: PyTree = None, *, remat: bool = False) -> PyTree:
+def run(
+    student: Student, discretization: Discretization, x_T: PyTree, cond: PyTree = None, *, remat: bool = False
+) -> PyTree:
     """The student's samples, decoded.
 
     Args:
         student: the student.
-        found: the times and coefficients to run it with.
+        discretization: the times and coefficients to run it with.
         x_T: a batch of initial states, scaled by the prior.
         cond: their conditions.
         remat: see `solvers.solve`.
     """
     _, schedule, solver, _, decode = student
-    x = integrate(student.model, schedule, solver, found.table(schedule, solver), x_T, cond=cond, remat=remat)
+    x = integrate(student.model, schedule, solver, discretization.table(schedule, solver), x_T, cond=cond, remat=remat)
     return call(decode, "a decoder is called as decode(x)", x)
 
 
 def sample_losses(
-    student: Student, found: Discretization, pairs: Pairs, *, remat: bool = False
+    student: Student, discretization: Discretization, pairs: Pairs, *, remat: bool = False
 ) -> Float[Array, "batch"]:
     """The loss of each sample of `run` against `pairs.x_0`, the teacher's sample, decoded."""
-    return each(student.judged_by, run(student, found, pairs.x_T, pairs.cond, remat=remat), pairs.x_0)
+    return each(student.judged_by, run(student, discretization, pairs.x_T, pairs.cond, remat=remat), pairs.x_0)
 
 
-@entrance(student=instance(Student), found=instance(Discretization), pairs=instance(Pairs), batch_size=COUNT)
-def distances(student: Student, found: Discretization, pairs: Pairs, *, batch_size: int = 25) -> Float[Array, "n"]:
+@entrance(student=instance(Student), discretization=instance(Discretization), pairs=instance(Pairs), batch_size=COUNT)
+def distances(
+    student: Student, discretization: Discretization, pairs: Pairs, *, batch_size: int = 25
+) -> Float[Array, "n"]:
     """`sample_losses` of any number of pairs, a batch at a time.
 
     Integrating and comparing are two programs, so that another loss does not compile the network again.
 
     Args:
         student: the student.
-        found: the times and coefficients to run it with.
+        discretization: the times and coefficients to run it with.
         pairs: n pairs.
         batch_size: the most samples to integrate at a time; the batches are made equal.
 
@@ -108,20 +112,22 @@ def distances(student: Student, found: Discretization, pairs: Pairs, *, batch_si
         (n,) losses.
     """
     count_of(pairs, "pairs")
-    samples = run_in_batches(student, found, pairs.x_T, pairs.cond, batch_size=batch_size)
+    samples = run_in_batches(student, discretization, pairs.x_T, pairs.cond, batch_size=batch_size)
     return losses_in_batches(student.judged_by, samples, pairs.x_0, batch_size=batch_size)
 
 
 def run_in_batches(
-    student: Student, found: Discretization, x_T: PyTree, cond: PyTree = None, *, batch_size: int = 25
+    student: Student, discretization: Discretization, x_T: PyTree, cond: PyTree = None, *, batch_size: int = 25
 ) -> PyTree:
     """`run` for any number of initial states, a batch at a time."""
-    return _run_in_batches(student._replace(loss=None), found, (x_T, cond), batch_size)
+    return _run_in_batches(student._replace(loss=None), discretization, (x_T, cond), batch_size)
 
 
 @partial(jax.jit, static_argnums=3)
-def _run_in_batches(student: Student, found: Discretization, inputs: tuple[PyTree, PyTree], batch_size: int) -> PyTree:
-    return in_batches(lambda batch: run(student, found, *batch), inputs, batch_size)
+def _run_in_batches(
+    student: Student, discretization: Discretization, inputs: tuple[PyTree, PyTree], batch_size: int
+) -> PyTree:
+    return in_batches(lambda batch: run(student, discretization, *batch), inputs, batch_size)
 
 
 @partial(jax.jit, static_argnames="batch_size")

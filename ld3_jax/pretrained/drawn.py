@@ -72,7 +72,7 @@ def batches(
     student = make_student(model.model, model.schedule, learned.solver, decode=model.decode)
     key, drawn = jax.random.key(seed), None
     for first in firsts:
-        now = first, run_in_batches(student, learned.found, *model.draw(key, size, first), batch_size=size)
+        now = first, run_in_batches(student, learned.discretization, *model.draw(key, size, first), batch_size=size)
         if drawn:
             yield _to_host(*drawn, num)
         drawn = now
