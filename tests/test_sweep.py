@@ -313,7 +313,7 @@ def shown(ratios):
     return f"{mean:.3f} ({median:.3f})"
 
 
-SECTIONS = [("Learners", "learners"), ("Transfer", "transfer"), ("Times for other", "curve")]
+SECTIONS = [("Learners", "learners"), ("Transfer", "transfer"), ("Times for other", "interpolation")]
 
 
 @pytest.mark.parametrize(("title", "table"), SECTIONS)
