@@ -15,7 +15,7 @@ from learned_anything import moved
 from ld3_jax import interop
 from ld3_jax.networks.latent import scaled_linear
 from ld3_jax.schedules import RectifiedFlow, VELinear, VPDiscrete, VPLinear
-from ld3_jax.solvers import Solver, plain
+from ld3_jax.solvers import Solver, to_record
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -163,7 +163,7 @@ def test_stable_diffusion_s_pipeline_with_guidance_gives_jax_s_sample(tmp_path, 
 @functools.cache
 def record(schedule, solver, output=None):
     learned = moved(schedule, solver)
-    return {"table": plain(learned.table(schedule), schedule, learned.t, solver, output)}
+    return {"table": to_record(learned.table(schedule), schedule, learned.t, solver, output)}
 
 
 def scheduler_of(tmp_path, schedule=SD, solver=SOLVERS[0], output=None, **how):

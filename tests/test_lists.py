@@ -15,7 +15,7 @@ from ld3_jax.interop import exported_lists as lists
 from ld3_jax.interop.standalone.table import from_record
 from ld3_jax.networks.latent import scaled_linear
 from ld3_jax.schedules import VPDiscrete
-from ld3_jax.solvers import Solver, plain, solve
+from ld3_jax.solvers import Solver, solve, to_record
 
 # diffusers makes arrays of tensors in a way that NumPy 2 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -28,7 +28,7 @@ DPMPP, DDIM = Solver("dpmpp", 4, 2), Solver("ddim", 4)
 
 def of(schedule, solver, output=None, **how):
     learned = moved(schedule, solver, **{**TIMES, **how})
-    return learned, from_record(plain(learned.table(schedule), schedule, learned.t, solver, output))
+    return learned, from_record(to_record(learned.table(schedule), schedule, learned.t, solver, output))
 
 
 def data(x, t):
@@ -78,7 +78,7 @@ def test_the_step_to_zero_gives_the_data_prediction(solver):
         seen.append(np.asarray(data(jnp.asarray(x), t)))
         return seen[-1]
 
-    loop = from_record(plain(to_zero, schedule, learned.t, solver))
+    loop = from_record(to_record(to_zero, schedule, learned.t, solver))
     given = interop.solve(loop, network, Z, "data")
     np.testing.assert_allclose(given, seen[-1], rtol=1e-4, atol=1e-5)
 

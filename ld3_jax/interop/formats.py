@@ -14,7 +14,7 @@ from ld3_jax.interop.exported_lists import Listed
 from ld3_jax.interop.standalone.table import from_record
 from ld3_jax.learning import Learned
 from ld3_jax.noise_schedule import NoiseSchedule
-from ld3_jax.solvers import plain
+from ld3_jax.solvers import to_record
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Source:
             from_record(self.record["table"])
             return self.record["table"]
         learned, schedule = self.learned, self.schedule()
-        table = plain(learned.table(schedule), schedule, learned.t, learned.solver, learned.model.get("predicts"))
+        table = to_record(learned.table(schedule), schedule, learned.t, learned.solver, learned.model.get("predicts"))
         if table is None:
             raise ValueError(f"a table of plain numbers is of vectors with one time for all, got {schedule}")
         return table

@@ -18,7 +18,7 @@ from ld3_jax.learning.discretization import Coefficients, Discretization
 from ld3_jax.learning.task import Student, distances
 from ld3_jax.ranges import CALLS, COUNT, FLAG, PATH, TEXT, check, entrance, instance, settle
 from ld3_jax.schedules import NoiseSchedule
-from ld3_jax.solvers import Solver, Table, integrate, plain
+from ld3_jax.solvers import Solver, Table, integrate, to_record
 from ld3_jax.teacher import Pairs
 
 FORMAT = "ld3_jax schedule"
@@ -140,7 +140,7 @@ class Learned:
             change = self.coefficients._asdict()
             record["coefficients"] = {name: np.asarray(leaf).tolist() for name, leaf in change.items()}
         if schedule is not None:
-            table = plain(self.table(schedule), schedule, self.t, self.solver, self.model.get("predicts"))
+            table = to_record(self.table(schedule), schedule, self.t, self.solver, self.model.get("predicts"))
             record |= {} if table is None else {"table": table}
         write_atomically(Path(path), (json.dumps(record, indent=2) + "\n").encode())
 

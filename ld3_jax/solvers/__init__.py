@@ -6,7 +6,7 @@ stand in one file.
 
 from ld3_jax.solvers.expansion import Expansion, converted, expand
 from ld3_jax.solvers.family import Family
-from ld3_jax.solvers.plain import plain
+from ld3_jax.solvers.record import to_record
 from ld3_jax.solvers.solver import SOLVERS, Solver, integrate, make_table, sample
 from ld3_jax.solvers.table import State, Table, advanced, begun, explicit, solve
 
@@ -24,7 +24,7 @@ __all__ = [
     "explicit",
     "integrate",
     "make_table",
-    "plain",
     "sample",
     "solve",
+    "to_record",
 ]

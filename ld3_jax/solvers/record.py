@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float
 
-from ld3_jax.schedules import NoiseSchedule, VPDiscrete
+from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers.solver import Solver
 from ld3_jax.solvers.table import Table
 
@@ -21,7 +21,7 @@ _PROCESSES: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def plain(
+def to_record(
     table: Table, schedule: NoiseSchedule, t: Float[Array, "n_points *parts"], solver: Solver, output: str | None = None
 ) -> dict[str, Any] | None:
     """A table and the noise levels that belong to it, as JSON takes them.
@@ -48,12 +48,13 @@ def plain(
     names = [name for name, one in _PROCESSES.items() if np.allclose(one(alpha, sigma), 1, rtol=0, atol=1e-5)]
     levels = {"alpha": schedule.alpha(table.t), "sigma": schedule.sigma(table.t)}
     lists = {**table._asdict(), **levels, "grid_alpha": alpha, "grid_sigma": sigma}
+    trained = getattr(schedule, "alphas_cumprod", None)  # of discrete steps
     return {
         "prediction": solver.prediction,
         "process": names[0] if names else None,
-        "train_steps": len(schedule.alphas_cumprod) if isinstance(schedule, VPDiscrete) else None,
+        "train_steps": None if trained is None else len(trained),
         "output": output,
-        "betas": _betas(np.array(schedule.alphas_cumprod)) if isinstance(schedule, VPDiscrete) else None,
+        "betas": None if trained is None else _betas(np.array(trained)),
         "prior_scale": float(schedule.prior_scale),
         **{name: np.asarray(column).tolist() for name, column in lists.items()},
     }
