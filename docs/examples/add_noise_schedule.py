@@ -36,7 +36,7 @@ def main() -> tuple[float, float]:
     x_T = jax.random.normal(jax.random.key(0), (2, 200, 2))
     pairs, held_out = (ld3_jax.make_pairs(model, schedule, noise) for noise in x_T)
     student = ld3_jax.make_student(model, schedule, ld3_jax.Solver("unipc", nfe=5))
-    learned = ld3_jax.fit(student, pairs, jax.random.key(1))
+    learned = ld3_jax.fit(student, pairs, jax.random.key(1), start="edm")
     edm = ld3_jax.learning.on_grid("edm", schedule, student.solver)
     before, after = ld3_jax.learning.distances(student, edm, held_out), learned.distances(student, held_out)
     print(
