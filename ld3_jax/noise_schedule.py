@@ -29,8 +29,7 @@ from ld3_jax.space import VECTORS, Space
 class NoiseSchedule(abc.ABC):
     """alpha and sigma as functions of time. Subclass it, as a frozen dataclass, for a noise schedule of your own.
 
-    It compares and hashes by value and is a pytree without leaves: pass it through `jax.jit` like any argument. Besides
-    Flax's modules it is the only class here that is made to be inherited from.
+    It compares and hashes by value and is a pytree without leaves: pass it through `jax.jit` like any argument.
 
     Attributes:
         t_min: time at which sampling ends; the cleanest state. A field, a property or a constant of the subclass.
