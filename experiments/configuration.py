@@ -29,7 +29,7 @@ _OF_LEARNERS = {  # keys that the other learners do not have
         *("gamma", "noise_rate", "move_validation", "remat"),
     ),
 }
-# Of the values that no value of the library checks under the same meaning: rates are divided by n, 0 is off.
+# What no object of the library checks under the same meaning: rates are divided by n, and 0 is off.
 _ALLOWED = {
     "seed": SEED,
     "data.train": COUNT,
@@ -122,7 +122,7 @@ def check_run(config: config_dict.ConfigDict) -> None:
 
 
 def solver(of: config_dict.ConfigDict) -> Solver:
-    """Of the sections solver and teacher."""
+    """The solver that the section `solver` or `teacher` describes."""
     return Solver(of.name, of.nfe, of.order, of.variant, of.lower_order_final, of.last_sigma)
 
 

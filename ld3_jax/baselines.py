@@ -291,7 +291,7 @@ def _gits_costs(path: Trajectory) -> Float[Array, "points points"]:
 def _optimal_choices(
     probe: Probe, alpha: Float[Array, "points"], path: Trajectory, n: int
 ) -> Int[Array, "{n} points batch"]:
-    """From which point each point is reached at each step, for each of the states."""
+    """The point from which each point is reached at each step, for each of the states."""
     points = jnp.arange(len(path.t))
 
     def step(y: Array, k: Array) -> tuple[Array, Array]:

@@ -170,7 +170,7 @@ def shown(value: Any) -> str:
 
 
 def _dtypes(tree: Any) -> list[Any]:
-    """Of each leaf; `object` where one is no array."""
+    """The dtype of each leaf; `object` where one is no array."""
     try:
         return [jax.typeof(leaf).dtype for leaf in jax.tree.leaves(tree)]
     except TypeError:

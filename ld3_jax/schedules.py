@@ -235,7 +235,7 @@ class VPDiscrete(NoiseSchedule):
         a = np.asarray(self.alphas_cumprod)
         valid = jnp.issubdtype(a.dtype, jnp.floating) and a.ndim == 1 and a.size > 1
         a = a.astype(np.float64) if valid else np.zeros(2)
-        # Of less signal than float32's rounding, squared, a grid would spend most steps on what no state holds.
+        # With less signal than float32's rounding, squared, a grid would spend most steps on what no state holds.
         valid = a.min() >= _LEAST and a[0] < 1 and np.all(np.diff(np.log(a).astype(np.float32)) < 0)
         what = f"alphas_cumprod to be two or more numbers from 1 to {_LEAST:g} that decrease, as float32 tells them"
         if not valid:

@@ -49,7 +49,7 @@ class Discretization(NamedTuple):
         return jnp.stack([part.lam(self.t[:, i]) for i, part in enumerate(schedule.parts)], -1)
 
     def of_part(self, i: int) -> "Discretization":
-        """That of one part of the states."""
+        """The times and coefficients of one part of the states."""
         t, t_c = of_part((self.t, self.t_c), i)
         change = self.coefficients
         if change is not None and change.predict.ndim > 2:

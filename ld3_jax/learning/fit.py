@@ -184,7 +184,7 @@ def _advance(task: Task, name: str, state: TrainState, step: int) -> TrainState:
 
 
 def _network_calls(task: Task, last: TrainState, ranked: int, starts: int, heats: list[Heat]) -> int:
-    """Of the steps, and of the samples that were drawn to judge."""
+    """The calls of the steps, and those of the samples that were drawn to judge."""
     learner, n_train, n_valid = task.learner, *(len(jax.tree.leaves(pairs)[0]) for pairs in (task.train, task.valid))
     ends = [0, *(heat.step for heat in heats)]
     legs = [(len(heat.losses), *leg) for heat, leg in zip(heats, pairwise(ends), strict=True)]

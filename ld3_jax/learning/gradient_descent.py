@@ -93,7 +93,7 @@ class GradientDescent(Learner):
             task.student.schedule.space.require_vectors("the soft surrogate, which moves noise in a ball,")
 
     def init(self, task: Task, params: Params) -> "Memory":
-        """Optimiser, rates, and where noise moves, the noise."""
+        """The optimiser's state, the factors on the rates, and the noise where it moves."""
         moving = self.surrogate is not None
         return Memory(
             optimizer=_optimizer(self, task).init(params),

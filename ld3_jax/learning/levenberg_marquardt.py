@@ -43,7 +43,7 @@ class LevenbergMarquardt(SecondOrder):
         settle(self, {"tries": COUNT})
 
     def calls(self, task: Task, params: Params) -> int:
-        """Those of the quadratic model, and of one try."""
+        """The calls of the quadratic model and of one try."""
         return super().calls(task, params) + task.student.solver.calls
 
     def init(self, task: Task, params: Params) -> Float[Array, ""]:

@@ -82,7 +82,7 @@ class SecondOrder(Learner):
         """The numbers after a step on a batch with that model, and what the learner remembers then."""
 
     def calls(self, task: Task, params: Params) -> int:
-        """Those of the model."""
+        """The calls that the quadratic model makes."""
         nfe, schedule = task.student.solver.calls, task.student.schedule
         if task.student.solver.expands(schedule):
             first = _first_calls(task.student, jax.eval_shape(task.discretization, params))

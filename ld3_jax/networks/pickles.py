@@ -296,7 +296,7 @@ def _scalar(dtype: _DType, data: bytes | str) -> np.generic | Inert:
 
 
 def _bytes(data: bytes | str, *_: Any) -> bytes:
-    """In pickles of old protocols, bytes are text."""
+    """Decode bytes, which pickles of old protocols hold as text."""
     return data.encode("latin1") if isinstance(data, str) else memoryview(data).tobytes()
 
 

@@ -61,7 +61,7 @@ def to_record(
 
 
 def _betas(alphas_cumprod: np.ndarray) -> dict[str, Any]:
-    """As diffusers' schedulers take them: by a formula where it gives these, else one by one."""
+    """The betas as diffusers' schedulers take them: by a formula if it gives these, else one by one."""
     betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
     for name, root in {"linear": 1, "scaled_linear": 2}.items():
         by_formula = np.linspace(betas[0] ** (1 / root), betas[-1] ** (1 / root), len(betas)) ** root
