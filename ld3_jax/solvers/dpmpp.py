@@ -47,7 +47,7 @@ def _order_3(h: Array, r_0: Array, r_1: Array) -> tuple[Array, Array, Array]:
     return c_1 + newer, -newer - older, older
 
 
-# The weights of the predictions, newest first, without the factor alpha'; r_j is the j-th last step in units of this one.
+# The predictions' weights, newest first, without the factor alpha'; r_j is the j-th last step in units of this one.
 _WEIGHTS = {1: _order_1, 2: _order_2, 3: _order_3}
 
 FAMILIES = {"ddim": Family(dpmpp, "data", orders=(1,)), "dpmpp": Family(dpmpp, "data", orders=(1, 2, 3))}
