@@ -225,7 +225,7 @@ def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
     """
     bar: dict[str, Any] = {"bar_format": "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"}
     line = "{desc} {n_fmt}/{total_fmt}{postfix}, {elapsed_s:.0f} s, {remaining_s:.0f} s left"
-    lines = {"bar_format": line, "file": _Lines(), "mininterval": _LINE_EVERY_S, "leave": False}
+    lines = {"bar_format": line, "file": _Lines(), "mininterval": _LINE_EVERY_S, "leave": False, "delay": 1e-3}
     with tqdm(
         desc=label, total=total, disable=not processes.is_first(), **(bar if sys.stderr.isatty() else lines)
     ) as shown:
@@ -242,7 +242,10 @@ def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
 class _Lines(io.StringIO):
     """Each state of a bar as a line of its own."""
 
+    last = ""
+
     def write(self, text: str) -> int:
-        if line := text.strip():
+        if (line := text.strip()) and line != self.last:
             print(line, file=sys.stderr, flush=True)
+            self.last = line
         return len(text)
