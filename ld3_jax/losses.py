@@ -78,7 +78,7 @@ def check_increasing(loss: Loss) -> None:
 
 
 @jax.jit  # traced once for equal losses
-def _phi(loss: Loss, s: Float[Array, "n"]) -> Float[Array, "n"]:
+def _phi(loss: Loss, s: Float[Array, "n"]) -> Array:
     return jax.vmap(loss.phi)(s)
 
 

@@ -1,4 +1,4 @@
-"""Parametrisations, learners and losses of a user's own: what is wrong with one is told of before anything is learned."""
+"""Parametrisations, learners and losses of a user's own: what is wrong with one is told before learning."""
 
 from dataclasses import dataclass
 
