@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ld3_jax import grids, learning, schedules
+from ld3_jax import comparison, grids, learning, losses, pretrained, schedules, solvers
 from ld3_jax.learning import ByPart, Discretization, Gaps, GaussNewton, Group, StepMetrics, WithCoefficients
 from ld3_jax.learning.parametrisation import all_of
 from ld3_jax.learning.task import move
@@ -96,6 +96,35 @@ def test_the_times_of_ones_own_see_no_coefficients(of):
     np.testing.assert_array_equal(projected["power"], 0.5 * jnp.ones_like(far["power"]))
     t = parametrisation.discretization(numbers | {"coefficients": far["coefficients"]}, SCHEDULE, SOLVER).t
     np.testing.assert_allclose(t, grids.grid("logsnr", SCHEDULE, SOLVER.n_steps), rtol=1e-5)
+
+
+def test_a_plain_function_by_name_is_a_loss_and_a_wrong_entry_is_one_error(monkeypatch):
+    ring = pretrained.load("ring")
+    monkeypatch.setitem(losses.LOSSES, "own", lambda squared_error, targets: lambda x, y: jnp.abs(x - y).mean(1))
+    monkeypatch.setitem(losses.LOSSES, "wrong", lambda squared_error: losses.l2)
+    assert comparison.shape_of_loss("own", ring).residuals is None
+    with pytest.raises(ValueError, match=r"LOSSES\['wrong'\] is called as make\(squared_error, targets\)"):
+        comparison.shape_of_loss("wrong", ring)
+
+
+def test_a_solver_whose_table_lacks_rows_is_refused(monkeypatch):
+    def short(schedule, t, t_c, **_):
+        return solvers.explicit(t_c[1:-1], jnp.ones(len(t) - 2), jnp.ones((len(t) - 2, 1)))
+
+    monkeypatch.setitem(solvers.SOLVERS, "short", solvers.Family(short, "noise", (1,)))
+    with pytest.raises(
+        ValueError, match="the table of short of order 1, 3 calls must have a row for each network call"
+    ):
+        solvers.make_table(SCHEDULE, grids.grid("logsnr", SCHEDULE, 3), solver=Solver("short", 3))
+
+
+@pytest.mark.parametrize("given", [(0.9, 0.5, 0.1), 0.5, ()])
+def test_discrete_steps_that_are_not_those_of_the_noise_schedule_are_not_told_of(given):
+    own = dataclass(frozen=True)(type("Own", (schedules.VPLinear,), {"alphas_cumprod": given}))()
+    t = grids.grid("logsnr", own, 3)
+    record = solvers.to_record(solvers.make_table(own, t, solver=SOLVER), own, t, SOLVER)
+    assert record["train_steps"] is None
+    assert record["betas"] is None
 
 
 ZERO = jnp.zeros(())
