@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ld3_jax import comparison, grids, learning, losses, pretrained, schedules, solvers
+from ld3_jax import checkpoint, comparison, grids, learning, losses, pretrained, schedules, solvers
 from ld3_jax.learning import ByPart, Discretization, Gaps, GaussNewton, Group, StepMetrics, WithCoefficients
 from ld3_jax.learning.parametrisation import all_of
 from ld3_jax.learning.task import move
@@ -125,6 +125,19 @@ def test_discrete_steps_that_are_not_those_of_the_noise_schedule_are_not_told_of
     record = solvers.to_record(solvers.make_table(own, t, solver=SOLVER), own, t, SOLVER)
     assert record["train_steps"] is None
     assert record["betas"] is None
+
+
+def test_a_learner_that_remembers_pythons_numbers_goes_on_from_its_checkpoint(tmp_path):
+    def move(self, task, state, batch):
+        return state.params, {"n": state.learner["n"] + 1}, StepMetrics(ZERO, ZERO, ZERO)
+
+    methods = {"init": lambda *_: {"n": 0}, "move": move, "calls": lambda *_: 1}
+    own = dataclass(frozen=True, kw_only=True)(type("Own", (learning.Learner,), methods))
+    task = task_of(learner=own(steps=2, batch_size=4))
+    start = learning.begin(task, "logsnr")
+    reached, _ = next(learning.steps(task, start))
+    checkpoint.save(tmp_path, 1, reached)
+    assert int(checkpoint.restore(tmp_path, start).learner["n"]) == 1
 
 
 ZERO = jnp.zeros(())

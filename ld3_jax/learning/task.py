@@ -266,7 +266,7 @@ def begin(task: Task, start: str | Discretization) -> TrainState:
         valid_loss=loss,
         done=jnp.zeros((), bool),
     )
-    return replicate(state)
+    return replicate(jax.tree.map(jnp.asarray, state))  # a learner may remember Python's numbers
 
 
 @jax.jit
