@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ld3_jax import checkpoint, comparison, grids, learning, losses, pretrained, schedules, solvers
@@ -76,6 +77,13 @@ def rising(self, params, schedule, solver):
 def test_a_parametrisation_that_learners_cannot_take_is_refused(methods, message):
     with pytest.raises(ValueError, match=message):
         learning.begin(task_of(changed(**methods)), "logsnr")
+
+
+def test_a_rule_for_a_group_that_is_none_is_refused():
+    rules = learning.by_group({"powr": optax.sgd(0.1)})
+    learner = learning.GradientDescent(steps=2, batch_size=4, optimizer=rules)
+    with pytest.raises(ValueError, match=r"by_group has rules for \['powr'\], the groups are \['power'\]"):
+        learning.begin(task_of(Power(), learner), "logsnr")
 
 
 def test_a_subclass_without_a_decorator_is_refused_for_it_would_equal_others():
