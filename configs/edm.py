@@ -28,7 +28,7 @@ def get_config(network: str = "cifar10") -> config_dict.ConfigDict:
     """The paper's settings on one of EDM's networks."""
     c = default.get_config()
     c.network.name = network
-    c.network.file = "models/" + FILES.get(network, "")  # an unknown name is told of with all that there are
+    c.network.file = f"models/{FILES[network]}" if network in FILES else ""  # of others you name the file
     c.solver.name = "unipc"
     c.teacher.nfe = 20
     c.learn.loss = "lpips"

@@ -158,7 +158,8 @@ def _check_out() -> None:
         return
     if "config" in flags.FLAGS:
         read["config"] = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
-    for path in (read.pop("schedule", None) or "").split(","):
+    schedule = read.pop("schedule", None) or ""  # one file, whose name may have a comma, or several
+    for path in {schedule, *schedule.split(",")}:
         read[f"--schedule={path}"] = path
         with suppress(OSError, ValueError, LookupError, TypeError):  # a bad schedule is told of where it is read
             read |= read_json(Path(path))["model"]

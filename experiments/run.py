@@ -194,9 +194,14 @@ def schedule_flags() -> None:
 
 
 def given_schedules() -> list[Path]:
-    """The files of --schedule."""
+    """The files of --schedule: one, or with --nfe several."""
     named = flags.FLAGS.schedule
-    return [Path(path) for path in ([named] if Path(named).exists() else named.split(","))]
+    paths = [named] if Path(named).exists() else named.split(",")
+    if not all(paths):
+        raise ValueError(f"--schedule={named}: a file's name must not be empty")
+    if flags.FLAGS.nfe is None and len(paths) > 1:
+        raise ValueError(f"{len(paths)} schedules are interpolated: --nfe says for how many network calls")
+    return [Path(path) for path in paths]
 
 
 def load_given() -> tuple[Learned, Pretrained]:
@@ -219,8 +224,6 @@ def load_schedule(
         FileNotFoundError, ValueError: see `learning.load`, `ld3_jax.interpolate` and `pretrained.load`.
         ValueError: if the model of that name has other weights now.
     """
-    if nfe is None and len(paths) > 1:
-        raise ValueError(f"{len(paths)} schedules are interpolated: --nfe says for how many network calls")
     shown, learned = ",".join(map(str, paths)), learning.load(paths[0])
     model = _model_of(shown, learned.model, here or {})
     schedule = model.schedule

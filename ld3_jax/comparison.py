@@ -23,6 +23,7 @@ from ld3_jax.learning.task import losses_in_batches, run_in_batches
 from ld3_jax.losses import Loss
 from ld3_jax.pretrained import Pretrained
 from ld3_jax.processes import is_first, of_first
+from ld3_jax.ranges import call
 from ld3_jax.teacher import Pairs, Teacher
 
 SQUARED_ERROR = "squared error"
@@ -45,7 +46,12 @@ class Judged(NamedTuple):
 
 def loss_by_name(name: str, model: Pretrained, targets: PyTree) -> Loss:
     """A loss of `losses.LOSSES` for a model, and targets or their shapes; the squared error if no loss is called so."""
-    return losses.LOSSES.get(name, losses.LOSSES["l2"])(model.squared_error, targets)
+    entry = losses.LOSSES.get(name, losses.LOSSES["l2"])
+
+    def make(squared_error: Loss, targets: PyTree) -> Loss:
+        return losses.as_loss(entry(squared_error, targets))
+
+    return call(make, f"LOSSES[{name!r}] is called as make(squared_error, targets)", model.squared_error, targets)
 
 
 def shape_of_loss(name: str, model: Pretrained) -> Loss:

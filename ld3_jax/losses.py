@@ -60,10 +60,26 @@ class Loss:
         return jax.vmap(self.phi)(squares(self.parts(x, y))) if self.call is None else self.call(x, y)
 
     def parts(self, x: Samples, y: Samples) -> list[Float[Array, "batch _"]]:
-        """The residuals; a ValueError if the loss is no function of squares."""
+        """The residuals; a ValueError if the loss is no function of squares, or they have another form."""
         if self.residuals is None:
             raise ValueError(f"the loss has no residuals, whose squares it would be a function of: {self}")
-        return self.residuals(x, y)
+        parts, count = self.residuals(x, y), count_of(y, "targets")
+        sound = isinstance(parts, list | tuple) and len(parts) > 0
+        if not sound or any(jnp.ndim(part) != 2 or len(part) != count for part in parts):
+            raise ValueError(f"residuals must give a list of arrays, each ({count}, size), got {shown(parts)}")
+        return [*parts]
+
+
+def check_increasing(loss: Loss) -> None:
+    """Refuse a phi that falls: steps of second order would go uphill."""
+    values = _phi(loss, jnp.array([1e-6, 1e-3, 1.0, 1e3]))
+    if jnp.shape(values) != (4,) or not (isinstance(values, Tracer) or (values[1:] >= values[:-1]).all()):
+        raise ValueError(f"phi must give a number that increases with s, got {values} at s = 1e-6, 1e-3, 1 and 1000")
+
+
+@jax.jit  # traced once for equal losses
+def _phi(loss: Loss, s: Float[Array, "n"]) -> Array:
+    return jax.vmap(loss.phi)(s)
 
 
 def squares(parts: list[Float[Array, "batch _"]]) -> Float[Array, "batch"]:

@@ -121,17 +121,19 @@ def png(image: np.ndarray) -> bytes:
 
 
 def scatter_rows(path: Path, rows: Mapping[str, np.ndarray], title: str) -> None:
-    """Point clouds in the plane, side by side.
+    """Point clouds in the plane, side by side; the first one fits.
 
     Args:
         path: where to write a PNG.
-        rows: name -> (n, 2 or more) points; the first two coordinates are drawn.
+        rows: name -> (n, 1 or more) points; the first two coordinates are drawn, or a single one over n heights.
         title: of the picture.
     """
     figure = Figure(figsize=(max(3.2 * len(rows), 5.5), 4), layout="constrained")  # wide enough for the title
+    most = max(1.6, 1.2 * float(np.abs(next(iter(rows.values()))).max()))
     for axes, (name, points) in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows.items(), strict=True):
-        axes.scatter(points[:, 0], points[:, 1], s=5, color=_COLORS[0], alpha=0.6)
-        axes.set(title=name, aspect="equal", xlim=(-1.6, 1.6), ylim=(-1.6, 1.6))
+        x, y = points[:, 0], points[:, 1] if points.shape[1] > 1 else np.linspace(-most, most, len(points))
+        axes.scatter(x, y, s=5, color=_COLORS[0], alpha=0.6)
+        axes.set(title=name, aspect="equal", xlim=(-most, most), ylim=(-most, most))
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
 

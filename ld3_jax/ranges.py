@@ -99,6 +99,20 @@ def instance(of: type) -> Kind:
     return Kind(f"of type {of.__name__}", lambda value: isinstance(value, of) and not isinstance(value, type))
 
 
+def static(of: type) -> Kind:
+    """Values of a class or protocol that `jax.jit` takes as static: programs are kept for those that are equal.
+
+    A subclass without a decorator of its own compares by its base's fields alone; one that is not frozen may change.
+    """
+
+    def allows(value: Any) -> bool:
+        params = vars(type(value)).get("__dataclass_params__")
+        return instance(of).allows(value) and params is not None and params.frozen and not jax.tree.leaves(value)
+
+    how = "its class decorated with @dataclass(frozen=True) and registered by jax.tree_util.register_static"
+    return Kind(f"{instance(of).what}, {how}", allows)
+
+
 def one_of(names: Collection[str]) -> Kind:
     """Some names, for instance the keys of a dict."""
     return Kind(f"one of {sorted(names)}", lambda value: isinstance(value, str) and value in names)

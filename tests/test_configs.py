@@ -90,3 +90,8 @@ def test_a_configuration_runs_from_end_to_end(name, tmp_path, capsys):
     assert learned.solver.nfe == config.solver.nfe
     assert learned.model["name"] == config.network.name
     assert "mean vs learned" in capsys.readouterr().out
+
+
+def test_a_network_of_edm_whose_file_has_no_usual_name_must_be_given_one():
+    assert edm.get_config("cifar10_ve").network.file == ""
+    assert edm.get_config("ffhq64").network.file.endswith("edm-ffhq-64x64-uncond-vp.pkl")

@@ -141,8 +141,11 @@ def test_times_for_other_numbers_of_calls_are_interpolated_between_several_sched
     judged = main("evaluate", schedules, "--nfe=6", "--num=20", f"--cache={tmp_path / 'teacher'}").stdout
     assert "6 calls" in judged
     assert judged.index("learned") < judged.index("uniform")
-    refused = main("sample", schedules, f"--out={tmp_path / 'x.npy'}", check=False).stderr
-    assert refused == "error: 2 schedules are interpolated: --nfe says for how many network calls\n"
+    for name, *form in (("sample",), ("export", "--format=sigmas")):
+        refused = main(name, schedules, *form, f"--out={tmp_path / 'x.npy'}", check=False).stderr
+        assert refused == "error: 2 schedules are interpolated: --nfe says for how many network calls\n"
+    refused = main("sample", f"--schedule={paths[0]},", f"--out={tmp_path / 'x.npy'}", check=False).stderr
+    assert refused == f"error: --schedule={paths[0]},: a file's name must not be empty\n"
     refused = main("sample", f"--schedule={paths[0]}", "--nfe=5", f"--out={tmp_path / 'x.npy'}", check=False).stderr
     assert refused.startswith(f"error: {paths[0]}: times for 5 network calls are interpolated between")
 
@@ -318,6 +321,12 @@ def test_no_command_writes_over_what_it_reads(name, more, finished, tmp_path):
     assert result.returncode == 1
     assert re.match(r"error: --out=.*link.json is what .* names, and this command reads that", result.stderr)
     assert there.read_bytes() == before
+
+
+def test_a_schedule_whose_name_has_a_comma_is_not_written_over(finished, tmp_path):
+    there = shutil.copy(finished[0] / "run" / "schedule.json", tmp_path / "a,b.json")
+    result = main("export", f"--schedule={there}", "--format=table", f"--out={there}", check=False)
+    assert "this command reads that; give another file" in result.stderr
 
 
 def test_a_device_is_not_written_over(finished):

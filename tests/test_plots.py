@@ -24,6 +24,7 @@ CALLS = {
     "grid": (plots.image_grid, IMAGES),
     "gray grid": (plots.image_grid, IMAGES[..., :1]),
     "one image": (plots.image_grid, IMAGES[:1]),
+    "scatter of one number": (plots.scatter_rows, {"teacher": POINTS[:, :1], "learned": 2 * POINTS[:, :1]}, "title"),
     "scatter": (plots.scatter_rows, {"teacher": POINTS, "learned": POINTS + 0.1}, "title"),
 }
 

@@ -86,15 +86,14 @@ class WithCoefficients:
 
     def discretization(self, params: Params, schedule: NoiseSchedule, solver: Solver) -> Discretization:
         change = params["coefficients"]
-        discretization = self.times.discretization(params, schedule, solver)
+        discretization = self.times.discretization(_of_times(params), schedule, solver)
         return discretization._replace(coefficients=consistent(change) if self.consistent else change)
 
     def project(self, params: Params, schedule: NoiseSchedule) -> Params:
-        return self.times.project(params, schedule)
+        return {**self.times.project(_of_times(params), schedule), "coefficients": params["coefficients"]}
 
     def learned(self, params: Params) -> Mask:
-        times, change = dict(params), params["coefficients"]
-        del times["coefficients"]
+        times, change = _of_times(params), params["coefficients"]
         if self.frozen:
             return self.times.learned(times) | all_of({"coefficients": change}, self.frozen)
         own = effective(change)
@@ -105,6 +104,10 @@ class WithCoefficients:
     def groups(self, solver: Solver) -> dict[str, Group]:
         own = {} if self.frozen else {"coefficients": Group(0.05 / solver.n_steps)}
         return self.times.groups(solver) | own
+
+
+def _of_times(params: Params) -> Params:
+    return {name: group for name, group in params.items() if name != "coefficients"}
 
 
 _like_another = jax.jit(like_another)

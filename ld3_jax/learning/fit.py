@@ -23,7 +23,7 @@ from ld3_jax.learning.learned import Learned
 from ld3_jax.learning.parametrisation import Parametrisation
 from ld3_jax.learning.race import Advance, Heat, Start, best_of_each_grid, race, rank
 from ld3_jax.learning.task import START, Learner, StepMetrics, Student, Task, TrainState, begin, move, validation_is_due
-from ld3_jax.ranges import COUNT, FUNCTION, STATES, Kind, check, entrance, instance
+from ld3_jax.ranges import COUNT, FUNCTION, STATES, Kind, check, entrance, instance, static
 from ld3_jax.teacher import Pairs
 
 _EVERYTHING, _GAUSS_NEWTON = WithCoefficients(), GaussNewton()
@@ -64,8 +64,8 @@ def fit(
     return describe(task, ended.state)
 
 
-@entrance(student=instance(Student), pairs=instance(Pairs), parametrisation=instance(Parametrisation))
-@entrance(key=Kind("a key of jax.random", lambda key: _is_key(key)), learner=instance(Learner))
+@entrance(student=instance(Student), pairs=instance(Pairs), parametrisation=static(Parametrisation))
+@entrance(key=Kind("a key of jax.random", lambda key: _is_key(key)), learner=static(Learner))
 def make_task(
     student: Student, pairs: Pairs, key: PRNGKeyArray, parametrisation: Parametrisation, learner: Learner
 ) -> Task:
@@ -91,6 +91,7 @@ def make_task(
         student = student._replace(loss=losses.both(pairs.x_0))
     task = Task(student, train, valid if learner.held_out else train, key, parametrisation, learner)
     learner.check(task)
+    losses.check_increasing(student.judged_by)
     jax.eval_shape(losses.each, student.loss, *(jax.tree.map(lambda leaf: leaf[:2], pairs.x_0),) * 2)
     return replicate(task)
 

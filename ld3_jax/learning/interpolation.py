@@ -34,22 +34,24 @@ def interpolate(learned: Sequence[Learned], nfe: int, schedule: NoiseSchedule) -
         The one that was learned for `nfe` calls, as it is, or else times between those of the others; see `between`.
 
     Raises:
-        ValueError: if they are of several solvers or models, have coefficients or times for each part, or the solver
-            cannot take so few calls.
+        ValueError: if they are of several solvers or models, two are for one number of calls, they have coefficients or
+            times for each part, or the solver cannot take so few calls.
     """
     each = {f"learned[{i}]": one for i, one in enumerate(learned)}
     check(each, dict.fromkeys(each, instance(Learned)))
+    given = [one.solver.nfe for one in learned]
+    kinds = {(replace(one.solver, nfe=None), one.model.get("digest")) for one in learned}
+    if len(kinds) > 1:
+        raise ValueError(f"times are interpolated between those of one solver and one model, got {len(kinds)} kinds")
+    if len({*given}) < len(given):
+        raise ValueError(f"times are interpolated between those for different numbers of calls, got {given}")
     if same := [one for one in learned if one.solver.nfe == nfe]:
         return same[0]
     if len(learned) < 2:
-        given = [one.solver.nfe for one in learned]
         raise ValueError(
             f"times for {nfe} network calls are interpolated between those learned for two other numbers or more, got "
             f"those for {given}"
         )
-    kinds = {(replace(one.solver, nfe=None), one.model.get("digest")) for one in learned}
-    if len(kinds) != 1:
-        raise ValueError(f"times are interpolated between those of one solver and one model, got {len(kinds)} kinds")
     if any(one.coefficients is not None or one.t.ndim > 1 for one in learned):
         raise ValueError("only times are interpolated: these have coefficients, or times for each part of a state")
     for one in learned:

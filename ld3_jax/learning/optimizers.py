@@ -78,6 +78,10 @@ def by_group(rules: Mapping[str, Optimizer]) -> optax.GradientTransformation:
 @functools.cache
 def _by_group(rules: tuple[tuple[str, Any], ...]) -> optax.GradientTransformation:
     known = dict(rules)
-    return optax.multi_transform(
-        {"": optax.set_to_zero(), **known}, lambda params: {name: name if name in known else "" for name in params}
-    )
+
+    def labels(params: Mapping[str, Any]) -> dict[str, str]:
+        if unknown := known.keys() - params.keys():
+            raise ValueError(f"by_group has rules for {sorted(unknown)}, the groups are {sorted(params)}")
+        return {name: name if name in known else "" for name in params}
+
+    return optax.multi_transform({"": optax.set_to_zero(), **known}, labels)

@@ -5,6 +5,7 @@ them, and never by their names.
 """
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
 from ld3_jax.learning.discretization import Discretization
+from ld3_jax.ranges import NOT_NEGATIVE, SHARE, STATES, Kind, Range, check, shown
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 
@@ -63,6 +65,33 @@ class Parametrisation(Protocol):
     def groups(self, solver: Solver) -> dict[str, Group]:
         """The groups of which anything is learned; empty if nothing is."""
         ...
+
+
+_OF_GROUP = {"rate": NOT_NEGATIVE, "largest": Range(0, above=True, below=False), "floor": SHARE}
+_GROUPS = Kind("a dict of Group", lambda given: _is_dict(given) and all(isinstance(v, Group) for v in given.values()))
+_NUMBERS = Kind("a dict of real floating-point arrays", lambda given: _is_dict(given) and not STATES.lacks(given))
+
+
+def first_numbers(
+    parametrisation: Parametrisation, start: Discretization, schedule: NoiseSchedule, solver: Solver
+) -> Params:
+    """`Parametrisation.init`, and a ValueError unless numbers, masks and groups are what learners take."""
+    params, groups = parametrisation.init(start, schedule, solver), parametrisation.groups(solver)
+    check({"numbers": params, "groups": groups}, {"numbers": _NUMBERS, "groups": _GROUPS})
+    for name, group in groups.items():
+        values = {f"{what} of group {name!r}": getattr(group, what) for what in _OF_GROUP}
+        check(values, dict(zip(values, _OF_GROUP.values(), strict=True)))
+    learned = parametrisation.learned(params)
+    if jax.tree.map(np.shape, learned) != jax.tree.map(np.shape, params):
+        raise ValueError(f"learned must give booleans shaped like the numbers {shown(params)}, got {shown(learned)}")
+    moving = [name for name, group in learned.items() if any(np.any(leaf) for leaf in jax.tree.leaves(group))]
+    if {*groups} != {*moving}:
+        raise ValueError(f"groups must be those of which anything is learned, {sorted(moving)}, got {sorted(groups)}")
+    return params
+
+
+def _is_dict(given: Any) -> bool:
+    return isinstance(given, Mapping) and all(isinstance(name, str) for name in given)
 
 
 def known_groups(given: tuple[str, ...], groups: tuple[str, ...]) -> None:

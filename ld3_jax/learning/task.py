@@ -18,7 +18,7 @@ from ld3_jax.batches import count_of, in_batches, replicate, whole
 from ld3_jax.denoisers import Model, as_pytree
 from ld3_jax.grids import check_times
 from ld3_jax.learning.discretization import Discretization, on_grid
-from ld3_jax.learning.parametrisation import Group, Parametrisation, Params
+from ld3_jax.learning.parametrisation import Group, Parametrisation, Params, first_numbers
 from ld3_jax.losses import Loss, as_loss, each, l2
 from ld3_jax.ranges import COUNT, COUNT_OR_ZERO, Kind, call, entrance, instance, settle
 from ld3_jax.schedules import NoiseSchedule
@@ -250,8 +250,10 @@ def begin(task: Task, start: str | Discretization) -> TrainState:
     schedule, solver = task.student.schedule, task.student.solver
     times = on_grid(start, schedule, solver) if isinstance(start, str) else start
     check_times(times.t, times.t_c, schedule, whole=True)
-    params = task.parametrisation.init(times, schedule, solver)
+    params = first_numbers(task.parametrisation, times, schedule, solver)
     loss = validation_loss(task, params, task.valid)
+    found = task.discretization(params)
+    check_times(found.t, found.t_c, schedule, whole=True)
     if not isinstance(loss, Tracer) and loss < 0:
         raise ValueError(f"a loss must be at least 0, as a distance is, got {loss}; of a likeness s <= 1 take 1 - s")
     state = TrainState(
@@ -264,13 +266,18 @@ def begin(task: Task, start: str | Discretization) -> TrainState:
         valid_loss=loss,
         done=jnp.zeros((), bool),
     )
-    return replicate(state)
+    return replicate(jax.tree.map(jnp.asarray, state))  # a learner may remember Python's numbers
 
 
 @jax.jit
 def move(task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
     """One step of the learner: the next state, unchanged if learning is done, and the step's figures."""
-    params, memory, figures = task.learner.move(task, state, batch_indices(task, state.step))
+    given = task.learner.move(task, state, batch_indices(task, state.step))
+    needed = (state.params, state.learner, StepMetrics(*jnp.zeros(3)))
+    shapes, allowed = (jax.tree.map(jnp.shape, tree) for tree in (given, needed))
+    if jax.tree.structure(given) != jax.tree.structure(needed) or shapes != allowed:
+        raise ValueError(f"move must give numbers, memory and figures of shapes {allowed}, got {shapes!s:.500}")
+    params, memory, figures = given
     new = state._replace(step=state.step + 1, params=params, learner=memory)
     return unless_done(state, new), figures
 

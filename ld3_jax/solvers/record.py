@@ -6,6 +6,7 @@ The reader and the loop are `ld3_jax.interop.standalone`, which is plain Python.
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -48,16 +49,26 @@ def to_record(
     names = [name for name, one in _PROCESSES.items() if np.allclose(one(alpha, sigma), 1, rtol=0, atol=1e-5)]
     levels = {"alpha": schedule.alpha(table.t), "sigma": schedule.sigma(table.t)}
     lists = {**table._asdict(), **levels, "grid_alpha": alpha, "grid_sigma": sigma}
-    trained = getattr(schedule, "alphas_cumprod", None)  # of discrete steps
+    trained = _trained(schedule)
     return {
         "prediction": solver.prediction,
         "process": names[0] if names else None,
         "train_steps": None if trained is None else len(trained),
         "output": output,
-        "betas": None if trained is None else _betas(np.array(trained)),
+        "betas": None if trained is None else _betas(trained),
         "prior_scale": float(schedule.prior_scale),
         **{name: np.asarray(column).tolist() for name, column in lists.items()},
     }
+
+
+def _trained(schedule: NoiseSchedule) -> np.ndarray | None:
+    """alpha^2 at discrete steps, of a noise schedule that has them at the times (i + 1) / N."""
+    given = getattr(schedule, "alphas_cumprod", None)
+    if given is None or np.ndim(given) != 1 or not len(given):
+        return None
+    trained, t = np.array(given), np.arange(1, len(given) + 1) / len(given)
+    same = np.allclose(schedule.alpha(jnp.asarray(t)) ** 2, trained, rtol=1e-3, atol=1e-5)
+    return trained if same else None
 
 
 def _betas(alphas_cumprod: np.ndarray) -> dict[str, Any]:

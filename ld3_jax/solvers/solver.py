@@ -216,6 +216,8 @@ def _table(schedule: NoiseSchedule, t: Array, t_c: Array, solver: Solver, family
         lower_order_final=solver.lower_order_final,
         nfe=solver.nfe,
     )
+    if len(table.t) != solver.nfe:
+        raise ValueError(f"the table of {solver} must have a row for each network call, got {len(table.t)} rows")
     if solver.to_zero:
         table = _ending_in_data(table, schedule, solver.prediction)
     if solver.takes(schedule) == solver.prediction:
