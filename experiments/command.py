@@ -2,6 +2,7 @@
 
 import difflib
 import glob
+import importlib
 import io
 import os
 import re
@@ -35,6 +36,9 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "Work with the other processes of this command on all their devices. SLURM, Open MPI, Kubernetes and TPU pods say "
     "which they are; elsewhere JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
 )
+_MODULES = flags.DEFINE_list(
+    "modules", [], "Python modules to import first, which register models, losses, solvers or formats of your own."
+)
 flags.disclaim_key_flags()  # of those that are defined below, for a main: --help shows them as its own
 _LINE_EVERY_S = 5.0
 _NO_MEMORY = re.compile("RESOURCE_EXHAUSTED|bad_alloc|out.of.memory|allocate", re.IGNORECASE)
@@ -55,6 +59,8 @@ def run(main: Callable[[], None]) -> None:
             _keep_compiled(CACHE / "compiled")
         warnings.showwarning = _show_warning
         try:
+            for module in _MODULES.value:
+                importlib.import_module(module)
             _check_out()
             if _DISTRIBUTED.value:
                 with naming("--distributed"):

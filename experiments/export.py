@@ -25,6 +25,7 @@ from ld3_jax.interop.exported_lists import Listed
 from ld3_jax.interop.formats import FORMATS, Source
 from ld3_jax.learning import Learned
 from ld3_jax.pretrained import Pretrained
+from ld3_jax.ranges import check, one_of
 
 run.schedule_flags()
 _OUT = command.path_flag("out", None, "Where to write.")
@@ -36,12 +37,13 @@ _CHECK = flags.DEFINE_bool("check", False, "Measure what the list changes, on th
 _NUM = flags.DEFINE_integer("num", 100, "Of --check: how many noises.", **command.COUNT)
 _SEED = flags.DEFINE_integer("seed", 1000, "Of --check: seed of the noise.", **command.SEED)
 _BATCH = flags.DEFINE_integer("batch_size", 25, "Of --check: the most samples at a time.", **command.COUNT)
-_FORMAT = flags.DEFINE_enum("format", None, sorted(FORMATS), "The program.")
+_FORMAT = flags.DEFINE_string("format", None, f"The program: {', '.join(sorted(FORMATS))}.")
 flags.mark_flags_as_required(["schedule", "out", "format"])
 
 
 def main() -> None:
     out, path, name = Path(_OUT.value), run.given_schedules()[0], str(_FORMAT.value)
+    check({"--format": name}, {"--format": one_of(FORMATS)})
     form, options = FORMATS[name], {} if _LAST.value == "kept" else {"last": _LAST.value}
     if ((_CHECK.value or _LOSSY.value) and not form.is_list) or not options.keys() <= set(form.options):
         raise ValueError(f"--check and --lossy are for lists of times, --last is for sigmas, got --format={name}")

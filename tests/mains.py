@@ -16,7 +16,7 @@ from absl import flags
 
 import experiments.command  # noqa: F401, it defines the flags of all mains
 
-_OF_ALL = ("debug", "distributed")  # flags of experiments.command
+_OF_ALL = ("debug", "distributed", "modules")  # flags of experiments.command
 
 
 def main(name: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:

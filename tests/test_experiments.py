@@ -34,6 +34,7 @@ from experiments import train as train_main
 from experiments.run import Run
 from ld3_jax import checkpoint, comparison, learning, metrics, poses, pretrained, recording
 from ld3_jax.grids import GRIDS, grid
+from ld3_jax.interop import formats
 from ld3_jax.solvers import Solver
 
 STEPS = 40
@@ -148,6 +149,33 @@ def test_times_for_other_numbers_of_calls_are_interpolated_between_several_sched
     assert refused == f"error: --schedule={paths[0]},: a file's name must not be empty\n"
     refused = main("sample", f"--schedule={paths[0]}", "--nfe=5", f"--out={tmp_path / 'x.npy'}", check=False).stderr
     assert refused.startswith(f"error: {paths[0]}: times for 5 network calls are interpolated between")
+
+
+def test_a_model_and_a_format_of_ones_own_are_known_by_their_module(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import replace\n"
+        "from ld3_jax import pretrained\n"
+        "from ld3_jax.interop.formats import FORMATS, Format, Written\n"
+        "FORMATS['numbers'] = Format(lambda source: Written(str(source.learned.solver.nfe), 'a number'))\n"
+        "pretrained.register('mine')(lambda name, *_: replace(pretrained.load('ring'), name=name))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(pretrained.model, "MODELS", dict(pretrained.MODELS))
+    monkeypatch.setattr(formats, "FORMATS", dict(formats.FORMATS))
+    solver, ring = Solver("ddim", 3), pretrained.load("ring")
+    times = learning.on_grid("logsnr", ring.schedule, solver)
+    schedule, out = tmp_path / "schedule.json", tmp_path / "out.txt"
+    model = {**ring.identity(), "name": "mine"}
+    learning.Learned(solver, times, np.asarray(times.lam(ring.schedule)), model).save(schedule, ring.schedule)
+    to_sample = ("sample", f"--schedule={schedule}", "--num=2", f"--out={tmp_path / 'x.npy'}")
+    assert "network.name must be one of" in main(*to_sample, check=False).stderr
+    main(*to_sample, "--modules=mine")
+    assert np.load(tmp_path / "x.npy").shape == (2, 2)
+    main("export", f"--schedule={schedule}", "--format=numbers", f"--out={out}", "--modules=mine")
+    assert out.read_text() == "3"
+    refused = main("export", f"--schedule={schedule}", "--format=letters", f"--out={out}", check=False).stderr
+    assert refused.startswith("error: --format must be one of ['diffdock', ")
+    assert "No module named 'nobody'" in main(*to_sample, "--modules=nobody", check=False).stderr
 
 
 def test_evaluate_prints_the_comparison_on_other_noise_and_writes_it(finished, tmp_path):

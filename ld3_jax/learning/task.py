@@ -252,8 +252,8 @@ def begin(task: Task, start: str | Discretization) -> TrainState:
     check_times(times.t, times.t_c, schedule, whole=True)
     params = first_numbers(task.parametrisation, times, schedule, solver)
     loss = validation_loss(task, params, task.valid)
-    found = task.discretization(params)
-    check_times(found.t, found.t_c, schedule, whole=True)
+    first = task.discretization(params)
+    check_times(first.t, first.t_c, schedule, whole=True)
     if not isinstance(loss, Tracer) and loss < 0:
         raise ValueError(f"a loss must be at least 0, as a distance is, got {loss}; of a likeness s <= 1 take 1 - s")
     state = TrainState(
