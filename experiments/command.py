@@ -106,7 +106,7 @@ def _end(message: str, code: int) -> None:
 
 
 def _message(error: Exception) -> str:
-    """What to say of an error; of one that nobody foresaw, where its traceback is."""
+    """The line for an error; for an unexpected error it says where the traceback is."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.filename and error.strerror:
         text = f"{error.filename}: {error.strerror}"

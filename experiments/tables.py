@@ -1,7 +1,4 @@
-"""What the benchmark measures. A table is a function of `quick` to the names of its rows and how to measure each.
-
-Means and medians are over the squared errors of 200 held-out noises.
-"""
+"""The benchmark's tables: functions of `quick` to the names of rows and how to measure each, on 200 held-out noises."""
 
 import tempfile
 import time
