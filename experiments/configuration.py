@@ -37,7 +37,6 @@ _ALLOWED = {
     "data.test": COUNT,
     "teacher.grid": one_of([*grids.GRIDS, *PUBLISHED]),
     "learn.learner": one_of(LEARNERS),
-    "learn.loss": one_of(losses.LOSSES),
     "learn.patience": COUNT_OR_ZERO,
     "learn.gamma": NOT_NEGATIVE,
     **{f"learn.{group}_rate": NOT_NEGATIVE.or_none() for group in GROUPS.values()},
@@ -112,7 +111,8 @@ def check_run(config: config_dict.ConfigDict) -> None:
             raise ValueError(
                 f"{', '.join(changed)}: for {' and '.join(learners)} only, got learn.learner {learn.learner!r}"
             )
-    check(values, _ALLOWED | ({} if learn.init.endswith(".json") else {"learn.init": _STARTS}))
+    names = {"learn.loss": one_of(losses.LOSSES)}  # all that are registered by now
+    check(values, _ALLOWED | names | ({} if learn.init.endswith(".json") else {"learn.init": _STARTS}))
     if not learn.what or not set(learn.what) <= set(GROUPS):
         raise ValueError(f"learn.what must be some of {list(GROUPS)}, got {list(learn.what)}")
     if not config.teacher.cache:

@@ -466,7 +466,7 @@ OF_OPTAX = configuration._OF_LEARNERS["optax",]
         ("teacher.variant", "bh3", r"solver 'unipc' has the variants \['bh1', 'bh2'\], got 'bh3'"),
         ("teacher.grid", "cubic", "teacher.grid must be one of .*'logsnr'.* got 'cubic'"),
         ("learn.init", "cubic", "learn.init must be one of .*'race'.* got 'cubic'"),
-        ("learn.loss", "l3", "learn.loss must be one of .*'l2'.* got 'l3'"),
+        ("learn.loss", "l3", "learn.loss must be one of .*'both', 'inception', 'l1', 'l2', 'lpips', 'rmse'.* got 'l3'"),
         ("learn.shifts_rule", "lion", "learn.shifts_rule must be one of .*'adam'.* got 'lion'"),
         ("learn.space", "sigma", "space must be one of .*'lambda'.* got 'sigma'"),
         ("learn.steps", 0, "steps must be at least 1, got 0"),
