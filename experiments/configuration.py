@@ -35,14 +35,12 @@ _ALLOWED = {
     "data.train": COUNT,
     "data.valid": COUNT_OR_ZERO,
     "data.test": COUNT,
-    "teacher.grid": one_of([*grids.GRIDS, *PUBLISHED]),
     "learn.learner": one_of(LEARNERS),
     "learn.patience": COUNT_OR_ZERO,
     "learn.gamma": NOT_NEGATIVE,
     **{f"learn.{group}_rate": NOT_NEGATIVE.or_none() for group in GROUPS.values()},
     **{f"learn.{group}_rule": one_of(RULES) for group in GROUPS.values()},
 }
-_STARTS = one_of([*grids.GRIDS, *PUBLISHED, "race"])
 KEYS = {  # names in the messages of the library -> keys of learn
     **{"validations": "patience", "visits": "floor_visits", "rate": "noise_rate"},
     **{f"the floor of {group}": f"{group}_floor" for group in ("logits", "shifts")},
@@ -111,8 +109,9 @@ def check_run(config: config_dict.ConfigDict) -> None:
             raise ValueError(
                 f"{', '.join(changed)}: for {' and '.join(learners)} only, got learn.learner {learn.learner!r}"
             )
-    names = {"learn.loss": one_of(losses.LOSSES)}  # all that are registered by now
-    check(values, _ALLOWED | names | ({} if learn.init.endswith(".json") else {"learn.init": _STARTS}))
+    times = [*grids.GRIDS, *PUBLISHED]  # these, and the losses, are all that are registered by now
+    names = {"learn.loss": one_of(losses.LOSSES), "teacher.grid": one_of(times)}
+    check(values, _ALLOWED | names | ({} if learn.init.endswith(".json") else {"learn.init": one_of([*times, "race"])}))
     if not learn.what or not set(learn.what) <= set(GROUPS):
         raise ValueError(f"learn.what must be some of {list(GROUPS)}, got {list(learn.what)}")
     if not config.teacher.cache:
