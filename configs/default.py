@@ -10,11 +10,13 @@ def get_config() -> config_dict.ConfigDict:
 
     c.network = config_dict.ConfigDict()
     c.network.name = "quasar72"  # a name that ld3_jax.pretrained knows
-    c.network.file = ""  # its weights; an official file that is missing is downloaded
+    c.network.file = ""  # its weights, downloaded if an official file is missing; the folder of a diffusers pipeline
     c.network.first_stage = ""  # weights of a latent model's first stage, where they are in a file of their own
     c.network.prediction = ""  # what a latent model's network predicts: noise v data ...; "": as its file says
     c.network.dtype = "float32"  # of the computation inside the network: float32 bfloat16
     c.network.guidance = 1.0  # scale of classifier-free guidance; 1: none
+    c.network.options = ""  # keywords of a diffusers pipeline's call as JSON: '{"guidance_scale": 3, "height": 512}'
+    c.network.decoded = True  # whether latents are decoded before they are compared, in learning and at the end
     c.network.prompts = ""  # a file of prompts, one a line, or MS-COCO's captions
     c.network.text_encoder = ""  # folder of the encoder that makes conditions of them
     c.network.num_prompts = 0  # how many of the prompts are used, from the first on; 0: all

@@ -16,6 +16,7 @@ EXTRAS = {
     "posebusters": "docking",
     "prolif": "docking",
     "rdkit": "docking",
+    "accelerate": "torch",
     "diffusers": "torch",
     "torch": "torch",
     "transformers": "torch",

@@ -1,5 +1,6 @@
 """A learned solver as a scheduler of diffusers' pipelines."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,10 +13,10 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from ld3_jax.interop.standalone.table import State, Table, advanced, converted, from_record, read
 
 # What a network predicts, as diffusers names it; x_0 - eps has no name there.
-_OUTPUTS = {"epsilon": "noise", "sample": "data", "v_prediction": "v", "flow_prediction": "flow"}
-_OUTPUTS |= {"reversed_flow": "reversed_flow"}
-_KINDS: dict[str | None, str] = {"vp": "variance-preserving noise", "ve": "variance-exploding noise", "flow": "a flow"}
-_FLOW_STEPS = 1000  # what flows' networks multiply their time by
+OUTPUTS = {"epsilon": "noise", "sample": "data", "v_prediction": "v", "flow_prediction": "flow"}
+OUTPUTS |= {"reversed_flow": "reversed_flow"}
+KINDS: dict[str | None, str] = {"vp": "variance-preserving noise", "ve": "variance-exploding noise", "flow": "a flow"}
+FLOW_STEPS = 1000  # what flows' networks multiply their time by
 _CLOSE = 0.05  # of timesteps: two ways to the same noise level
 _NOISE_ALONE = 1e-3  # alpha of a state without signal
 _WHOLE = "pass strength=1 (SDXL inpainting's default is 0.9999), no denoising_start, or use pipe.scheduler.replaced()"
@@ -52,8 +53,8 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         replaces: str | None = None,
     ):
         self._table = rows = from_record(table)
-        if prediction_type not in [*_OUTPUTS]:
-            raise ValueError(f"prediction_type must be one of {sorted(_OUTPUTS)}, got {prediction_type!r}")
+        if prediction_type not in [*OUTPUTS]:
+            raise ValueError(f"prediction_type must be one of {sorted(OUTPUTS)}, got {prediction_type!r}")
         if np.shape(timesteps) != (rows.calls,) or not np.isfinite(np.asarray(timesteps, float)).all():
             raise ValueError(
                 f"timesteps must be {rows.calls} finite numbers, one for each network call, got {timesteps!r:.80}"
@@ -89,7 +90,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         try:
             like = like.replaced() if isinstance(like, cls) else like
             config = dict(like.config) if like is not None else {}
-            steps = config.get("num_train_timesteps", table.train_steps or _FLOW_STEPS)
+            steps = config.get("num_train_timesteps", table.train_steps or FLOW_STEPS)
             timesteps, predicted = _timesteps(table, steps, like), _predicted(table, like, prediction_type)
             scheduler = cls(table._asdict(), timesteps, predicted, steps, like and type(like).__name__)
         except ValueError as error:
@@ -180,7 +181,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
             )
         x, output = (array.to(torch.promote_types(array.dtype, torch.float32)) for array in (sample, model_output))
         state = State(x, x) if self._state is None else self._state._replace(x=x)
-        prediction = converted(self._table, i, x, output, _OUTPUTS[self.config["prediction_type"]])
+        prediction = converted(self._table, i, x, output, OUTPUTS[self.config["prediction_type"]])
         self._state, self.step_index = advanced(self._table, i, state, prediction), i + 1
         previous = self._state.x.to(sample.dtype)
         return SchedulerOutput(prev_sample=previous) if return_dict else (previous,)
@@ -202,7 +203,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         return self.add_noise(sample, noise, timestep)
 
 
-def _described(like: Any) -> tuple[str | None, str | None]:
+def described(like: Any) -> tuple[str | None, str | None]:
     """The kind of noise of a pipeline's scheduler, and what its network predicts, by what the scheduler has."""
     config, said = like.config, like.config.get("prediction_type")
     discrete = None if getattr(like, "alphas_cumprod", None) is None else "vp"
@@ -213,33 +214,38 @@ def _described(like: Any) -> tuple[str | None, str | None]:
     return "flow" if config.get("use_flow_sigmas") or said == "flow_prediction" else discrete, said
 
 
+def flow_timestep(config: Mapping[str, Any], steps: int, sigma: Any) -> Any:
+    """The timestep that a flow's network is given at a noise level, of so many in training."""
+    return steps * (1 - sigma if config.get("invert_sigmas") else sigma)
+
+
 def _predicted(table: Table, like: Any, given: str | None) -> str:
     """What the network predicts: what is given, or by the file and by the pipeline's scheduler."""
-    learned = next((name for name, output in _OUTPUTS.items() if output == table.output), table.output)
-    said = like and _described(like)[1]
+    learned = next((name for name, output in OUTPUTS.items() if output == table.output), table.output)
+    said = like and described(like)[1]
     if len(names := [given] if given is not None else [*{learned, said} - {None}]) != 1:
         raise ValueError(
             f"the network predicts {learned or 'what is not said'} by the file, {said or 'what is not said'} by like=: "
-            f"give prediction_type=, one of {list(_OUTPUTS)}; flow_prediction is eps - x_0, reversed_flow x_0 - eps"
+            f"give prediction_type=, one of {list(OUTPUTS)}; flow_prediction is eps - x_0, reversed_flow x_0 - eps"
         )
     return names.pop()
 
 
 def _timesteps(table: Table, steps: int, like: Any) -> list[float]:
     """The timestep of each call, by its time, or by its noise level among those of the pipeline."""
-    config, kind = (like.config, _described(like)[0]) if like is not None else ({}, table.process)
+    config, kind = (like.config, described(like)[0]) if like is not None else ({}, table.process)
     if kind != table.process:
-        learned, there = (_KINDS.get(one, "other noise") for one in (table.process, kind))
+        learned, there = (KINDS.get(one, "other noise") for one in (table.process, kind))
         raise ValueError(
             f"it was learned for {learned}, and the pipeline's {type(like).__name__} is for {there}: give one of this "
             "model's; if its network is not what its scheduler says, as InstaFlow's, give prediction_type= and no like="
         )
     if kind == "flow":
-        return [steps * (1 - sigma if config.get("invert_sigmas") else sigma) for sigma in table.sigma]
+        return [flow_timestep(config, steps, sigma) for sigma in table.sigma]
     if kind != "vp" or (table.train_steps is None and like is None):
         raise ValueError(
             "pipelines run flows, and variance-preserving noise by steps of training: give the pipeline's scheduler "
-            f"(like=) for these, or use interop.solve; this one was learned for {_KINDS.get(kind, 'other noise')}"
+            f"(like=) for these, or use interop.solve; this one was learned for {KINDS.get(kind, 'other noise')}"
         )
     by_time = [table.train_steps * t - 1 for t in table.t] if table.train_steps else []
     if like is None:

@@ -5,13 +5,30 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+
+from ld3_jax.batches import count_of
+from ld3_jax.pretrained.model import Draw
 
 
 def draw_classes(key: PRNGKeyArray, count: int, classes: int, first: int) -> Int[Array, "count"]:
     """Classes of `count` samples from number `first` on, each fixed by the key and its number."""
     keys = jax.vmap(partial(jax.random.fold_in, key))(first + jnp.arange(count))
     return jax.vmap(lambda one: jax.random.randint(one, (), 0, classes))(keys)
+
+
+def in_rounds(conditions: PyTree) -> Draw:
+    """Draws from conditions with an axis of samples in front: in rounds, each once before any comes twice."""
+    conditions = jax.tree.map(jnp.asarray, conditions)
+    several = count_of(conditions)
+
+    def draw_condition(key: PRNGKeyArray, count: int, first: int = 0) -> PyTree:
+        round_, skipped = divmod(first, several)
+        keys = [jax.random.fold_in(key, round_ + i) for i in range(-(-(skipped + count) // several))]
+        order = jnp.concatenate([jax.random.permutation(one, several) for one in keys])
+        return jax.tree.map(lambda leaf: leaf[order[skipped : skipped + count]], conditions)
+
+    return draw_condition
 
 
 def rgb(images: np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array
 
 from ld3_jax import denoisers
 from ld3_jax.disk import read_json
@@ -106,13 +105,4 @@ def _conditions(
     found = text.embed(
         prompts, Path(settings.text_encoder), _TEXT_CACHE, lambda done, total: on_progress("text", done, total)
     )
-    contexts = jnp.asarray(found.prompts)
-
-    def draw_condition(key: PRNGKeyArray, count: int, first: int = 0) -> Array:
-        # In rounds: each prompt once before any comes twice.
-        round_, skipped = divmod(first, len(contexts))
-        keys = [jax.random.fold_in(key, round_ + i) for i in range(-(-(skipped + count) // len(contexts)))]
-        order = jnp.concatenate([jax.random.permutation(one, len(contexts)) for one in keys])
-        return contexts[order[skipped : skipped + count]]
-
-    return draw_condition, jnp.asarray(found.empty)
+    return images.in_rounds(jnp.asarray(found.prompts)), jnp.asarray(found.empty)

@@ -35,12 +35,17 @@ class Settings:
     """How a model is loaded.
 
     Attributes:
-        file: its weights, which are downloaded if an official file is missing; "" where a package ships them.
+        file: its weights, which are downloaded if an official file is missing; "" where a package ships them. Of a
+            pipeline of diffusers its folder.
         first_stage: weights of a latent model's first stage; "" where `file` holds them, too.
         prediction: what a latent model's network predicts, "noise", "v", "data", "flow" or "reversed_flow"; "": as its
             file says, or else the architecture.
         dtype: of the computation inside the network, "float32" or "bfloat16".
         guidance: scale of classifier-free guidance; 1 is none.
+        options: keywords of a pipeline's call as JSON, '{"guidance_scale": 3, "height": 512}'; what is not said is the
+            pipeline's own default.
+        decoded: whether samples are decoded before they are compared; without it latents are, and pictures alone are
+            decoded.
         prompts, text_encoder: a file of prompts, and the folder of the encoder that makes conditions of them.
         num_prompts: how many of the prompts are used, from the first on; 0: all.
         random_weights: random weights in a shrunken size, in place of the files.
@@ -54,6 +59,8 @@ class Settings:
     prediction: str = ""
     dtype: str = "float32"
     guidance: float = 1.0
+    options: str = ""
+    decoded: bool = True
     prompts: str = ""
     text_encoder: str = ""
     num_prompts: int = 0
@@ -91,6 +98,7 @@ class Pretrained:
         squared_error: squared_error(samples, targets) -> (n,) squared distances.
         differences: whether the difference of two images from `display` is one.
         formats: ending of a file -> the file's content from samples; arrays and pictures can always be written.
+        seconds: that a network call takes for one sample, where it was measured.
     """
 
     name: str
@@ -106,6 +114,7 @@ class Pretrained:
     squared_error: Loss = losses.l2
     differences: bool = True
     formats: Mapping[str, Callable[[np.ndarray], bytes]] = dataclasses.field(default_factory=dict)
+    seconds: float | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -191,5 +200,6 @@ def load(name: str, *, on_progress: OnProgress = lambda label, done, total: None
     model, given = MODELS[name], Settings(**settings)
     for setting, default in _USUAL.items():
         if setting not in model.settings and (value := getattr(given, setting)) != default:
-            raise ValueError(f"{name!r} has no {setting}: it must be {default!r}, got {value!r}")
+            own = f"; its settings are {[*model.settings]}"
+            raise ValueError(f"{name!r} has no {setting}: it must be {default!r}, got {value!r}{own}")
     return model.load(name, given, on_progress)

@@ -1,0 +1,198 @@
+"""A pipeline of diffusers as a model: its network, its decoder and its conditions, in JAX."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from diffusers.utils import logging
+from jax.tree_util import Partial
+from jaxtyping import Array, PyTree
+
+from ld3_jax import denoisers
+from ld3_jax.interop.encoded_prompts import encoded
+from ld3_jax.interop.pipelines import Driven, Noise, naming, noise, opened
+from ld3_jax.interop.pytorch import pytorch_network
+from ld3_jax.schedules import NoiseSchedule
+
+_TRIED = 0.617  # where a network is tried, between t_min and t_max: at no whole timestep
+_NO_TEXT = "text_encoder"  # in the names of components that are not needed once prompts are encoded
+
+
+class Loaded(NamedTuple):
+    """A pipeline as a model.
+
+    Attributes:
+        model: model(x, t, cond) -> eps.
+        schedule: its noise schedule.
+        shape: of one state, as the pipeline's scheduler has it.
+        cond: conditions with an axis of samples in front; None if there are none.
+        pictures: pictures(states) -> images (n, height, width, channels) in [-1, 1], on the host.
+        decode: decode(states) -> the same in JAX, with derivatives; None where it was not asked for.
+        seconds: that a network call took for one sample.
+    """
+
+    model: denoisers.Denoiser
+    schedule: NoiseSchedule
+    shape: tuple[int, ...]
+    cond: PyTree
+    pictures: Callable[[np.ndarray], np.ndarray]
+    decode: Partial | None
+    seconds: float
+
+
+def load(
+    folder: str,
+    *,
+    dtype: str,
+    options: Mapping[str, Any],
+    conditions: Callable[[str, Any], Any],
+    decoded: bool,
+    on_progress: Callable[[str, int, int], None],
+) -> Loaded:
+    """The pipeline in a folder.
+
+    Args:
+        folder: as a pipeline's `save_pretrained` writes it.
+        dtype: of its networks, as PyTorch names it.
+        options: keywords of its call.
+        conditions: conditions(kind, pipe) -> its prompts for "prompt", labels (n,) for "class_labels", else None.
+        decoded: whether `decode` is wanted.
+        on_progress: called with what is under way, how much is done and how much there is.
+
+    Raises:
+        FileNotFoundError, ValueError: see `pipelines.opened`, `pipelines.noise` and `pytorch_network`; if the pipeline
+            cannot be called with these options.
+    """
+    driven = opened(folder, getattr(torch, dtype), options)
+    says, cond = noise(driven.pipe.scheduler), conditions(driven.conditions, driven.pipe)
+    with naming(folder):
+        if driven.conditions == "prompt":
+            kept = encoded(driven.encode, cond, lambda done, total: on_progress("text", done, total))
+            driven, cond = replace(driven, encoded=kept, pipe=_without_text(driven.pipe)), kept.cond
+        one = jax.tree.map(lambda leaf: leaf[:1], cond)
+        driven, shape, modules, seconds = _tried(driven, says, one)
+    name, schedule = type(driven.pipe).__name__, says.schedule
+
+    def call(x: torch.Tensor, t: torch.Tensor, cond: Any) -> torch.Tensor:
+        with _quiet():
+            return driven.predict(x, says.timestep(t), cond)
+
+    tried = schedule.t_min + _TRIED * (schedule.t_max - schedule.t_min)
+    like = jax.tree.map(lambda leaf: leaf[0], cond)
+    network = pytorch_network(modules, shape, like, call=call, t=tried, name=name)
+    model = denoisers.to_noise(network, schedule, says.prediction)
+    decode = _decoder(driven, shape, one) if decoded else None
+    return Loaded(model, schedule, shape, cond, Partial(_pictures, driven, one), decode, seconds)
+
+
+def _without_text(pipe: Any) -> Any:
+    """The pipeline without what encodes text, of which calls may still read the configuration."""
+    own, found = copy.copy(pipe), [name for name in pipe.components if _NO_TEXT in name]
+    for name in found:
+        module = getattr(pipe, name)
+        if isinstance(module, torch.nn.Module):
+            vars(own)[name] = SimpleNamespace(config=module.config, dtype=module.dtype)
+    return own
+
+
+def _tried(driven: Driven, says: Noise, one: PyTree) -> tuple[Driven, tuple[int, ...], list[torch.nn.Module], float]:
+    """Two network calls, at both ends: the dtype of the states, their shape, the modules used, and the seconds."""
+    cond, ends = _tensors(driven, one), (says.schedule.t_max, says.schedule.t_min)
+    first, last = (float(says.timestep(t)) for t in ends)
+    with _used(driven.pipe) as modules:
+        state = driven.first(first, cond)
+        driven, begun = replace(driven, dtype=state.dtype), time.monotonic()
+        with torch.no_grad():  # some pipelines change networks on the way
+            driven.predict(state, torch.tensor(last, device=state.device), cond).sum().item()
+    return driven, tuple(state.shape[1:]), modules, time.monotonic() - begun
+
+
+@contextmanager
+def _used(pipe: Any) -> Iterator[list[torch.nn.Module]]:
+    """The components of a pipeline that run in the block."""
+    called, found = set(), []
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(lambda module, args: called.add(id(module)))
+    try:
+        yield found
+    finally:
+        hook.remove()
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    found += [part for part in parts if any(id(module) in called for module in part.modules())]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What a pipeline warns of at each call it has said at the first one."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _tensors(driven: Driven, cond: PyTree, count: int = 1) -> PyTree:
+    """Conditions of one sample for several."""
+    device = driven.pipe._execution_device
+    return jax.tree.map(lambda leaf: torch.as_tensor(np.repeat(leaf, count, 0)).to(device), cond)
+
+
+def _pictures(driven: Driven, one: PyTree, states: np.ndarray) -> np.ndarray:
+    """Images of states, one after the other."""
+    images = []
+    with _quiet(), torch.no_grad():
+        for state in np.asarray(states, np.float32):
+            x = torch.tensor(state[None], device=driven.pipe._execution_device)
+            images.append(driven.decode(x, _tensors(driven, one)).float().cpu().numpy())
+    return np.concatenate(images)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class _Sizes:
+    """Of a decoder as a network, whose output is shaped like its input: both are filled up with zeros."""
+
+    state: tuple[int, ...]
+    image: tuple[int, ...]
+
+    @property
+    def both(self) -> int:
+        """How many numbers either has."""
+        return max(math.prod(self.state), math.prod(self.image))
+
+
+def _decoder(driven: Driven, shape: tuple[int, ...], one: PyTree) -> Partial:
+    """The decoder with derivatives."""
+    with _used(driven.pipe) as modules:
+        image = _pictures(driven, one, np.zeros((1, *shape))).shape[1:]
+    sizes = _Sizes(shape, image)
+
+    def call(x: torch.Tensor, t: torch.Tensor, cond: Any) -> torch.Tensor:
+        states = x[:, : math.prod(shape)].reshape(len(x), *shape)
+        with _quiet():
+            images = driven.decode(states, _tensors(driven, one, len(x))).flatten(1)
+        return torch.nn.functional.pad(images, (0, sizes.both - images.shape[1]))
+
+    network = pytorch_network(
+        modules or [torch.nn.Identity().eval()],
+        (sizes.both,),
+        call=call,
+        name=f"the decoder of {type(driven.pipe).__name__}",
+    )
+    return Partial(_decoded, sizes, network)
+
+
+def _decoded(sizes: _Sizes, network: Callable[..., Array], states: Array) -> Array:
+    flat = states.reshape(len(states), -1)
+    filled = jnp.pad(flat, ((0, 0), (0, sizes.both - flat.shape[1])))
+    images = network(filled, jnp.zeros(()))[:, : math.prod(sizes.image)]
+    return images.reshape(len(states), *sizes.image)

@@ -1,0 +1,301 @@
+"""A pipeline of diffusers as PyTorch functions: its own call, from a state to what it hands its scheduler.
+
+No family is known here. The call runs with a stand-in for the scheduler, which has one timestep and ends the call with
+the prediction that it is given. So guidance, packing, time ids and the scale of the timestep are the pipeline's own.
+Without a timestep the loop is empty, and the state goes to the decoder. Prompts are encoded once: what `encode_prompt`
+gave is kept, and handed back for the samples of a batch.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import diffusers
+import torch
+from torch.overrides import TorchFunctionMode
+
+from ld3_jax import extras
+from ld3_jax.interop.diffusers import FLOW_STEPS, KINDS, OUTPUTS, described, flow_timestep
+from ld3_jax.interop.encoded_prompts import Encoded
+from ld3_jax.schedules import NoiseSchedule, RectifiedFlow, VPDiscrete
+
+_NOT_NEEDED = ("safety_checker", "watermark")  # of what comes behind the decoder
+# What is set here, and by no user.
+_OURS = ("prompt", "latents", "class_labels", "batch_size", "num_inference_steps", "timesteps", "sigmas", "mu")
+_OURS += ("output_type", "return_dict", "generator", "eta", "callback_on_step_end", "callback", "callback_steps")
+_OURS += ("num_images_per_prompt", "num_videos_per_prompt", "callback_on_step_end_tensor_inputs")
+_LEAST_SNR = 2.0**-24  # alpha^2 of no signal, as some schedulers write it; others write 0
+_BY_HAND = "write the network's call yourself, and hand it to ld3_jax.interop.torch_network.network"
+
+
+class _Captured(Exception):
+    """Ends a pipeline's call with what its scheduler is given."""
+
+    def __init__(self, output: torch.Tensor, sample: torch.Tensor):
+        super().__init__()
+        self.output, self.sample = output, sample
+
+
+class _StandIn:
+    """A scheduler with one timestep, or none; what it does not have is that of the pipeline's own."""
+
+    order, begin_index, init_noise_sigma = 1, 0, 1.0
+
+    def __init__(self, of: Any, timesteps: torch.Tensor):
+        self._of, self.timesteps, self.sigmas = of, timesteps, [1.0, 0.0]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["_of"], name)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        mu: float | None = None,
+        sigmas: Any = None,
+        timesteps: Any = None,
+    ) -> None:
+        """Keep the one that there is: a learned solver has its own times, too, whatever the pipeline would shift."""
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        pass
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
+        return sample
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: Any,
+        sample: torch.Tensor,
+        generator: Any = None,
+        return_dict: bool = True,
+        eta: float = 0.0,
+        **options: Any,
+    ) -> Any:
+        raise _Captured(model_output, sample)
+
+
+class _Noise(TorchFunctionMode):
+    """The first normal noise that is drawn is a given state, for pipelines that take none."""
+
+    def __init__(self, state: torch.Tensor):
+        super().__init__()
+        self._left = [state]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._left.pop() if func is torch.randn and self._left else func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True, eq=False)
+class Driven:
+    """A pipeline's call, with what a user's call of it says.
+
+    Attributes:
+        pipe: a copy of the pipeline, whose components are shared.
+        options: keywords of its call: size, guidance and so on.
+        dtype: of its latents.
+        encoded: its text conditions, if it has any.
+    """
+
+    pipe: Any
+    options: Mapping[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+    encoded: Encoded | None = None
+
+    @property
+    def takes(self) -> Mapping[str, inspect.Parameter]:
+        """The parameters of its call."""
+        return inspect.signature(_loop(self.pipe)).parameters
+
+    @property
+    def conditions(self) -> str:
+        """What a sample depends on: "prompt", "class_labels", or "batch_size", which is nothing."""
+        return next(name for name in _CONDITIONS if name in self.takes)
+
+    @property
+    def _texts(self) -> set[str]:
+        return {name for name, value in self.options.items() if "prompt" in name and isinstance(value, str)}
+
+    def predict(self, x: torch.Tensor, timestep: torch.Tensor, cond: Any = None) -> torch.Tensor:
+        """What the pipeline hands its scheduler.
+
+        Args:
+            x: (batch, ...) states, as the scheduler has them: latents, packed where the pipeline packs them.
+            timestep: a scalar, in units of the pipeline's training steps; it may be fractional.
+            cond: of each sample, as `Encoded.cond`, or labels of classes.
+        """
+        output, _ = self._called(timestep.reshape(1), len(x), cond, x.to(self.dtype))
+        # A batch that is doubled for guidance has the same in both halves; behind the prediction is a variance.
+        return output[: len(x), : x.shape[1]].to(x.dtype)
+
+    def decode(self, x: torch.Tensor, cond: Any = None) -> torch.Tensor:
+        """Images (batch, height, width, channels) in [-1, 1] of states without noise; of a video its middle frame."""
+        images, _ = self._called(x.new_zeros(0), len(x), cond, x.to(self.dtype), "pt")
+        frame = images[:, images.shape[1] // 2] if images.ndim == 5 else images
+        return frame.movedim(1, -1).to(x.dtype) * 2 - 1
+
+    def first(self, timestep: float, cond: Any, count: int = 1) -> torch.Tensor:
+        """A state that the pipeline draws by itself, with its shape and dtype."""
+        at = torch.tensor([timestep], device=self.pipe._execution_device)
+        with torch.no_grad():
+            return self._called(at, count, cond)[1][:count]
+
+    def encode(self, prompts: Sequence[str]) -> list[Any]:
+        """What `encode_prompt` gives for prompts, call by call. No network is called."""
+        outputs, encode = [], self.pipe.encode_prompt
+
+        def record(*args: Any, **options: Any) -> Any:
+            outputs.append(encode(*args, **options))
+            return outputs[-1]
+
+        with torch.no_grad():
+            arguments = self._arguments("latent", len(prompts)) | {"prompt": [*prompts]}
+            _run(self.pipe, torch.zeros(0, device=self.pipe._execution_device), arguments, record)
+        return outputs
+
+    def _arguments(self, output_type: str, count: int) -> dict[str, Any]:
+        fixed = {"num_inference_steps": 1, "output_type": output_type, "return_dict": False}
+        # Of a list of prompts some pipelines take one negative prompt, and all take as many.
+        own = {name: [value] * count if name in self._texts else value for name, value in self.options.items()}
+        return {name: value for name, value in fixed.items() if name in self.takes} | own
+
+    def _called(
+        self, timesteps: torch.Tensor, count: int, cond: Any, x: torch.Tensor | None = None, output_type: str = "latent"
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        arguments, drawn, encode = self._arguments(output_type, count), nullcontext(), None
+        arguments |= _CONDITIONS[self.conditions](cond, count)
+        if self.encoded is not None:
+            given = iter(self.encoded.of(cond))
+            encode = lambda *args, **options: next(given)  # noqa: E731
+        if x is not None and "latents" in self.takes:
+            arguments["latents"] = x
+        elif x is not None:
+            drawn = _Noise(x)
+        with drawn:
+            return _run(self.pipe, timesteps, arguments, encode)
+
+
+_CONDITIONS: dict[str, Callable[[Any, int], dict[str, Any]]] = {
+    "prompt": lambda cond, count: {"prompt": [""] * count},
+    "class_labels": lambda cond, count: {"class_labels": cond.tolist()},
+    "batch_size": lambda cond, count: {"batch_size": count},
+}
+
+
+def _loop(pipe: Any) -> Callable[..., Any]:
+    """A pipeline's call without torch.no_grad around it."""
+    return inspect.unwrap(type(pipe).__call__)
+
+
+def _run(pipe: Any, timesteps: torch.Tensor, arguments: dict[str, Any], encode: Any = None) -> tuple[Any, Any]:
+    """What the call hands its scheduler, and the state; or what it returns, and None."""
+    own = copy.copy(pipe)  # the call sets attributes
+    vars(own)["scheduler"] = _StandIn(pipe.scheduler, timesteps)
+    if encode is not None:
+        vars(own)["encode_prompt"] = encode
+    try:
+        return _loop(pipe)(own, **arguments)[0], None
+    except _Captured as captured:
+        return captured.output, captured.sample
+
+
+class Noise(NamedTuple):
+    """What a pipeline's scheduler says of its network.
+
+    Attributes:
+        schedule: the noise schedule. Karras' and other sigmas, spacings and shifts only move the scheduler's own times.
+        prediction: what the network predicts, by this library's names.
+        timestep: timestep(t) -> what the pipeline gives its network at the time t.
+    """
+
+    schedule: NoiseSchedule
+    prediction: str
+    timestep: Callable[[Any], Any]
+
+
+def noise(scheduler: Any) -> Noise:
+    """Read a scheduler of diffusers; a flow's time is its noise level, from 0.999 to 0.001.
+
+    Raises:
+        ValueError: if its noise is neither variance preserving nor a flow's; if it does not say what its network
+            predicts, or that is noise where a state holds nothing else.
+    """
+    kind, said = described(scheduler)
+    name, config = type(scheduler).__name__, scheduler.config
+    if kind not in ("vp", "flow") or said not in OUTPUTS:
+        raise ValueError(
+            f"{name} must be a scheduler of variance-preserving noise or of a flow, whose network predicts one of "
+            f"{[*OUTPUTS]}, got one of {KINDS.get(kind, 'other noise')}, which predicts {said}: {_BY_HAND}"
+        )
+    if kind == "flow":
+        steps = config.get("num_train_timesteps", FLOW_STEPS)
+        return Noise(RectifiedFlow(), OUTPUTS[said], lambda t: flow_timestep(config, steps, t))
+    alphas = scheduler.alphas_cumprod.double().cpu().numpy()
+    if config.get("rescale_betas_zero_snr") or alphas[-1] <= 0:
+        if OUTPUTS[said] == "noise":
+            raise ValueError(f"{name} ends without signal (rescale_betas_zero_snr), where predicted noise says nothing")
+        alphas[-1] = min(_LEAST_SNR, alphas[-2] / 2)  # sampling starts where there is some
+    return Noise(VPDiscrete(alphas), OUTPUTS[said], lambda t: len(alphas) * t - 1)
+
+
+def opened(folder: str, dtype: torch.dtype, options: Mapping[str, Any]) -> Driven:
+    """The pipeline in a folder, on the accelerator if there is one.
+
+    Args:
+        folder: as a pipeline's `save_pretrained` writes it.
+        dtype: of its networks.
+        options: keywords of its call.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it holds no pipeline that can be loaded, or one that cannot be driven; if an option is not one of
+            its call's, or must not be set.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise FileNotFoundError(f"no folder {folder!r}: network.file must name that of a saved pipeline of diffusers")
+    if not (path / "model_index.json").is_file():
+        raise ValueError(f"{folder}: not the folder of a pipeline of diffusers, which has a model_index.json")
+    extras.load("accelerate", "loading a pipeline of diffusers")  # some networks are not loaded without it
+    with naming(folder):
+        pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe.set_progress_bar_config(disable=True)
+    vars(pipe).update({name: None for name in _NOT_NEEDED if hasattr(pipe, name)})
+    if hasattr(getattr(pipe, "scheduler", None), "replaced"):  # it was saved with what was learned
+        vars(pipe)["scheduler"] = pipe.scheduler.replaced()
+    driven = Driven(pipe, dict(options))
+    _check(driven, folder)
+    return driven
+
+
+def _check(driven: Driven, folder: str) -> None:
+    """Refuse what cannot be driven, and keywords that the call does not take."""
+    kind, takes = type(driven.pipe).__name__, driven.takes
+    if getattr(driven.pipe, "scheduler", None) is None:
+        raise ValueError(f"{folder}: {kind} has no scheduler, whose place is taken here: {_BY_HAND}")
+    if not any(name in takes for name in _CONDITIONS):
+        raise ValueError(f"{folder}: the call of {kind} takes none of {[*_CONDITIONS]}: {_BY_HAND}")
+    if driven.conditions == "prompt" and not hasattr(driven.pipe, "encode_prompt"):
+        raise ValueError(f"{folder}: {kind} has no encode_prompt, by which text is encoded once: {_BY_HAND}")
+    allowed = [name for name in takes if name not in ("self", *_OURS)]
+    if unknown := [name for name in driven.options if name not in allowed]:
+        raise ValueError(f"network.options must be among {allowed} for {kind}, got {unknown}")
+    required = [name for name in allowed if takes[name].default is takes[name].empty and takes[name].kind < 2]
+    if missing := [name for name in required if name not in driven.options]:
+        raise ValueError(f"{folder}: the call of {kind} needs {missing}: give it in network.options, or {_BY_HAND}")
+
+
+@contextmanager
+def naming(folder: str) -> Iterator[None]:
+    """Whatever a pipeline raises, on one line with its folder."""
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"{folder}: {text:.400}" if text else f"{folder}: {type(error).__name__}") from error
