@@ -26,6 +26,7 @@ from ld3_jax.interop import imported_files
 from ld3_jax.learning import Discretization, Ended, Learned, Student, Task
 from ld3_jax.learning.parametrisation import Parametrisation
 from ld3_jax.learning.task import Learner
+from ld3_jax.losses import l2
 from ld3_jax.pretrained import Pretrained, drawn
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, Teacher
@@ -88,7 +89,7 @@ class Run:
             ValueError: it names the section.
             FileNotFoundError: if the model or the loss needs a file that does not exist.
         """
-        schedule, start = self.model.schedule, self.start
+        schedule = self.model.schedule
         with naming("solver"):
             self.solver.takes(schedule)
         with naming("teacher"):
@@ -97,14 +98,34 @@ class Run:
         with naming("learn.init"):
             if isinstance(self.init, Learned):
                 self.init.check_range(schedule)
-            first = "uniform" if isinstance(start, str) and start == "race" else start
-            times = learning.on_grid(first, schedule, self.solver) if isinstance(first, str) else first
-            self.parametrisation.init(times, schedule, self.solver)
+            self._first()
         with naming(f"learn (loss {self.config.learn.loss!r})"):
-            loss = comparison.shape_of_loss(self.config.learn.loss, self.model)
-            student = learning.make_student(lambda x, t, cond: x, schedule, self.solver, loss)
-            self.learner.check(Task(student, None, None, None, self.parametrisation, self.learner))
+            self.learner.check(self._outline(comparison.shape_of_loss(self.config.learn.loss, self.model)))
         return self
+
+    def _first(self) -> Any:
+        """The numbers at the start; at a race's, those of one grid."""
+        schedule, start = self.model.schedule, self.start
+        first = "uniform" if isinstance(start, str) and start == "race" else start
+        times = learning.on_grid(first, schedule, self.solver) if isinstance(first, str) else first
+        return self.parametrisation.init(times, schedule, self.solver)
+
+    def _outline(self, loss: Any = l2) -> Task:
+        """The task without pairs, before any network is called."""
+        student = learning.make_student(lambda x, t, cond: x, self.model.schedule, self.solver, loss)
+        return Task(student, None, None, None, self.parametrisation, self.learner)
+
+    def expected(self) -> str:
+        """The network calls to come and how long they take, in a line; "" where no call was timed."""
+        data, of, each = self.config.data, self.learner, self.model.seconds
+        if each is None:
+            return ""
+        pairs = self.teacher.solver.calls * (data.train + data.valid + data.test)
+        steps = of.steps * of.batch_size * of.calls(self._outline(), self._first())
+        return (
+            f"teacher: {pairs:,} network calls of about {each:.2g} s each, about {_minutes(pairs * each)}; "
+            f"learning: {steps:,} or more, about {_minutes(steps * each)}"
+        )
 
     @property
     def start(self) -> str | Discretization:
@@ -155,6 +176,10 @@ class Run:
         """Learn without a record on the disk."""
         ended = learning.learn(self.task, self.start)
         return self.learned(ended), ended
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:,.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
 
 def load_model(name: str, settings: dict[str, Any]) -> Pretrained:

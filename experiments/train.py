@@ -30,6 +30,8 @@ def run(config: config_dict.ConfigDict, folder: Path) -> None:
     this_run = Run.of(config).check()
     watch = command.Stopwatch()
     with workdir.held(folder, config):
+        if expected := this_run.expected():
+            print(expected, flush=True)
         with watch("teacher"):
             task = this_run.task
         workdir.claim(folder, config)

@@ -192,7 +192,8 @@ def _flux(guidance=True):
 def _sana():
     transformer = diffusers.SanaTransformer2DModel(
         in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=4,
-        num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=_WIDTH, sample_size=32,
+        num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=_WIDTH,
+        sample_size=32,
     )  # fmt: skip
     two = {
         "block_types": "ResBlock",

@@ -1,0 +1,31 @@
+"""Any saved pipeline of diffusers: Stable Diffusion 1 to 3, SDXL, DiT, PixArt, FLUX, Sana, Wan, Qwen-Image, DDPM.
+
+python -m experiments.train --config=configs/diffusers.py --workdir=runs/pipeline --config.network.file=FOLDER
+
+FOLDER is what the pipeline's save_pretrained writes. A pipeline of text needs --config.network.prompts=FILE, one prompt
+a line. What its call takes, such as guidance, size and frames, is said in JSON, and else is the pipeline's own default:
+  --config.network.options='{"guidance_scale": 3.0, "height": 512, "width": 512}'
+The network runs in PyTorch, on a GPU if PyTorch has one. JAX on the same GPU leaves it memory if it is started with
+XLA_PYTHON_CLIENT_PREALLOCATE=false; on a CPU --config.network.dtype=float32 is faster.
+Latents are compared; with --config.network.decoded=True --config.learn.loss=lpips pictures are. Each call of a big
+network takes long, so there are few pairs, and before the first one the number of calls and their time are printed.
+Not measured.
+"""
+
+from ml_collections import config_dict
+
+from configs import default
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The default settings with few pairs and small batches."""
+    c = default.get_config()
+    c.network.name = "diffusers"
+    c.network.dtype = "bfloat16"
+    c.network.decoded = False
+    c.teacher.nfe = 30
+    c.teacher.batch_size = c.learn.valid_batch = 2
+    c.data.train, c.data.test = 24, 8
+    c.learn.batch_size, c.learn.steps, c.learn.validate_every = 4, 24, 12
+    c.learn.tangents = 4
+    return c
