@@ -216,18 +216,22 @@ def _sana():
     return diffusers.SanaPipeline(_tokenizer(64), _gemma(), vae, transformer, scheduler)
 
 
-def _wan():
+def _wan(networks=1):
     vae = diffusers.AutoencoderKLWan(
         base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.1] * 4, latents_std=[2.0] * 4
     )
-    transformer = diffusers.WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=_WIDTH, freq_dim=16,
-        ffn_dim=16, num_layers=1, cross_attn_norm=True, rope_max_seq_len=32,
-    )  # fmt: skip
+    transformers = [
+        diffusers.WanTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=_WIDTH, freq_dim=16,
+            ffn_dim=16, num_layers=1, cross_attn_norm=True, rope_max_seq_len=32,
+        )
+        for _ in range(networks)
+    ]  # fmt: skip
     scheduler = diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
-    return diffusers.WanPipeline(_tokenizer(), _t5("UMT5"), vae, scheduler, transformer)
+    boundary = 0.6 if networks == 2 else None
+    return diffusers.WanPipeline(_tokenizer(), _t5("UMT5"), vae, scheduler, *transformers, boundary_ratio=boundary)
 
 
 def _qwen_image():
@@ -281,6 +285,7 @@ FAMILIES = {
     "flux": (_flux, {**SMALL, "max_sequence_length": 8, "guidance_scale": 2.5}),
     "sana": (_sana, _SANA | {"complex_human_instruction": None}),
     "wan": (_wan, {**SMALL, "num_frames": 5, "max_sequence_length": 8}),
+    "wan22": (lambda: _wan(2), {**SMALL, "num_frames": 5, "max_sequence_length": 8}),
     "qwen": (_qwen_image, {**SMALL, "negative_prompt": " ", "max_sequence_length": 32}),
 }
 

@@ -19,7 +19,8 @@ from jaxtyping import Array, PyTree
 
 from ld3_jax import denoisers
 from ld3_jax.interop.encoded_prompts import encoded
-from ld3_jax.interop.pipelines import Driven, Noise, naming, noise, opened
+from ld3_jax.interop.pipeline_noise import Noise, noise
+from ld3_jax.interop.pipelines import Driven, naming, opened
 from ld3_jax.interop.pytorch import pytorch_network
 from ld3_jax.schedules import NoiseSchedule
 
@@ -69,7 +70,7 @@ def load(
         on_progress: called with what is under way, how much is done and how much there is.
 
     Raises:
-        FileNotFoundError, ValueError: see `pipelines.opened`, `pipelines.noise` and `pytorch_network`; if the pipeline
+        FileNotFoundError, ValueError: see `pipelines.opened`, `pipeline_noise.noise` and `pytorch_network`; if the pipeline
             cannot be called with these options.
     """
     driven = opened(folder, getattr(torch, dtype), options)

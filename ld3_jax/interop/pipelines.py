@@ -12,24 +12,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import diffusers
 import torch
 from torch.overrides import TorchFunctionMode
 
 from ld3_jax import extras
-from ld3_jax.interop.diffusers import FLOW_STEPS, KINDS, OUTPUTS, described, flow_timestep
+from ld3_jax.disk import read_json
 from ld3_jax.interop.encoded_prompts import Encoded
-from ld3_jax.schedules import NoiseSchedule, RectifiedFlow, VPDiscrete
+from ld3_jax.interop.pipeline_noise import BY_HAND
 
 _NOT_NEEDED = ("safety_checker", "watermark")  # of what comes behind the decoder
 # What is set here, and by no user.
 _OURS = ("prompt", "latents", "class_labels", "batch_size", "num_inference_steps", "timesteps", "sigmas", "mu")
 _OURS += ("output_type", "return_dict", "generator", "eta", "callback_on_step_end", "callback", "callback_steps")
 _OURS += ("num_images_per_prompt", "num_videos_per_prompt", "callback_on_step_end_tensor_inputs")
-_LEAST_SNR = 2.0**-24  # alpha^2 of no signal, as some schedulers write it; others write 0
-_BY_HAND = "write the network's call yourself, and hand it to ld3_jax.interop.torch_network.network"
 
 
 class _Captured(Exception):
@@ -166,7 +164,7 @@ class Driven:
 
     def _called(
         self, timesteps: torch.Tensor, count: int, cond: Any, x: torch.Tensor | None = None, output_type: str = "latent"
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Any, Any]:
         arguments, drawn, encode = self._arguments(output_type, count), nullcontext(), None
         arguments |= _CONDITIONS[self.conditions](cond, count)
         if self.encoded is not None:
@@ -204,45 +202,6 @@ def _run(pipe: Any, timesteps: torch.Tensor, arguments: dict[str, Any], encode: 
         return captured.output, captured.sample
 
 
-class Noise(NamedTuple):
-    """What a pipeline's scheduler says of its network.
-
-    Attributes:
-        schedule: the noise schedule. Karras' and other sigmas, spacings and shifts only move the scheduler's own times.
-        prediction: what the network predicts, by this library's names.
-        timestep: timestep(t) -> what the pipeline gives its network at the time t.
-    """
-
-    schedule: NoiseSchedule
-    prediction: str
-    timestep: Callable[[Any], Any]
-
-
-def noise(scheduler: Any) -> Noise:
-    """Read a scheduler of diffusers; a flow's time is its noise level, from 0.999 to 0.001.
-
-    Raises:
-        ValueError: if its noise is neither variance preserving nor a flow's; if it does not say what its network
-            predicts, or that is noise where a state holds nothing else.
-    """
-    kind, said = described(scheduler)
-    name, config = type(scheduler).__name__, scheduler.config
-    if kind not in ("vp", "flow") or said not in OUTPUTS:
-        raise ValueError(
-            f"{name} must be a scheduler of variance-preserving noise or of a flow, whose network predicts one of "
-            f"{[*OUTPUTS]}, got one of {KINDS.get(kind, 'other noise')}, which predicts {said}: {_BY_HAND}"
-        )
-    if kind == "flow":
-        steps = config.get("num_train_timesteps", FLOW_STEPS)
-        return Noise(RectifiedFlow(), OUTPUTS[said], lambda t: flow_timestep(config, steps, t))
-    alphas = scheduler.alphas_cumprod.double().cpu().numpy()
-    if config.get("rescale_betas_zero_snr") or alphas[-1] <= 0:
-        if OUTPUTS[said] == "noise":
-            raise ValueError(f"{name} ends without signal (rescale_betas_zero_snr), where predicted noise says nothing")
-        alphas[-1] = min(_LEAST_SNR, alphas[-2] / 2)  # sampling starts where there is some
-    return Noise(VPDiscrete(alphas), OUTPUTS[said], lambda t: len(alphas) * t - 1)
-
-
 def opened(folder: str, dtype: torch.dtype, options: Mapping[str, Any]) -> Driven:
     """The pipeline in a folder, on the accelerator if there is one.
 
@@ -256,39 +215,52 @@ def opened(folder: str, dtype: torch.dtype, options: Mapping[str, Any]) -> Drive
         ValueError: if it holds no pipeline that can be loaded, or one that cannot be driven; if an option is not one of
             its call's, or must not be set.
     """
-    path = Path(folder)
-    if not path.is_dir():
-        raise FileNotFoundError(f"no folder {folder!r}: network.file must name that of a saved pipeline of diffusers")
-    if not (path / "model_index.json").is_file():
-        raise ValueError(f"{folder}: not the folder of a pipeline of diffusers, which has a model_index.json")
+    _require_whole(folder)
     extras.load("accelerate", "loading a pipeline of diffusers")  # some networks are not loaded without it
     with naming(folder):
         pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
         pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
     vars(pipe).update({name: None for name in _NOT_NEEDED if hasattr(pipe, name)})
     if hasattr(getattr(pipe, "scheduler", None), "replaced"):  # it was saved with what was learned
         vars(pipe)["scheduler"] = pipe.scheduler.replaced()
     driven = Driven(pipe, dict(options))
-    _check(driven, folder)
+    check(driven, folder)
     return driven
 
 
-def _check(driven: Driven, folder: str) -> None:
+def _require_whole(folder: str) -> None:
+    """Refuse what is no folder of a pipeline, or lacks a part of it."""
+    path = Path(folder)
+    if not folder or not path.is_dir():
+        raise FileNotFoundError(f"no folder {folder!r}: network.file must name that of a saved pipeline of diffusers")
+    if not (path / "model_index.json").is_file():
+        raise ValueError(f"{folder}: not the folder of a pipeline of diffusers, which has a model_index.json")
+    if not isinstance(index := read_json(path / "model_index.json"), dict):
+        raise ValueError(f"{folder}: its model_index.json must be an object, got {index!r:.80}")
+    parts = [name for name, of in index.items() if isinstance(of, list) and len(of) == 2 and of[0]]
+    if missing := [name for name in parts if not (path / name).is_dir()]:
+        raise ValueError(f"{folder}: lacks {missing}, which its model_index.json names")
+
+
+def check(driven: Driven, folder: str) -> None:
     """Refuse what cannot be driven, and keywords that the call does not take."""
     kind, takes = type(driven.pipe).__name__, driven.takes
     if getattr(driven.pipe, "scheduler", None) is None:
-        raise ValueError(f"{folder}: {kind} has no scheduler, whose place is taken here: {_BY_HAND}")
+        raise ValueError(f"{folder}: {kind} has no scheduler, whose place is taken here: {BY_HAND}")
     if not any(name in takes for name in _CONDITIONS):
-        raise ValueError(f"{folder}: the call of {kind} takes none of {[*_CONDITIONS]}: {_BY_HAND}")
+        raise ValueError(f"{folder}: the call of {kind} takes none of {[*_CONDITIONS]}: {BY_HAND}")
     if driven.conditions == "prompt" and not hasattr(driven.pipe, "encode_prompt"):
-        raise ValueError(f"{folder}: {kind} has no encode_prompt, by which text is encoded once: {_BY_HAND}")
+        raise ValueError(f"{folder}: {kind} has no encode_prompt, by which text is encoded once: {BY_HAND}")
     allowed = [name for name in takes if name not in ("self", *_OURS)]
     if unknown := [name for name in driven.options if name not in allowed]:
         raise ValueError(f"network.options must be among {allowed} for {kind}, got {unknown}")
     required = [name for name in allowed if takes[name].default is takes[name].empty and takes[name].kind < 2]
     if missing := [name for name in required if name not in driven.options]:
-        raise ValueError(f"{folder}: the call of {kind} needs {missing}: give it in network.options, or {_BY_HAND}")
+        raise ValueError(f"{folder}: the call of {kind} needs {missing}: give it in network.options, or {BY_HAND}")
 
 
 @contextmanager
