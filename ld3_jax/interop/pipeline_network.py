@@ -70,8 +70,8 @@ def load(
         on_progress: called with what is under way, how much is done and how much there is.
 
     Raises:
-        FileNotFoundError, ValueError: see `pipelines.opened`, `pipeline_noise.noise` and `pytorch_network`; if the pipeline
-            cannot be called with these options.
+        FileNotFoundError, ValueError: see `opened`, `noise` and `pytorch_network`; if the pipeline cannot be called
+            with these options.
     """
     driven = opened(folder, getattr(torch, dtype), options)
     says, cond = noise(driven.pipe.scheduler), conditions(driven.conditions, driven.pipe)
