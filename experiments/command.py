@@ -41,6 +41,7 @@ _MODULES = flags.DEFINE_list(
 )
 flags.disclaim_key_flags()  # of those that are defined below, for a main: --help shows them as its own
 _LINE_EVERY_S = 5.0
+_PYTORCH = "PyTorchError: "
 _NO_MEMORY = re.compile("RESOURCE_EXHAUSTED|bad_alloc|out.of.memory|allocate", re.IGNORECASE)
 _COMPILING = [
     f"/jax/core/compile/{part}_duration" for part in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
@@ -108,6 +109,8 @@ def _end(message: str, code: int) -> None:
 def _message(error: Exception) -> str:
     """The line for an error; for an unexpected error it says where the traceback is."""
     text = " ".join(str(error).split())
+    if _PYTORCH in text:  # JAX puts its traceback ahead of what a module raised
+        return text.rpartition(_PYTORCH)[2]
     if isinstance(error, OSError) and error.filename and error.strerror:
         text = f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError | OSError | FloatingPointError | ImportError):

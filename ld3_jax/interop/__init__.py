@@ -1,9 +1,11 @@
 """Learned solvers in other programs: a loop for arrays of any library, diffusers, k-diffusion, ComfyUI, plain lists.
+And PyTorch modules as networks to learn for.
 
     table = interop.read("schedule.json")
     x_0 = interop.solve(table, network, x_T)                                     # PyTorch, NumPy, ...
     pipe.scheduler = interop.LearnedScheduler.from_file("schedule.json", like=pipe.scheduler)  # diffusers
     x = interop.sample_learned(model, x, sigmas, table=table)                    # k-diffusion
+    network = interop.pytorch_network(module, (4, 64, 64))                       # network(x, t, cond), in JAX
 
 Nothing here is loaded before it is asked for; docs/interop.md says which program takes what.
 """
@@ -16,13 +18,14 @@ _PLACES = {
     "LearnedScheduler": "diffusers",
     "SchedulerMixin": "diffusers",  # diffusers looks for it beside a saved pipeline's scheduler
     "sample_learned": "standalone.k_diffusion",
+    "pytorch_network": "pytorch",
     "PlainTable": "standalone.table",
     "read": "standalone.table",
     "solve": "standalone.table",
 }
 _NAMES = {"PlainTable": "Table"}
 
-__all__ = ["LearnedScheduler", "PlainTable", "read", "sample_learned", "solve"]
+__all__ = ["LearnedScheduler", "PlainTable", "pytorch_network", "read", "sample_learned", "solve"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,246 @@
+"""A PyTorch module as a network: called on the host, on its own device, with derivatives that PyTorch computes.
+
+Its weights stay where they are. States have the shapes that the module takes, so images are (batch, channels, height,
+width). Beside JAX on one GPU, XLA_PYTHON_CLIENT_PREALLOCATE=false leaves PyTorch its memory.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from jaxtyping import Array, Float, PyTree
+
+from ld3_jax.interop import callbacks
+from ld3_jax.interop.pytorch_derivatives import DERIVATIVES, At, Call, back
+from ld3_jax.interop.pytorch_trial import PyTorchError, tried
+from ld3_jax.interop.pytorch_weights import Weights, weights_of
+from ld3_jax.ranges import ARRAYS, COUNT, NUMBER, TEXT, check, entrance, one_of, shown
+
+_AUTO = "auto"
+# JAX logs what a callback raises with its traceback, and raises it as well.
+logging.getLogger("jax._src.callback").addFilter(
+    lambda record: not (record.exc_info and isinstance(record.exc_info[1], PyTorchError))
+)
+_MEMORY = "allocate memory"  # in the errors of PyTorch's allocators
+
+
+@dataclass(frozen=True, eq=False)
+class _Host:
+    """A module as `callbacks.Host`. Equal to itself alone; its text tells it from others in a traced program.
+
+    Attributes:
+        name: of the module.
+        call: call(x, t, cond) -> tensor.
+        weights: that it uses.
+        shape: of one state.
+        like: the condition of one sample.
+        derivative: one of DERIVATIVES.
+        lacks: why there are no gradients in reverse mode; "" if there are.
+        output: a digest of what it gives for fixed states, which stands for `call`.
+    """
+
+    name: str
+    call: Call
+    weights: Weights
+    shape: tuple[int, ...]
+    like: PyTree
+    derivative: str = "difference"
+    lacks: str = ""
+    output: str = ""
+    lock: Any = field(default_factory=threading.Lock, init=False)  # a module may hold what it is called with
+    linear: list[Any] = field(
+        default_factory=list, init=False
+    )  # the last point of `along` and the linear map there, if any
+
+    def __repr__(self) -> str:
+        digest = self.weights.digest.hex()[:16]
+        return f"{self.name}({digest}, {self.output}, derivative={self.derivative!r}, lacks={self.lacks!r})"
+
+    def value(self, x: np.ndarray, t: np.ndarray, *cond: np.ndarray) -> np.ndarray:
+        def compute(at: At) -> torch.Tensor:
+            self.linear.clear()
+            with torch.no_grad():
+                return at.call(at.x, at.t, at.cond)
+
+        return self._run(compute, x, t, cond)
+
+    def along(self, dx: np.ndarray, dt: np.ndarray, x: np.ndarray, t: np.ndarray, *cond: np.ndarray) -> np.ndarray:
+        where = [np.array(one) for one in (x, t, *cond)]
+
+        def compute(at: At) -> torch.Tensor:
+            if not any(all(map(np.array_equal, where, known)) for known, _ in self.linear):
+                self.linear[:] = [(where, DERIVATIVES[self.derivative](at))]
+            return self.linear[0][1](*self._tensors(dx, dt))
+
+        return self._run(compute, x, t, cond, directions=len(dx))
+
+    def back(self, ct: np.ndarray, x: np.ndarray, t: np.ndarray, *cond: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._run(lambda at: back(at, *self._tensors(ct)), x, t, cond, directions=len(ct))
+
+    def require_gradients(self) -> None:
+        if self.lacks:
+            raise ValueError(
+                f"{self.name} has no gradients in reverse mode ({self.lacks}): learn by Gauss-Newton, which needs none"
+            )
+
+    def _run(
+        self,
+        compute: Callable[[At], Any],
+        x: np.ndarray,
+        t: np.ndarray,
+        cond: Sequence[np.ndarray],
+        directions: int = 0,
+    ) -> Any:
+        """What PyTorch computes, as arrays of the states' dtype."""
+        with self.lock, torch.inference_mode(False):
+            try:
+                self.weights.require_unchanged(self.name)
+                states, time, *leaves = self._tensors(x, t, *cond)
+                condition = jax.tree.unflatten(jax.tree.structure(self.like), leaves)
+                found = compute(At(self._checked, states, time, condition))
+                several = isinstance(found, tuple)
+                arrays = [_array(one, x.dtype) for one in (found if several else (found,))]
+            except Exception as error:
+                of = f"{directions} directions of {len(x)} states" if directions else f"{len(x)} states"
+                raise PyTorchError(self._said(error, of)) from None
+        return tuple(arrays) if several else arrays[0]
+
+    def _checked(self, x: torch.Tensor, t: torch.Tensor, cond: Any) -> torch.Tensor:
+        """The module's output, in the states' dtype."""
+        output = self.call(x, t, cond)
+        if not isinstance(output, torch.Tensor):
+            raise ValueError(
+                f"it must give a tensor, got {type(output).__name__}: give call=, such as "
+                "lambda x, t, cond: module(x, t).sample"
+            )
+        if output.shape != x.shape or not output.is_floating_point():
+            raise ValueError(
+                f"its output must be of floats shaped like the states, {tuple(x.shape)}, "
+                f"got {output.dtype} {tuple(output.shape)}"
+            )
+        return output.to(x.dtype)
+
+    def _tensors(self, *arrays: np.ndarray) -> list[torch.Tensor]:
+        """Tensors on the module's device, floats in its dtype but the time, which needs the digits."""
+        exact = torch.promote_types(self.weights.dtype, torch.float32)
+        tensors = [torch.tensor(_plain(one), device=self.weights.device) for one in arrays]
+        wanted = [exact if one.ndim < 2 else self.weights.dtype for one in tensors]
+        return [one.to(of) if one.is_floating_point() else one for one, of in zip(tensors, wanted, strict=True)]
+
+    def _said(self, error: Exception, of: str) -> str:
+        """An exception on one line."""
+        line = next(iter(str(error).strip().splitlines()), "")
+        if isinstance(error, torch.OutOfMemoryError) or _MEMORY in line:
+            return (
+                f"{self.name} ran out of memory on {self.weights.device} for {of}: take fewer at a time "
+                "(Teacher.batch_size; a learner's batch_size, valid_batch, tangents)"
+            )
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        return f"{self.name}, for {of}: {kind}{line:.300}"
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """An array that PyTorch takes: bfloat16 as single precision."""
+    return array.astype(np.float32) if array.dtype == jnp.bfloat16 else array
+
+
+def _array(tensor: torch.Tensor, dtype: Any) -> np.ndarray:
+    exact = torch.promote_types(tensor.dtype, torch.float32)
+    return tensor.detach().to("cpu", exact).numpy().astype(dtype, copy=False)
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclass(frozen=True, eq=False)
+class PyTorchNetwork:
+    """A module as network(x, t, cond) of JAX; see `pytorch_network`. Its one leaf is a digest of the weights."""
+
+    digest: Any
+    host: _Host
+
+    def __call__(self, x: Float[Array, "batch ..."], t: Float[Array, ""], cond: PyTree = None) -> Array:
+        """The module's output, shaped like x."""
+        host, given = self.host, jax.tree.map(lambda leaf: np.shape(leaf)[1:], cond)
+        if np.shape(x)[1:] != host.shape or np.ndim(t) != 0:
+            raise ValueError(
+                f"{host.name} takes states (batch, {', '.join(map(str, host.shape))}) and a scalar time, "
+                f"got {shown(x)} and {shown(t)}"
+            )
+        if jax.tree.structure(cond) != jax.tree.structure(host.like) or given != jax.tree.map(np.shape, host.like):
+            raise ValueError(f"{host.name} takes conditions (batch, ...) of {shown(host.like)}, got {shown(cond)}")
+        return callbacks.apply(host, x, t, *jax.tree.leaves(cond))
+
+    @property
+    def derivative(self) -> str:
+        """How it is differentiated along directions, one of DERIVATIVES."""
+        return self.host.derivative
+
+    def tree_flatten(self) -> tuple[tuple[Any], _Host]:
+        return (self.digest,), self.host
+
+    @classmethod
+    def tree_unflatten(cls, host: _Host, leaves: Sequence[Any]) -> "PyTorchNetwork":
+        return cls(leaves[0], host)
+
+
+@entrance(cond=ARRAYS, t=NUMBER, derivative=one_of((_AUTO, *DERIVATIVES)), name=TEXT)
+def pytorch_network(
+    module: torch.nn.Module | Sequence[torch.nn.Module],
+    shape: Sequence[int],
+    cond: PyTree = None,
+    *,
+    call: Call | None = None,
+    t: float = 0.5,
+    derivative: str = _AUTO,
+    name: str = "",
+) -> PyTorchNetwork:
+    """A PyTorch module as a network of JAX, under jit, grad, vmap, scan and every learner.
+
+    It is tried on fixed random states first, and its derivatives are compared with differences. Reverse mode
+    twice is taken if PyTorch has it of all that the module does, else forward mode, which needs less memory, else
+    central differences, which are good to about 1 % in single precision. There are first derivatives, in states and
+    times.
+
+    Args:
+        module: the module, in eval mode; or several, all whose weights `call` uses. It runs on the device of
+            its first weight, in the dtype of most; t comes in single precision at least.
+        shape: of one state as the module takes it, for instance (4, 64, 64).
+        cond: the condition of one sample: a pytree of arrays without the batch axis.
+        call: call(x, t, cond) -> tensor, of tensors x (batch, *shape), a scalar t, and cond with a batch axis; by
+            default module(x, t), or module(x, t, cond), with t (batch,).
+        t: a time to try it at, in the units of its noise schedule.
+        derivative: one of DERIVATIVES, or "auto".
+        name: of the module, for messages; by default its class.
+
+    Returns:
+        network(x, t, cond) -> the module's output; `to_noise` makes it a model. The weights must not change from here
+        on.
+
+    Raises:
+        ValueError: if the module is in training mode, cannot be called so, gives no tensor shaped like the states,
+            numbers that are not finite, or others the second time; if the derivative is not to be had.
+    """
+    modules = [module] if isinstance(module, torch.nn.Module) else module
+    if not isinstance(modules, list | tuple) or not modules or not all(isinstance(m, torch.nn.Module) for m in modules):
+        raise ValueError(f"module must be a torch.nn.Module, or a list of several, got {module!r:.80}")
+    if not isinstance(shape, list | tuple) or not shape:
+        raise ValueError(f"shape must be that of one state, such as (4, 64, 64), got {shape!r:.80}")
+    shape = tuple(check({"shape": n}, {"shape": COUNT})["shape"] for n in shape)
+    name = name or type(modules[0]).__name__
+    usual = (lambda x, t, cond: modules[0](x, t.expand(len(x)))) if cond is None else _with_condition(modules[0])
+    host = _Host(name, call or usual, weights_of(modules, name), shape, jax.tree.map(np.asarray, cond))
+    try:
+        host = tried(host, np.float32(t), [*DERIVATIVES] if derivative == _AUTO else [derivative])
+    except PyTorchError as error:
+        raise ValueError(str(error)) from None
+    logging.getLogger(__name__).info("%s", host)
+    return PyTorchNetwork(np.frombuffer(host.weights.digest, np.uint8), host)
+
+
+def _with_condition(module: torch.nn.Module) -> Call:
+    return lambda x, t, cond: module(x, t.expand(len(x)), cond)
