@@ -125,8 +125,8 @@ def test_a_pipeline_s_own_call_and_jax_agree_on_network_and_samples(family, save
     for (x, output, _, _), t in zip(seen, learned.discretization.t_c, strict=False):
         close(network(x[:2].numpy(), jnp.float32(t), cond), output[:2, : x.shape[1]].numpy())
     if cond is not None:  # each sample has its own condition
+        other = jax.tree.map(lambda leaf: leaf[::-1], cond)
         with pytest.raises(AssertionError):
-            other = jax.tree.map(lambda leaf: leaf[::-1], cond)
             close(network(x[:2].numpy(), jnp.float32(t), other), output[:2, : x.shape[1]].numpy())
     x_0 = learned.sample(ours.model, ours.schedule, jnp.asarray(seen[0][0][:2].numpy()), cond)
     close(x_0, seen[-1][-1][:2].numpy())

@@ -7,7 +7,7 @@ from ld3_jax.interop.diffusers import FLOW_STEPS, KINDS, OUTPUTS, described, flo
 from ld3_jax.schedules import NoiseSchedule, RectifiedFlow, VPDiscrete
 
 _LEAST_SNR = 2.0**-24  # alpha^2 of no signal, as some schedulers write it; others write 0
-BY_HAND = "write the network's call yourself, and hand it to ld3_jax.interop.torch_network.network"
+BY_HAND = "write the network's call yourself, and hand it to ld3_jax.interop.pytorch_network"
 
 
 class Noise(NamedTuple):
