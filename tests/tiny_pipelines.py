@@ -280,8 +280,8 @@ FAMILIES = {
     "sdxl": (_sdxl, {"negative_prompt": "old"}),
     "dit": (_dit, {}),
     "pixart_alpha": (lambda: _pixart("Alpha"), _PIXART),
-    "pixart_sigma": (lambda: _pixart("Sigma"), _PIXART | {"guidance_scale": 1.0}),
-    "sd3": (_sd3, {"max_sequence_length": 8}),
+    "pixart_sigma": (lambda: _pixart("Sigma"), _PIXART),
+    "sd3": (_sd3, {"max_sequence_length": 8, "guidance_scale": 1.0}),
     "flux": (_flux, {**SMALL, "max_sequence_length": 8, "guidance_scale": 2.5}),
     "sana": (_sana, _SANA | {"complex_human_instruction": None}),
     "wan": (_wan, {**SMALL, "num_frames": 5, "max_sequence_length": 8}),
@@ -301,6 +301,6 @@ def build(family):
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False)
             for weight in component.parameters():  # weights that begin at 0 would hide what reaches the output
-                weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())))
+                weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())))
     pipe.set_progress_bar_config(disable=True)
     return pipe, options

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch.overrides import TorchFunctionMode
 
 from ld3_jax import extras
@@ -218,7 +218,7 @@ def opened(folder: str, dtype: torch.dtype, options: Mapping[str, Any]) -> Drive
     _require_whole(folder)
     extras.load("accelerate", "loading a pipeline of diffusers")  # some networks are not loaded without it
     with naming(folder):
-        pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
         pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
