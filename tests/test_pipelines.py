@@ -25,6 +25,7 @@ from ld3_jax.interop import LearnedScheduler, pipeline_network, pipelines  # noq
 from ld3_jax.interop.diffusers import described  # noqa: E402
 from ld3_jax.interop.encoded_prompts import encoded  # noqa: E402
 from ld3_jax.interop.pipeline_noise import noise  # noqa: E402
+from ld3_jax.programs import of_model  # noqa: E402
 from ld3_jax.solvers import Solver  # noqa: E402
 
 pytestmark = [
@@ -197,6 +198,18 @@ def test_guidance_is_the_pipeline_s_own_default_unless_options_say_another(saved
     close(default, five, 1e-6)
     with pytest.raises(AssertionError):
         close(default, two)
+    programs = [
+        of_model(ours.model, ours.schedule, at, x, first(ours.cond)) for ours in of
+    ]  # the teacher's cache has them
+    assert programs[0] == programs[1] != programs[2]
+    assert not programs[0].unseen
+
+    with pytest.raises(ValueError, match=r"predicts depends on a step.s number.*skip_guidance"):
+def test_guidance_that_depends_on_the_step_s_number_is_refused(saved):
+    with pytest.raises(
+        ValueError, match=r"StableDiffusion3Pipeline predicts depends on a step's number.*skip_guidance"
+    ):
+        loaded(saved, "sd3", skip_guidance_layers=[0], guidance_scale=4.0)
 
 
 def _encode(prompts):

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch.overrides import TorchFunctionMode
 
 from ld3_jax import extras
@@ -31,20 +32,23 @@ _OURS += ("num_images_per_prompt", "num_videos_per_prompt", "callback_on_step_en
 
 
 class _Captured(Exception):
-    """Ends a pipeline's call with what its scheduler is given."""
+    """Ends a pipeline's call with what its scheduler was given at each step, and the state."""
 
-    def __init__(self, output: torch.Tensor, sample: torch.Tensor):
+    def __init__(self, outputs: list[torch.Tensor], sample: torch.Tensor):
         super().__init__()
-        self.output, self.sample = output, sample
+        self.outputs, self.sample = outputs, sample
 
 
 class _StandIn:
-    """A scheduler with one timestep, or none; what it does not have is that of the pipeline's own."""
+    """A scheduler that leaves the state as it is, and ends the call after its last timestep.
+
+    What it does not have is that of the pipeline's own.
+    """
 
     order, begin_index, init_noise_sigma = 1, 0, 1.0
 
     def __init__(self, of: Any, timesteps: torch.Tensor):
-        self._of, self.timesteps, self.sigmas = of, timesteps, [1.0, 0.0]
+        self._of, self.timesteps, self.sigmas, self._outputs = of, timesteps, [0.0] * (len(timesteps) + 1), []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(vars(self)["_of"], name)
@@ -57,7 +61,7 @@ class _StandIn:
         sigmas: Any = None,
         timesteps: Any = None,
     ) -> None:
-        """Keep the one that there is: a learned solver has its own times, too, whatever the pipeline would shift."""
+        """Keep those that there are: a learned solver has its own times, too, whatever the pipeline would shift."""
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         pass
@@ -75,7 +79,10 @@ class _StandIn:
         eta: float = 0.0,
         **options: Any,
     ) -> Any:
-        raise _Captured(model_output, sample)
+        self._outputs.append(model_output)
+        if len(self._outputs) == len(self.timesteps):
+            raise _Captured(self._outputs, sample)
+        return SchedulerOutput(prev_sample=sample) if return_dict else (sample,)
 
 
 class _Noise(TorchFunctionMode):
@@ -127,9 +134,13 @@ class Driven:
             timestep: a scalar, in units of the pipeline's training steps; it may be fractional.
             cond: of each sample, as `Encoded.cond`, or labels of classes.
         """
-        output, _ = self._called(timestep.reshape(1), len(x), cond, x.to(self.dtype))
+        return self.steps(x, timestep.reshape(1), cond)[0]
+
+    def steps(self, x: torch.Tensor, timesteps: torch.Tensor, cond: Any = None) -> list[torch.Tensor]:
+        """What it hands its scheduler at each of several steps from the same state."""
+        outputs, _ = self._called(timesteps, len(x), cond, x.to(self.dtype))
         # A batch that is doubled for guidance has the same in both halves; behind the prediction is a variance.
-        return output[: len(x), : x.shape[1]].to(x.dtype)
+        return [output[: len(x), : x.shape[1]].to(x.dtype) for output in outputs]
 
     def decode(self, x: torch.Tensor, cond: Any = None) -> torch.Tensor:
         """Images (batch, height, width, channels) in [-1, 1] of states without noise; of a video its middle frame."""
@@ -152,12 +163,12 @@ class Driven:
             return outputs[-1]
 
         with torch.no_grad():
-            arguments = self._arguments("latent", len(prompts)) | {"prompt": [*prompts]}
+            arguments = self._arguments("latent", len(prompts), 1) | {"prompt": [*prompts]}
             _run(self.pipe, torch.zeros(0, device=self.pipe._execution_device), arguments, record)
         return outputs
 
-    def _arguments(self, output_type: str, count: int) -> dict[str, Any]:
-        fixed = {"num_inference_steps": 1, "output_type": output_type, "return_dict": False}
+    def _arguments(self, output_type: str, count: int, steps: int) -> dict[str, Any]:
+        fixed = {"num_inference_steps": steps, "output_type": output_type, "return_dict": False}
         # Of a list of prompts some pipelines take one negative prompt, and all take as many.
         own = {name: [value] * count if name in self._texts else value for name, value in self.options.items()}
         return {name: value for name, value in fixed.items() if name in self.takes} | own
@@ -165,7 +176,7 @@ class Driven:
     def _called(
         self, timesteps: torch.Tensor, count: int, cond: Any, x: torch.Tensor | None = None, output_type: str = "latent"
     ) -> tuple[Any, Any]:
-        arguments, drawn, encode = self._arguments(output_type, count), nullcontext(), None
+        arguments, drawn, encode = self._arguments(output_type, count, max(len(timesteps), 1)), nullcontext(), None
         arguments |= _CONDITIONS[self.conditions](cond, count)
         if self.encoded is not None:
             given = iter(self.encoded.of(cond))
@@ -191,7 +202,7 @@ def _loop(pipe: Any) -> Callable[..., Any]:
 
 
 def _run(pipe: Any, timesteps: torch.Tensor, arguments: dict[str, Any], encode: Any = None) -> tuple[Any, Any]:
-    """What the call hands its scheduler, and the state; or what it returns, and None."""
+    """What the call hands its scheduler, step by step, and the state; or what it returns, and None."""
     own = copy.copy(pipe)  # the call sets attributes
     vars(own)["scheduler"] = _StandIn(pipe.scheduler, timesteps)
     if encode is not None:
@@ -199,7 +210,7 @@ def _run(pipe: Any, timesteps: torch.Tensor, arguments: dict[str, Any], encode: 
     try:
         return _loop(pipe)(own, **arguments)[0], None
     except _Captured as captured:
-        return captured.output, captured.sample
+        return captured.outputs, captured.sample
 
 
 def opened(folder: str, dtype: torch.dtype, options: Mapping[str, Any]) -> Driven:
