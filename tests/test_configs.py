@@ -66,11 +66,12 @@ def test_a_configuration_opens_with_its_command_and_what_was_measured_or_what_it
     assert any(word in opening for word in (("Needs",) if needed else ("Measured", "Not measured.")))
 
 
-# One of each kind of space and learner runs to the end; times does in test_experiments.py.
+# One of each kind of space and learner runs to the end; times does in test_experiments.py, diffusers in
+# test_pipelines.py.
 WHOLE = ("docking", "gaussian", "gs", "paper", "stable_diffusion")
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case[0].stem not in WHOLE], ids=_id)
+@pytest.mark.parametrize("case", [case for case in CASES if case[0].stem not in (*WHOLE, "diffusers")], ids=_id)
 def test_a_configuration_can_be_run_and_its_network_predicts(case, tmp_path):
     config = shrink(load(*case), tmp_path)
     model = Run.of(config).model
