@@ -207,7 +207,7 @@ def test_guidance_is_the_pipeline_s_own_default_unless_options_say_another(saved
 
 
 def test_guidance_that_depends_on_the_step_s_number_is_refused(saved):
-    with pytest.raises(ValueError, match=r"predicts depends on a step's number.*skip_guidance"):
+    with pytest.raises(ValueError, match=r"predicts depends on the number of a step.*skip_guidance"):
         loaded(saved, "sd3", skip_guidance_layers=[0], guidance_scale=4.0)
 
 
@@ -416,6 +416,12 @@ class _WithoutScheduler:
 def test_a_pipeline_that_cannot_be_driven_is_told_what_it_lacks_and_where_to_go(kind, message):
     with pytest.raises(ValueError, match=f"FOLDER: {message}.*rite the network's call yourself"):
         pipelines.check(pipelines.Driven(kind()), "FOLDER")
+
+
+def test_lists_among_the_options_are_tuples(saved, prompts):
+    """To which SDXL's call adds others."""
+    options = json.dumps({"crops_coords_top_left": [3, 4]})
+    pretrained.load("diffusers", file=str(saved("sdxl")[2]), prompts=str(prompts), options=options, decoded=False)
 
 
 def test_classes_are_named_or_numbered_or_all_of_them(saved, tmp_path):

@@ -163,12 +163,13 @@ class Driven:
             return outputs[-1]
 
         with torch.no_grad():
-            arguments = self._arguments("latent", len(prompts), 1) | {"prompt": [*prompts]}
+            arguments = self._arguments("latent", len(prompts), 0) | {"prompt": [*prompts]}
             _run(self.pipe, torch.zeros(0, device=self.pipe._execution_device), arguments, record)
         return outputs
 
     def _arguments(self, output_type: str, count: int, steps: int) -> dict[str, Any]:
-        fixed = {"num_inference_steps": steps, "output_type": output_type, "return_dict": False}
+        # Mochi divides by half of the steps.
+        fixed = {"num_inference_steps": max(steps, 2), "output_type": output_type, "return_dict": False}
         # Of a list of prompts some pipelines take one negative prompt, and all take as many.
         own = {name: [value] * count if name in self._texts else value for name, value in self.options.items()}
         return {name: value for name, value in fixed.items() if name in self.takes} | own
@@ -176,7 +177,7 @@ class Driven:
     def _called(
         self, timesteps: torch.Tensor, count: int, cond: Any, x: torch.Tensor | None = None, output_type: str = "latent"
     ) -> tuple[Any, Any]:
-        arguments, drawn, encode = self._arguments(output_type, count, max(len(timesteps), 1)), nullcontext(), None
+        arguments, drawn, encode = self._arguments(output_type, count, len(timesteps)), nullcontext(), None
         arguments |= _CONDITIONS[self.conditions](cond, count)
         if self.encoded is not None:
             given = iter(self.encoded.of(cond))

@@ -51,7 +51,11 @@ def _options(given: str) -> dict[str, Any]:
         raise ValueError(
             f"network.options must be an object of JSON, such as '{{\"height\": 512}}', got {given!r:.200}"
         )
-    return options
+    # JSON has lists for tuples; a list of texts is a list to the pipelines, too.
+    return {
+        name: tuple(one) if isinstance(one, list) and str not in map(type, one) else one
+        for name, one in options.items()
+    }
 
 
 def _prompts(settings: Settings, pipe: Any) -> list[str]:
