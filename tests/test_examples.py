@@ -31,6 +31,11 @@ def test_a_network_of_ones_own_samples_best_with_learned_times(capsys):
     assert "learned" in capsys.readouterr().out.splitlines()[1]
 
 
+def test_a_pytorch_module_samples_best_with_learned_times():
+    errors = example("own_pytorch").main()
+    assert errors["learned"] < 0.1 * errors["logsnr"]
+
+
 def test_a_galaxy_network_learns_and_saves(tmp_path):
     path = tmp_path / "new" / "schedule.json"
     errors = example("learn_schedule").main(path, count=4, steps=4, batch_size=2)

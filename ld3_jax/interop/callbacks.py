@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
@@ -72,7 +73,7 @@ def _primitive(method: str, outputs: Callable[..., Any]) -> Primitive:
     operation.multiple_results = several
 
     def abstract(*avals: Any, host: Host) -> Any:
-        shapes = jax.tree.map(lambda one: jax.core.ShapedArray(one.shape, one.dtype), outputs(*avals))
+        shapes = jax.tree.map(lambda one: ShapedArray(one.shape, one.dtype), outputs(*avals))
         return [*shapes] if several else shapes
 
     def compute(*args: Any, host: Host) -> Any:
@@ -129,7 +130,7 @@ def _along_transposed(ct: Any, dx: Any, dt: Any, *where: Any, host: Host) -> Seq
 
 
 def _back_transposed(cts: Sequence[Any], ct: Any, *where: Any, host: Host) -> Sequence[Any]:
-    of_x, of_t = (jnp.zeros(one.aval.shape, one.aval.dtype) if isinstance(one, ad.Zero) else one for one in cts)
+    of_x, of_t = (ad.instantiate_zeros(one) for one in cts)
     return [_along.bind(of_x, of_t, *where, host=host)] + [None] * len(where)
 
 
