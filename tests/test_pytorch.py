@@ -1,7 +1,11 @@
 """PyTorch modules as networks of JAX."""
 
+import re
+from pathlib import Path
+
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -301,3 +305,29 @@ def test_without_gradients_gauss_newton_still_learns():
         jax.grad(lambda x: network(x, 0.5).sum())(x)
     along = jax.jvp(lambda t: network(x, t), (0.5,), (1.0,))[1]
     np.testing.assert_allclose(along, jax.jvp(lambda t: network_of("plain")(x, t), (0.5,), (1.0,))[1], atol=2e-2)
+
+
+def test_the_page_on_pytorch_runs(tmp_path, monkeypatch):
+    (code,) = re.findall("```python\n(.*?)```", Path("docs/pytorch.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    code = code.replace("64, 64", "8, 8").replace(" 100, ", " 6, ").replace("key(1))", "key(1), learner=learner)")
+    learner = learning.GaussNewton(steps=1, batch_size=6, validate_every=1)
+    small = torch.nn.Conv2d(4, 3, 3, padding=1)
+
+    class Module(torch.nn.Module):
+        def forward(self, x, t):
+            return small(torch.cat([x, torch.sin(t / 1000).reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8)], 1))
+
+    names = {"given": Module().eval(), "learner": learner}
+    exec(code.replace("module = ...  ", "module = given"), names)
+    x_T = np.random.default_rng(0).standard_normal((2, 3, 8, 8), np.float32)
+    with torch.no_grad():
+        there = names["interop"].solve(
+            names["table"],
+            lambda x, t: names["module"](x, torch.full((len(x),), 1000 * t)),
+            torch.tensor(x_T),
+            "flow",
+        )
+    here = names["learned"].sample(names["model"], names["schedule"], jnp.asarray(x_T))
+    np.testing.assert_allclose(there, here, atol=1e-4)
+    assert names["x_0"].shape == (8, 3, 8, 8)
