@@ -14,7 +14,6 @@ from ld3_jax.interop.exported_lists import Listed
 from ld3_jax.interop.standalone.table import from_record
 from ld3_jax.learning import Learned
 from ld3_jax.noise_schedule import NoiseSchedule
-from ld3_jax.solvers import to_record
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ class Source:
         if self.record.get("table") is not None:
             from_record(self.record["table"])
             return self.record["table"]
-        learned, schedule = self.learned, self.schedule()
-        table = to_record(learned.table(schedule), schedule, learned.t, learned.solver, learned.model.get("predicts"))
+        schedule = self.schedule()
+        table = self.learned.plain_table(schedule)
         if table is None:
             raise ValueError(f"a table of plain numbers is of vectors with one time for all, got {schedule}")
         return table
