@@ -19,7 +19,7 @@ from ml_collections import config_dict
 from experiments import command, configuration
 from experiments.command import path_flag
 from experiments.configuration import naming
-from ld3_jax import comparison, grids, interpolate, learning, pretrained, starts
+from ld3_jax import comparison, grids, interpolate, learning, pretrained, starting_at, starts
 from ld3_jax.batches import equal_batches
 from ld3_jax.comparison import Judge
 from ld3_jax.interop import imported_files
@@ -67,6 +67,7 @@ class Run:
         learn, of = config.learn, config.teacher
         with naming("solver", config.solver):
             solver = configuration.solver(config.solver)
+        with naming("solver.start"):
             _ = starts.parse(config.solver.start) if config.solver.start else None
         init = configuration.start(learn.init, solver)
         with naming("learn", learn, configuration.KEYS):
@@ -100,8 +101,10 @@ class Run:
             if isinstance(self.init, Learned):
                 self.init.check_range(schedule)
                 if self.init.t_start != schedule.t_start:
-                    ours, theirs = (at or "full noise" for at in (schedule.t_start, self.init.t_start))
-                    raise ValueError(f"it was learned from {theirs} on, and this student starts at {ours}")
+                    theirs, ours = (
+                        f"t = {at:g}" if at else "full noise" for at in (self.init.t_start, schedule.t_start)
+                    )
+                    raise ValueError(f"it was learned from {theirs} on, and solver.start is {ours}")
             first = "uniform" if isinstance(start, str) and start == "race" else start
             times = learning.on_grid(first, schedule, self.solver) if isinstance(first, str) else first
             self.parametrisation.init(times, schedule, self.solver)
@@ -205,6 +208,7 @@ def schedule_flags() -> None:
     flags.DEFINE_integer("nfe", None, "Network calls; default the schedule's own number.", lower_bound=1)
     images = "Of a schedule that starts below full noise: its images, .npy, .npz or a folder; default the teacher's."
     path_flag("images", None, images)
+    flags.DEFINE_string("start", None, "Of schedules with several starts, with --nfe: t=, sigma= or strength=NUMBER.")
     for name, flag in _MOVED.items():
         path_flag(flag, None, f"The schedule's network.{name}, if it lies elsewhere.")
 
@@ -215,6 +219,8 @@ def given_schedules() -> list[Path]:
     paths = [named] if Path(named).exists() else named.split(",")
     if not all(paths):
         raise ValueError(f"--schedule={named}: a file's name must not be empty")
+    if flags.FLAGS.nfe is None and flags.FLAGS.start is not None:
+        raise ValueError(f"--start={flags.FLAGS.start} is for schedules that are interpolated, with --nfe")
     if flags.FLAGS.nfe is None and len(paths) > 1:
         raise ValueError(f"{len(paths)} schedules are interpolated: --nfe says for how many network calls")
     return [Path(path) for path in paths]
@@ -228,7 +234,7 @@ def load_given(teacher: Teacher = _TEACHER) -> tuple[Learned, Pretrained]:
     """
     here = {name: flags.FLAGS[flag].value for name, flag in _MOVED.items()}
     here = {name: path for name, path in here.items() if path}
-    learned, model = load_schedule(given_schedules(), flags.FLAGS.nfe, here, teacher)
+    learned, model = load_schedule(given_schedules(), flags.FLAGS.nfe, here, teacher, flags.FLAGS.start)
     if images := flags.FLAGS.images:
         if learned.t_start is None:
             raise ValueError(f"--images={images}: {flags.FLAGS.schedule} starts at full noise, from no images")
@@ -242,6 +248,7 @@ def load_schedule(
     nfe: int | None = None,
     here: Mapping[str, str] | None = None,
     teacher: Teacher = _TEACHER,
+    start: str | None = None,
 ) -> tuple[Learned, Pretrained]:
     """Read schedules, and load the model that they were learned for.
 
@@ -250,6 +257,7 @@ def load_schedule(
         nfe: for how many network calls; None: as the one file says.
         here: settings that say where the model's files are now. A file is downloaded only to where they say.
         teacher: what makes the images of a schedule that starts below full noise.
+        start: with nfe, from which start on, as `solver.start` has it; None: as all files say.
 
     Returns:
         What was learned, and its model, from the same start on.
@@ -264,7 +272,8 @@ def load_schedule(
     try:
         if nfe is not None:
             several = [one for path in paths for one in learning.load_several(path, schedule)]
-            learned = interpolate(several, nfe, schedule)
+            t_start = starting_at(schedule, **starts.parse(start)).t_start if start else None
+            learned = interpolate(several, nfe, schedule, t_start=t_start)
         drawn.check_model(learned.model, model)
         jax.eval_shape(partial(learned.table, schedule))  # refuses what does not fit
     except ValueError as error:

@@ -18,7 +18,6 @@ from ld3_jax.grids import edm
 from ld3_jax.noise_schedule import NoiseSchedule
 from ld3_jax.ranges import NUMBER, POSITIVE, STATES, Range, check, entrance, instance, settle
 from ld3_jax.solvers.record import noise_level, process_of_schedule
-from ld3_jax.space import Space
 from ld3_jax.teacher import draw_noise
 
 _KINDS = {"t": NUMBER, "sigma": POSITIVE, "strength": Range(0, 1, above=True)}
@@ -48,6 +47,7 @@ class StartingAt(NoiseSchedule):
             raise ValueError(f"a start below full noise is for states with one time, got {self.of}")
         _check(self.of, self.t_start, f"t={self.t_start:g}")
         object.__setattr__(self, "of", self.of.whole)
+        object.__setattr__(self, "space", self.of.space)
 
     @property
     def whole(self) -> NoiseSchedule:
@@ -65,10 +65,6 @@ class StartingAt(NoiseSchedule):
     def prior_scale(self) -> float:
         with jax.ensure_compile_time_eval():
             return float(self.of.sigma(jnp.asarray(self.t_start)))
-
-    @property
-    def space(self) -> Space:
-        return self.of.space
 
     def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
         return self.of.log_alpha(t)
@@ -157,7 +153,7 @@ def parse(text: str) -> dict[str, float]:
     except ValueError:
         found = {}
     if not found:
-        raise ValueError(f"start must be one of t=NUMBER, sigma=NUMBER and strength=NUMBER, got {text!r}")
+        raise ValueError(f"it must be one of t=NUMBER, sigma=NUMBER and strength=NUMBER, got {text!r}")
     return check(found, {name: _KINDS[name]})
 
 

@@ -82,8 +82,10 @@ def _table(source: Source) -> Written:
 
 
 def _list(listing: Callable[..., Listed], source: Source, **options: Any) -> Written:
-    listed = listing(source.learned, from_record(source.table()), **options)
-    notes = [*listed.notes, *(f"not in it: {part}" for part in listed.lost)]
+    table = from_record(source.table())
+    listed = listing(source.learned, table, **options)
+    below = f"for an image with the noise {table.levels[0]:.5g}, of {table.full_noise}; not for noise alone"
+    notes = [*[below] * (table.full_noise is not None), *listed.notes, *(f"not in it: {part}" for part in listed.lost)]
     if listed.record is None:
         content = exported_lists.text(listed.values) + "\n"
     else:

@@ -169,7 +169,7 @@ def _check_fit(table: Table) -> None:
             sigma * next_alpha < next_sigma * alpha
             for (alpha, sigma), (next_alpha, next_sigma) in itertools.pairwise(grid)
         ),
-        "the prior_scale is not positive": table.full_noise is None and table.prior_scale <= 0,
+        "the prior_scale is not positive": table.prior_scale is not None and table.prior_scale <= 0,
         "full_noise and a prior_scale, or a start that is not below full_noise": table.full_noise is not None
         and (table.prior_scale is not None or table.full_noise <= table.levels[0]),
         "a history reaches back to before the first call": any(itertools.chain(*before)),
