@@ -98,12 +98,10 @@ class Run:
             self.teacher.solver.takes(schedule)
             grids.grid(self.teacher.grid, schedule, self.teacher.solver.n_steps)
         with naming("learn.init"):
-            if isinstance(self.init, Learned):
-                self.init.check_range(schedule)
-                if self.init.t_start != schedule.t_start:
-                    theirs, ours = (
-                        f"t = {at:g}" if at else "full noise" for at in (self.init.t_start, schedule.t_start)
-                    )
+            if isinstance(init := self.init, Learned):
+                init.check_range(schedule)
+                if init.t_start != schedule.t_start:
+                    theirs, ours = (f"t = {at:g}" if at else "full noise" for at in (init.t_start, schedule.t_start))
                     raise ValueError(f"it was learned from {theirs} on, and solver.start is {ours}")
             first = "uniform" if isinstance(start, str) and start == "race" else start
             times = learning.on_grid(first, schedule, self.solver) if isinstance(first, str) else first

@@ -60,9 +60,8 @@ def interpolate(
     above = [start for start in by_start if start > t_start]
     if not below or not above:
         raise ValueError(f"t_start must lie between those that were learned from, {sorted(by_start)}, got {t_start}")
-    return _between_starts(
-        *(_of_calls(by_start[at], nfe, schedule) for at in (max(below), min(above))), schedule, t_start
-    )
+    lower, upper = (_of_calls(by_start[at], nfe, schedule) for at in (max(below), min(above)))
+    return _between_starts(lower, upper, schedule, t_start)
 
 
 def _of_calls(learned: Sequence[Learned], nfe: int, schedule: NoiseSchedule) -> Learned:
