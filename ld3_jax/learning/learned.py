@@ -245,7 +245,9 @@ def _from_record(record: dict[str, Any], names: list[str]) -> Learned:
         raise ValueError("lacks coefficients or a curve, which a schedule of version 2 has")
     coefficients = None if change is None else _read_coefficients(change, solver, version)
     discretization = Discretization(jnp.asarray(t), jnp.asarray(t_c), coefficients)
-    start = record["t_start"] if version == WITH_START else None
+    start = float(record["t_start"]) if version == WITH_START else None
+    if start is not None and not np.allclose(t[:1], start, rtol=1e-5):
+        raise ValueError(f"t must start at t_start, {start:g}, got {t[:1].tolist()}")
     return Learned(solver, discretization, np.asarray(jnp.asarray(lam)), record["model"], record["losses"], start)
 
 

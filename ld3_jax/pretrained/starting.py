@@ -16,8 +16,10 @@ from ld3_jax.pretrained.model import Images, Pretrained
 from ld3_jax.ranges import shown
 from ld3_jax.teacher import Teacher, make_pairs
 
+_TEACHER = Teacher()
 
-def by_teacher(model: Pretrained, teacher: Teacher) -> Images:
+
+def by_teacher(model: Pretrained, teacher: Teacher = _TEACHER) -> Images:
     """A model's own samples, by a teacher from full noise.
 
     Args:
