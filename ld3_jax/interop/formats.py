@@ -84,7 +84,7 @@ def _table(source: Source) -> Written:
 def _list(listing: Callable[..., Listed], source: Source, **options: Any) -> Written:
     table = from_record(source.table())
     listed = listing(source.learned, table, **options)
-    below = f"for an image with the noise {table.levels[0]:.5g}, of {table.full_noise}; not for noise alone"
+    below = f"it starts from an image with noise {table.levels[0]:.5g}, not from noise alone"
     notes = [*[below] * (table.full_noise is not None), *listed.notes, *(f"not in it: {part}" for part in listed.lost)]
     if listed.record is None:
         content = exported_lists.text(listed.values) + "\n"

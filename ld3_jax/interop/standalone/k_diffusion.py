@@ -96,7 +96,7 @@ def _check(sigmas: torch.Tensor, table: Table) -> None:
 def _start(table: Table) -> str:
     if table.full_noise is None:
         return "from full noise (a denoise of 1)"
-    return f"from an image with the noise {table.levels[0]:.5g} of {table.full_noise:.5g} (a denoise below 1)"
+    return f"from an image with noise {table.levels[0]:.5g}, below the full {table.full_noise:.5g} (a denoise below 1)"
 
 
 def _check_latent(model: Any, table: Table) -> None:

@@ -150,6 +150,8 @@ def from_record(record: Any) -> Table:
         raise ValueError(f"the table's columns must have one length, got {lengths}, and {steps} steps")
     numbers = itertools.chain(*(getattr(table, name) for name in columns if "_history" not in name))
     first = table.prior_scale if table.full_noise is None else table.full_noise
+    if None not in (table.prior_scale, table.full_noise):
+        raise ValueError("the table must have a prior_scale, or null and full_noise where it starts below, got both")
     if not all(map(_is_number, [*numbers, *itertools.chain(*table.correct_history, *table.predict_history), first])):
         raise ValueError("the table's numbers must be finite")
     _check_fit(table)
@@ -170,8 +172,7 @@ def _check_fit(table: Table) -> None:
             for (alpha, sigma), (next_alpha, next_sigma) in itertools.pairwise(grid)
         ),
         "the prior_scale is not positive": table.prior_scale is not None and table.prior_scale <= 0,
-        "full_noise and a prior_scale, or a start that is not below full_noise": table.full_noise is not None
-        and (table.prior_scale is not None or table.full_noise <= table.levels[0]),
+        "it does not start below full_noise": table.full_noise is not None and table.full_noise <= table.levels[0],
         "a history reaches back to before the first call": any(itertools.chain(*before)),
     }
     if found := [text for text, is_so in wrong.items() if is_so]:
