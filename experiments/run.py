@@ -100,9 +100,8 @@ class Run:
         with naming("learn.init"):
             if isinstance(init := self.init, Learned):
                 init.check_range(schedule)
-                if init.t_start != schedule.t_start:
-                    theirs, ours = (f"t = {at:g}" if at else "full noise" for at in (init.t_start, schedule.t_start))
-                    raise ValueError(f"it was learned from {theirs} on, and solver.start is {ours}")
+                if init.range(schedule) != schedule:
+                    raise ValueError(f"it was learned from t = {init.t_start:g} on, and this student from {schedule}")
             first = "uniform" if isinstance(start, str) and start == "race" else start
             times = learning.on_grid(first, schedule, self.solver) if isinstance(first, str) else first
             self.parametrisation.init(times, schedule, self.solver)

@@ -103,19 +103,19 @@ def starting_at(
         raise ValueError(f"a start below full noise is given by one of {list(_KINDS)}, got {given or 'none'}")
     ((name, value),) = check(given, {name: _KINDS[name] for name in given}).items()
     found = _TIMES[name](schedule.whole, value)
-    _check(schedule, found, f"{name}={value:g}", or_equal=True)
-    return schedule if found == schedule.t_start else StartingAt(schedule.whole, found)
+    if schedule.t_start is not None and math.isclose(found, schedule.t_start, rel_tol=1e-6):
+        return schedule
+    _check(schedule, found, f"{name}={value:g}")
+    return StartingAt(schedule.whole, found)
 
 
-def _check(schedule: NoiseSchedule, t: float, given: str, *, or_equal: bool = False) -> None:
-    low, high, at_end = schedule.t_min, schedule.t_max, schedule.t_start is not None and or_equal
-    if not (low < t < high or (at_end and t == high)):
+def _check(schedule: NoiseSchedule, t: float, given: str) -> None:
+    low, high = schedule.t_min, schedule.t_max
+    if not low < t < high:
         levels = [noise_level(schedule, float(end)) for end in (low, high)]
         raise ValueError(
-            f"a start must lie above t_min = {low:g} (sigma = {levels[0]:.4g}) and "
-            f"{'not above' if at_end else 'below'} t_max = {high:g} (sigma = {levels[1]:.4g}), got {given}"
-            + f", which is t = {t:.6g}"
-            * (given != f"t={t:g}")
+            f"a start must lie above t_min = {low:g} (sigma = {levels[0]:.4g}) and below t_max = {high:g} "
+            f"(sigma = {levels[1]:.4g}), got {given}" + f", which is t = {t:.6g}" * (given != f"t={t:g}")
         )
 
 
