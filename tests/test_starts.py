@@ -314,7 +314,7 @@ def test_the_commands_learn_and_sample_from_a_start(tmp_path):
         ({"solver.start": "t=0.5", "data.file": "{}/few.npy"}, "has 3 states, train + valid + test are 14"),
         (
             {"learn.init": "{}/start.json"},
-            "learn.init: it was learned from t = 0.304631 on, and this student from VPLinear(",
+            "learn.init: it was learned from t = 0.304631 on, and this student from VP",
         ),
     ],
 )

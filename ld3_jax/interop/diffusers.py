@@ -1,6 +1,5 @@
 """A learned solver as a scheduler of diffusers' pipelines."""
 
-import math
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +10,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
 
 from ld3_jax.interop.standalone.table import State, Table, advanced, converted, from_record, read
+from ld3_jax.interop.strength import Start
 
 # What a network predicts, as diffusers names it; x_0 - eps has no name there.
 _OUTPUTS = {"epsilon": "noise", "sample": "data", "v_prediction": "v", "flow_prediction": "flow"}
@@ -19,7 +19,6 @@ _KINDS: dict[str | None, str] = {"vp": "variance-preserving noise", "ve": "varia
 _FLOW_STEPS = 1000  # what flows' networks multiply their time by
 _CLOSE = 0.05  # of timesteps: two ways to the same noise level
 _NOISE_ALONE = 1e-3  # alpha of a state without signal
-_WHOLE = "pass strength=1 (SDXL inpainting's default is 0.9999), no denoising_start, or use pipe.scheduler.replaced()"
 
 
 class LearnedScheduler(SchedulerMixin, ConfigMixin):
@@ -69,7 +68,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         # alpha and sigma of the state at each call
         self._states = [one if i % per_step else ends[i // per_step] for i, one in network]
         noise = [b if rows.process == "flow" else b / a for a, b in self._states]
-        self.sigmas, self._strength = torch.tensor([*noise, rows.levels[-1]]), self._learned_strength()
+        self.sigmas, self._start = torch.tensor([*noise, rows.levels[-1]]), Start.of(rows, self.config)
         self.step_index: int | None = None
         self._state: State | None = None
 
@@ -116,7 +115,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
     def init_noise_sigma(self) -> float:
         """Standard deviation of the first state, where it is noise alone; else a ValueError."""
         if self._table.prior_scale is None:
-            raise ValueError(f"what was learned starts from an image, not from noise alone; {self._remedy()}")
+            raise ValueError(f"what was learned starts from an image, not from noise alone; {self._start.remedy()}")
         return self._table.prior_scale
 
     def set_begin_index(self, begin_index: int = 0) -> None:
@@ -125,45 +124,9 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
             first = len(self.timesteps) - self._table.calls
             raise ValueError(
                 f"what was learned starts at its first call{f', number {first} here' * bool(first)}, not at call "
-                f"{begin_index}; {self._remedy()}"
+                f"{begin_index}; {self._start.remedy()}"
             )
         self.begin_index = begin_index
-
-    def _learned_strength(self, mu: float | None = None) -> float | None:
-        """The strength of image to image that starts at the level it was learned from; None for full noise.
-
-        It is the share of the steps of training; of flows, of the level before the pipeline's own shift.
-        """
-        config, sigma = self.config, self._table.grid_sigma[0]
-        if self._table.full_noise is None:
-            return None
-        if self._table.process != "flow":
-            return round((config["timesteps"][0] + 1) / config["num_train_timesteps"], 4)
-        if not config.get("use_dynamic_shifting"):
-            shift = config.get("shift", 1.0)
-        elif mu is None:
-            shift = 1.0
-        else:
-            shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
-        return round(sigma / (shift - (shift - 1) * sigma), 4)
-
-    def _numbers(self) -> list[int]:
-        """The num_inference_steps of which the strength makes all calls that were learned: by pipelines that round the
-        calls down, and by those that round them up."""
-        calls, share = self._table.calls, self._strength or 1.0
-        numbers = range(calls, math.ceil(calls / share) + 2)
-        down = next(n for n in numbers if int(n * share) == calls)
-        return [down, *(n for n in reversed(numbers) if n - int(n - n * share) == calls)][:2]
-
-    def _remedy(self) -> str:
-        if self._strength is None:
-            return _WHOLE
-        down, up = self._numbers()
-        rounded = f" ({up} where it rounds up, as Flux's and SD3's do)" * (up != down)
-        return (
-            f"in a pipeline of image to image or inpainting pass strength={self._strength:g} and "
-            f"num_inference_steps={down}{rounded}"
-        )
 
     def set_timesteps(
         self,
@@ -184,12 +147,10 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         if not all(hasattr(times, "__len__") and np.ndim(times) for times in given):
             raise ValueError(f"sigmas and timesteps must be lists, one number for each call, got {given!r:.80}")
         asked_for: list[Any] = [num_inference_steps, *map(len, given)]
-        self._strength = self._learned_strength(mu)
-        allowed, number = [calls] if self._strength is None else self._numbers(), calls
+        self._start, number = Start.of(self._table, self.config, mu), calls
         for asked in asked_for:
-            if np.ndim(asked) or asked not in (None, *allowed):
-                how = f"num_inference_steps must be {calls}" if self._strength is None else self._remedy()
-                raise ValueError(f"learned for {calls} network calls: {how}, got {asked}")
+            if np.ndim(asked) or not (asked is None or self._start.fits(asked)):
+                raise ValueError(f"learned for {calls} network calls: {self._start.of_number()}, got {asked}")
             number = number if asked is None else asked
         before, learned, sigmas = number - calls, self.config["timesteps"], self.sigmas[-calls - 1 :]
         left_out = np.linspace(max(len(self) - 1, learned[0]), learned[0], before, endpoint=False)
@@ -233,9 +194,9 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         below = self._table.full_noise is not None
         if (calls or below) and i not in calls:
             of = f"of call {calls[0]}" if calls else f"{now:g}, which was not learned"
-            raise ValueError(f"call {i} got the timestep {of}; {self._remedy()}")
+            raise ValueError(f"call {i} got the timestep {of}; {self._start.remedy()}")
         if below and not (self.begin_index or self._noised):
-            raise ValueError(f"what was learned starts from an image, and none was noised; {self._remedy()}")
+            raise ValueError(f"what was learned starts from an image, and none was noised; {self._start.remedy()}")
         if self.config.get("variance_type") in ("learned", "learned_range"):
             model_output = model_output[:, : sample.shape[1]]
         if model_output.shape != sample.shape:
