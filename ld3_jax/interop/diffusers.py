@@ -151,7 +151,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         for asked in asked_for:
             if np.ndim(asked) or not (asked is None or self._start.fits(asked)):
                 raise ValueError(f"learned for {calls} network calls: {self._start.of_number()}, got {asked}")
-            number = number if asked is None else asked
+            number = number if asked is None else int(asked)
         before, learned, sigmas = number - calls, self.config["timesteps"], self.sigmas[-calls - 1 :]
         left_out = np.linspace(max(len(self) - 1, learned[0]), learned[0], before, endpoint=False)
         self.num_inference_steps = number

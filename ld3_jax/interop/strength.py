@@ -47,7 +47,7 @@ class Start(NamedTuple):
         return cls(table.calls, _short(sigma / (shift - (shift - 1) * sigma)))
 
     def fits(self, number: Any) -> bool:
-        """Whether a num_inference_steps makes all calls, of pipelines that round them down or of those that round up."""
+        """Whether a num_inference_steps makes all calls, of pipelines that round down or of those that round up."""
         if self.strength is None:
             return number == self.calls
         known = range(self.calls, math.ceil((self.calls + 1) / self.strength) + 1)
