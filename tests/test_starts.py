@@ -190,11 +190,14 @@ def test_another_range_is_refused(learned, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"full_noise": None}, "numbers must be finite"),  # as a reader of before there were starts has it
-        ({"prior_scale": 1.0}, "must have a prior_scale, or null and full_noise .* got both"),
+        (
+            {"full_noise": None},
+            "must have a prior_scale, or full_noise",
+        ),
+        ({"prior_scale": 1.0}, "and not both"),
         ({"full_noise": 1.0}, "it does not start below full_noise"),
         ({"full_noise": "much"}, "numbers must be finite"),
-        ({"prior_scale": "1"}, "got both"),
+        ({"prior_scale": "1"}, "and not both"),
     ],
 )
 def test_a_table_that_contradicts_its_start_is_refused(change, message):

@@ -191,7 +191,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         except (TypeError, ValueError, IndexError, RuntimeError) as error:
             raise ValueError(f"timestep must be one of {self.timesteps.tolist()}, got {timestep!r:.80}") from error
         calls = [call for call, t in enumerate(self.config["timesteps"]) if abs(t - now) < _CLOSE]
-        below = self._table.full_noise is not None
+        below = self._start.strength is not None
         if (calls or below) and i not in calls:
             of = f"of call {calls[0]}" if calls else f"{now:g}, which was not learned"
             raise ValueError(f"call {i} got the timestep {of}; {self._start.remedy()}")

@@ -32,8 +32,7 @@ def interpolate(
         learned: one or more, of one solver and one model, each for another number of calls or another start.
         nfe: the number of calls that is wanted.
         schedule: the model's noise schedule.
-        t_start: the start that is wanted; None: the one that all have. It lies between those of the others, of which
-            one from full noise has t_max.
+        t_start: the start that is wanted, between those of the others; full noise is t_max. None: that of all.
 
     Returns:
         The one that was learned for `nfe` calls from this start on, as it is, or else times between those of the

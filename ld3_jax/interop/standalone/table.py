@@ -149,10 +149,11 @@ def from_record(record: Any) -> Table:
     if len(set(lengths.values())) != 1 or len(table.grid_sigma) != steps + 1 or not 0 < steps <= table.calls:
         raise ValueError(f"the table's columns must have one length, got {lengths}, and {steps} steps")
     numbers = itertools.chain(*(getattr(table, name) for name in columns if "_history" not in name))
-    first = table.prior_scale if table.full_noise is None else table.full_noise
-    if None not in (table.prior_scale, table.full_noise):
-        raise ValueError("the table must have a prior_scale, or null and full_noise where it starts below, got both")
-    if not all(map(_is_number, [*numbers, *itertools.chain(*table.correct_history, *table.predict_history), first])):
+    first = [one for one in (table.prior_scale, table.full_noise) if one is not None]
+    if len(first) != 1:
+        raise ValueError("the table must have a prior_scale, or full_noise where it starts below that, and not both")
+    histories = itertools.chain(*table.correct_history, *table.predict_history)
+    if not all(map(_is_number, [*numbers, *histories, *first])):
         raise ValueError("the table's numbers must be finite")
     _check_fit(table)
     return table
