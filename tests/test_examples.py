@@ -93,3 +93,8 @@ def test_a_new_learner_gets_below_the_start():
 def test_a_new_domain_on_a_manifold_learns_too():
     before, after = example("add_domain").main()
     assert after < 0.5 * before
+
+
+def test_image_to_image_is_learned_from_data_of_one_s_own():
+    errors = example("image_to_image").main()
+    assert errors.pop("learned") < 0.5 * min(errors.values())
