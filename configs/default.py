@@ -30,6 +30,8 @@ def get_config() -> config_dict.ConfigDict:
     c.solver.lower_order_final = True  # whether the order falls over the last steps (dpmpp, unipc)
     c.solver.last_sigma = config_dict.placeholder(float)  # 0: ends in a data prediction, as programs do; None: at t_min
 
+    c.solver.start = ""  # below full noise, for image to image: t=0.5, sigma=2.0 or strength=0.6; "": at full noise
+
     c.teacher = config_dict.ConfigDict()
     c.teacher.name = "unipc"
     c.teacher.nfe = 40
@@ -47,6 +49,7 @@ def get_config() -> config_dict.ConfigDict:
     c.data.train = 100  # for the gradient
     c.data.valid = 0  # to choose the best step; 0: those of the gradient do both
     c.data.test = 100  # for the comparison at the end: never seen while learning
+    c.data.file = ""  # of solver.start: states to start from, .npy, .npz or a folder; "": the teacher's own samples
 
     c.learn = config_dict.ConfigDict()
     # l1 l2 rmse lpips inception, or both: l2 and rmse. The comparison at the end is in squared error, too.

@@ -114,6 +114,10 @@ def check_run(config: config_dict.ConfigDict) -> None:
     check(values, _ALLOWED | names | ({} if learn.init.endswith(".json") else {"learn.init": one_of([*times, "race"])}))
     if not learn.what or not set(learn.what) <= set(GROUPS):
         raise ValueError(f"learn.what must be some of {list(GROUPS)}, got {list(learn.what)}")
+    if config.data.file and not config.solver.start:
+        raise ValueError(f"data.file is what solver.start adds noise to, and there is none, got {config.data.file!r}")
+    if config.teacher.pairs and config.solver.start:
+        raise ValueError(f"teacher.pairs are of full noise, and solver.start is {config.solver.start!r}")
     if not config.teacher.cache:
         raise ValueError("teacher.cache must name a folder, got ''")
     if learn.batch_size > config.data.train:

@@ -5,7 +5,7 @@ python -m experiments.evaluate --schedule=runs/quasar5/schedule.json
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -43,11 +43,12 @@ def main() -> None:
         raise ValueError(f"--baselines takes some of {list(BASELINES)}, got {sorted(unknown)}")
     if _OUT.value:
         check_writable(Path(_OUT.value))
-    learned, model = run.load_given()
+    teacher = Teacher(solver, "logsnr", _BATCH.value, Path(_CACHE.value))
+    learned, model = run.load_given(teacher)
+    teacher = replace(teacher, identity=model.name)
     if _DISTANCES.value:
         comparison.check_distances(model, _NUM.value)
     comparison.shape_of_loss(learned.losses.get("loss", "l2"), model)  # before the teacher runs
-    teacher = Teacher(solver, "logsnr", _BATCH.value, Path(_CACHE.value), model.name)
     figures = _compare(learned, model, teacher)
     if _OUT.value:
         of_teacher = {"grid": teacher.grid, "solver": asdict(teacher.solver)}

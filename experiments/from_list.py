@@ -32,7 +32,8 @@ def main() -> None:
     run = Run.of(_CONFIG.value)
     solver, model = run.solver, run.model
     found = read_times(_LIST.value, model.schedule, solver.n_steps)
-    learned = Learned(solver, found, np.asarray(found.lam(model.schedule)), model.identity())
+    lam, t_start = np.asarray(found.lam(model.schedule)), model.schedule.t_start
+    learned = Learned(solver, found, lam, model.identity(), t_start=t_start)
     learned.save(out, model.schedule)
     print(f"wrote {out}: {_LIST.value} as {solver.n_steps} steps of {solver}")
 

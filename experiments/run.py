@@ -16,23 +16,23 @@ from absl import flags
 from jaxtyping import Array
 from ml_collections import config_dict
 
-from experiments import command, configuration
+from experiments import command, configuration, outline
 from experiments.command import path_flag
 from experiments.configuration import naming
-from ld3_jax import comparison, grids, interpolate, learning, pretrained
+from ld3_jax import comparison, grids, interpolate, learning, pretrained, starting_at, starts
 from ld3_jax.batches import equal_batches
 from ld3_jax.comparison import Judge
 from ld3_jax.interop import imported_files
 from ld3_jax.learning import Discretization, Ended, Learned, Student, Task
 from ld3_jax.learning.parametrisation import Parametrisation
 from ld3_jax.learning.task import Learner
-from ld3_jax.losses import l2
-from ld3_jax.pretrained import Pretrained, drawn
+from ld3_jax.pretrained import Pretrained, drawn, starting
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, Teacher
 
 # What a schedule's model is read from, and the flags that say where it is now.
 _MOVED = {"file": "weights", "first_stage": "first_stage", "prompts": "prompts", "text_encoder": "text_encoder"}
+_TEACHER = Teacher()
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +67,8 @@ class Run:
         learn, of = config.learn, config.teacher
         with naming("solver", config.solver):
             solver = configuration.solver(config.solver)
+        with naming("solver.start"):
+            _ = starts.parse(config.solver.start) if config.solver.start else None
         init = configuration.start(learn.init, solver)
         with naming("learn", learn, configuration.KEYS):
             parametrisation = configuration.parametrisation(learn, init)
@@ -96,36 +98,14 @@ class Run:
             self.teacher.solver.takes(schedule)
             grids.grid(self.teacher.grid, schedule, self.teacher.solver.n_steps)
         with naming("learn.init"):
-            if isinstance(self.init, Learned):
-                self.init.check_range(schedule)
-            self._first()
+            if isinstance(init := self.init, Learned):
+                init.check_range(schedule)
+                if init.range(schedule) != schedule:
+                    raise ValueError(f"it was learned from t = {init.t_start:g} on, and this student from {schedule}")
+            outline.first_numbers(self)
         with naming(f"learn (loss {self.config.learn.loss!r})"):
-            self.learner.check(self._outline(comparison.shape_of_loss(self.config.learn.loss, self.model)))
+            self.learner.check(outline.task(self, comparison.shape_of_loss(self.config.learn.loss, self.model)))
         return self
-
-    def _first(self) -> Any:
-        """The numbers at the start; at a race's, those of one grid."""
-        schedule, start = self.model.schedule, self.start
-        first = "uniform" if isinstance(start, str) and start == "race" else start
-        times = learning.on_grid(first, schedule, self.solver) if isinstance(first, str) else first
-        return self.parametrisation.init(times, schedule, self.solver)
-
-    def _outline(self, loss: Any = l2) -> Task:
-        """The task without pairs, before any network is called."""
-        student = learning.make_student(lambda x, t, cond: x, self.model.schedule, self.solver, loss)
-        return Task(student, None, None, None, self.parametrisation, self.learner)
-
-    def expected(self) -> str:
-        """The network calls to come and how long they take, in a line; "" where no call was timed."""
-        data, of, each = self.config.data, self.learner, self.model.seconds
-        if each is None:
-            return ""
-        pairs = self.teacher.solver.calls * (data.train + data.valid + data.test)
-        steps = of.steps * of.batch_size * of.calls(self._outline(), self._first())
-        return (
-            f"teacher: {pairs:,} network calls of about {each:.2g} s each, about {_minutes(pairs * each)}; "
-            f"learning: {steps:,} or more, about {_minutes(steps * each)}"
-        )
 
     @property
     def start(self) -> str | Discretization:
@@ -134,11 +114,22 @@ class Run:
 
     @cached_property
     def model(self) -> Pretrained:
-        """The model; of its prompts, as many as pairs are drawn."""
-        settings, data = dict(self.config.network), self.config.data
+        """The model, from solver.start on; of its prompts, as many as pairs are drawn."""
+        settings, data, start = dict(self.config.network), self.config.data, self.config.solver.start
+        count = data.train + data.valid + data.test
         if settings["prompts"] and not settings["num_prompts"]:
-            settings["num_prompts"] = data.train + data.valid + data.test
-        return load_model(settings.pop("name"), settings)
+            settings["num_prompts"] = count
+        model = load_model(settings.pop("name"), settings)
+        if not start:
+            return model
+        with naming("solver.start"):
+            model = model.starting_at(starting.by_teacher(model, self.teacher), **starts.parse(start))
+        if data.file:
+            states = starting.read(Path(data.file), model.shape)
+            if len(states) < count:
+                raise ValueError(f"data.file: {data.file} has {len(states)} states, train + valid + test are {count}")
+            model = dataclasses.replace(model, images=starting.of_states(states))
+        return model
 
     @cached_property
     def pairs(self) -> tuple[Pairs, Pairs]:
@@ -149,7 +140,8 @@ class Run:
             known = _pairs_of_ld3(Path(config.teacher.pairs), self.model, count)
         else:
             known = teacher_pairs("teacher", self.model, teacher, keys[0], count)
-        return known, teacher_pairs("teacher, held-out noise", self.model, teacher, keys[1], config.data.test)
+        first = count if config.data.file else 0  # held-out images, too
+        return known, teacher_pairs("teacher, held-out noise", self.model, teacher, keys[1], config.data.test, first)
 
     @cached_property
     def student(self) -> Student:
@@ -178,10 +170,6 @@ class Run:
         return self.learned(ended), ended
 
 
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:,.0f} min" if seconds > 90 else f"{seconds:.0f} s"
-
-
 def load_model(name: str, settings: dict[str, Any]) -> Pretrained:
     """Load a model with a progress bar for each download and for the text."""
     with ExitStack() as bars:
@@ -195,18 +183,15 @@ def load_model(name: str, settings: dict[str, Any]) -> Pretrained:
         return pretrained.load(name, on_progress=on_progress, **settings)
 
 
-def teacher_pairs(label: str, model: Pretrained, teacher: Teacher, key: Array, count: int) -> Pairs:
+def teacher_pairs(label: str, model: Pretrained, teacher: Teacher, key: Array, count: int, first: int = 0) -> Pairs:
     """The teacher's pairs from noise of that key, decoded, with a progress bar."""
     with command.progress(label, equal_batches(count, teacher.batch_size)[0]) as update:
-        return drawn.teacher_pairs(model, teacher, key, count, lambda done, total: update(done))
+        return drawn.teacher_pairs(model, teacher, key, count, lambda done, total: update(done), first)
 
 
 def _pairs_of_ld3(path: Path, model: Pretrained, count: int) -> Pairs:
-    def one() -> Pairs:
-        x_T, cond = model.draw(jax.random.key(0), 1)
-        return jax.tree.map(lambda leaf: leaf[0], Pairs(x_T, model.decode(x_T), cond))
-
-    return imported_files.read_pairs(path, model.schedule, count, jax.eval_shape(one))
+    one = jax.eval_shape(lambda pairs: jax.tree.map(lambda leaf: leaf[0], pairs), model.shapes(1))
+    return imported_files.read_pairs(path, model.schedule, count, one)
 
 
 def schedule_flags() -> None:
@@ -214,6 +199,9 @@ def schedule_flags() -> None:
     several = "A schedule.json that experiments.train wrote; several, separated by commas, to interpolate with --nfe."
     path_flag("schedule", None, several)
     flags.DEFINE_integer("nfe", None, "Network calls; default the schedule's own number.", lower_bound=1)
+    images = "Of a schedule that starts below full noise: its images, .npy, .npz or a folder; default the teacher's."
+    path_flag("images", None, images)
+    flags.DEFINE_string("start", None, "Of schedules with several starts, with --nfe: t=, sigma= or strength=NUMBER.")
     for name, flag in _MOVED.items():
         path_flag(flag, None, f"The schedule's network.{name}, if it lies elsewhere.")
 
@@ -224,19 +212,36 @@ def given_schedules() -> list[Path]:
     paths = [named] if Path(named).exists() else named.split(",")
     if not all(paths):
         raise ValueError(f"--schedule={named}: a file's name must not be empty")
+    if flags.FLAGS.nfe is None and flags.FLAGS.start is not None:
+        raise ValueError(f"--start={flags.FLAGS.start} is for schedules that are interpolated, with --nfe")
     if flags.FLAGS.nfe is None and len(paths) > 1:
         raise ValueError(f"{len(paths)} schedules are interpolated: --nfe says for how many network calls")
     return [Path(path) for path in paths]
 
 
-def load_given() -> tuple[Learned, Pretrained]:
-    """`load_schedule` of what the flags say."""
+def load_given(teacher: Teacher = _TEACHER) -> tuple[Learned, Pretrained]:
+    """`load_schedule` of what the flags say.
+
+    Args:
+        teacher: of a schedule that starts below full noise, how images are made where none are given.
+    """
     here = {name: flags.FLAGS[flag].value for name, flag in _MOVED.items()}
-    return load_schedule(given_schedules(), flags.FLAGS.nfe, {name: path for name, path in here.items() if path})
+    here = {name: path for name, path in here.items() if path}
+    learned, model = load_schedule(given_schedules(), flags.FLAGS.nfe, here, teacher, flags.FLAGS.start)
+    if images := flags.FLAGS.images:
+        if learned.t_start is None:
+            raise ValueError(f"--images={images}: {flags.FLAGS.schedule} starts at full noise, from no images")
+        with naming("--images"):
+            model = dataclasses.replace(model, images=starting.of_states(starting.read(Path(images), model.shape)))
+    return learned, model
 
 
 def load_schedule(
-    paths: Sequence[Path], nfe: int | None = None, here: Mapping[str, str] | None = None
+    paths: Sequence[Path],
+    nfe: int | None = None,
+    here: Mapping[str, str] | None = None,
+    teacher: Teacher = _TEACHER,
+    start: str | None = None,
 ) -> tuple[Learned, Pretrained]:
     """Read schedules, and load the model that they were learned for.
 
@@ -244,6 +249,11 @@ def load_schedule(
         paths: the files. Several are interpolated, see `ld3_jax.interpolate`.
         nfe: for how many network calls; None: as the one file says.
         here: settings that say where the model's files are now. A file is downloaded only to where they say.
+        teacher: what makes the images of a schedule that starts below full noise.
+        start: with nfe, from which start on, as `solver.start` has it; None: as all files say.
+
+    Returns:
+        What was learned, and its model, from the same start on.
 
     Raises:
         FileNotFoundError, ValueError: see `learning.load`, `ld3_jax.interpolate` and `pretrained.load`.
@@ -255,11 +265,14 @@ def load_schedule(
     try:
         if nfe is not None:
             several = [one for path in paths for one in learning.load_several(path, schedule)]
-            learned = interpolate(several, nfe, schedule)
+            t_start = starting_at(schedule, **starts.parse(start)).t_start if start else None
+            learned = interpolate(several, nfe, schedule, t_start=t_start)
         drawn.check_model(learned.model, model)
         jax.eval_shape(partial(learned.table, schedule))  # refuses what does not fit
     except ValueError as error:
         raise ValueError(f"{shown}: {error}") from error
+    if learned.t_start is not None:
+        model = model.starting_at(starting.by_teacher(model, teacher), learned.t_start)
     return learned, model
 
 

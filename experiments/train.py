@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_dict
 
-from experiments import command, workdir
+from experiments import command, outline, workdir
 from experiments.run import Run
 from ld3_jax import comparison, recording
 from ld3_jax.learning import Ended, Learned
@@ -30,8 +30,8 @@ def run(config: config_dict.ConfigDict, folder: Path) -> None:
     this_run = Run.of(config).check()
     watch = command.Stopwatch()
     with workdir.held(folder, config):
-        if expected := this_run.expected():
-            print(expected, flush=True)
+        if to_come := outline.calls(this_run):
+            print(to_come, flush=True)
         with watch("teacher"):
             task = this_run.task
         workdir.claim(folder, config)

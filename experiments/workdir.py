@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import jax
 import numpy as np
 from ml_collections import config_dict
 
@@ -213,6 +214,8 @@ def fill(folder: Path, learned: Learned, model: Pretrained, *, num: int, size: i
         OSError: if the disk does not take a file.
     """
     record = _record(learned, num=num, batch_size=size, seed=seed, format=format)
+    if jax.tree.leaves(model.images):  # given ones
+        record["images"] = digest(model.images)
     with held(folder, record, alone=True):
         claim(folder, record)
         names = {first: _names(first, min(size, num - first), format) for first in range(0, num, size)}

@@ -36,6 +36,7 @@ if importlib.util.find_spec("jax"):  # ld3_jax.interop runs tables without
         make_student,
     )
     from ld3_jax.solvers import SOLVERS, Solver, Table, make_table, sample, solve
+    from ld3_jax.starts import noised, starting_at
     from ld3_jax.teacher import Pairs, Teacher, make_pairs
 
 __version__ = "0.7.0"
@@ -73,10 +74,12 @@ __all__ = [
     "make_pairs",
     "make_student",
     "make_table",
+    "noised",
     "sample",
     "schedules",
     "solve",
     "solvers",
+    "starting_at",
     "to_noise",
 ]
 

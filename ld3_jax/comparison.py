@@ -61,7 +61,7 @@ def shape_of_loss(name: str, model: Pretrained) -> Loss:
         ImportError: if the package that ships the weights is not installed.
         ValueError: if the loss does not take the samples.
     """
-    samples = jax.eval_shape(lambda: model.decode(model.draw(jax.random.key(0), 2)[0]))
+    samples = model.shapes(2).x_0
     loss = jax.eval_shape(partial(loss_by_name, name, model), samples)
     jax.eval_shape(lambda loss, *both: loss(*both), loss, samples, samples)
     return loss
@@ -232,7 +232,7 @@ def check_distances(model: Pretrained, count: int) -> None:
     Raises:
         ValueError: it says how many are needed.
     """
-    sample = jax.eval_shape(lambda: model.decode(model.draw(jax.random.key(0), 1)[0]))
+    sample = model.shapes(1).x_0
     if len(sample.shape) != 4:
         raise ValueError(f"--distances compares images; the samples of {model} are none")
     features = max(extract(np.zeros(sample.shape)).shape[1] for extract in metrics.EXTRACTORS.values())

@@ -36,6 +36,7 @@ class NoiseSchedule(abc.ABC):
         t_max: time at which sampling starts; nearly pure noise.
         prior_scale: standard deviation of the state at t_max, so that `x_T = prior_scale * z` with `z ~ N(0, I)`.
         space: where the states lie; vectors by default.
+        t_start: where the range starts below full noise, t_max itself; None where it starts at full noise.
 
     Raises:
         TypeError: if a subclass lacks a formula or is no dataclass.
@@ -46,9 +47,11 @@ class NoiseSchedule(abc.ABC):
         t_max: Any
         prior_scale: Any
         space: Space
+        t_start: Any
 
     prior_scale = 1.0
     space = VECTORS
+    t_start = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -64,6 +67,11 @@ class NoiseSchedule(abc.ABC):
     def parts(self) -> "tuple[NoiseSchedule, ...]":
         """The noise schedule of each part of a state, where parts have their own; itself where all share it."""
         return (self,)
+
+    @property
+    def whole(self) -> "NoiseSchedule":
+        """The noise schedule from full noise on; itself, unless it starts below."""
+        return self
 
     @abc.abstractmethod
     def log_alpha(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:

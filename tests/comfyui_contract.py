@@ -75,8 +75,8 @@ class Guider:
 
 
 class KSamplerX0Inpaint:
-    def __init__(self, guider, sigmas):
-        self.inner_model, self.sigmas = guider, sigmas
+    def __init__(self, guider, sigmas, latent_image=None):
+        self.inner_model, self.sigmas, self.latent_image = guider, sigmas, latent_image
 
     def __call__(self, x, sigma, denoise_mask, model_options, seed):
         assert denoise_mask is None
@@ -93,7 +93,10 @@ class KSAMPLER:
         most, first = float(sampling.sigma_max), float(sigmas[0])
         at_most = math.isclose(most, first, rel_tol=1e-5) or first > most
         x = sampling.noise_scaling(sigmas[0], noise, latent_image, at_most)
-        model, given = KSamplerX0Inpaint(guider, sigmas), {"extra_args": extra_args, "disable": disable_pbar}
+        model, given = (
+            KSamplerX0Inpaint(guider, sigmas, latent_image),
+            {"extra_args": extra_args, "disable": disable_pbar},
+        )
         x = self.sampler_function(model, x, sigmas, callback=callback, **given, **self.extra_options)
         return sampling.inverse_noise_scaling(sigmas[-1], x)
 

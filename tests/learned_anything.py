@@ -34,4 +34,4 @@ def moved(schedule, solver, *, times=0.2, network_times=0.1, coefficients=0.05, 
             no_change(make_table(schedule, t, solver=solver)),
         )
     found = Discretization(t, t_c, change)
-    return Learned(solver, found, np.asarray(found.lam(schedule)))
+    return Learned(solver, found, np.asarray(found.lam(schedule)), t_start=schedule.t_start)

@@ -31,6 +31,11 @@ def test_a_network_of_ones_own_samples_best_with_learned_times(capsys):
     assert "learned" in capsys.readouterr().out.splitlines()[1]
 
 
+def test_a_pytorch_module_samples_best_with_learned_times():
+    errors = example("own_pytorch").main()
+    assert errors["learned"] < 0.1 * errors["logsnr"]
+
+
 def test_a_galaxy_network_learns_and_saves(tmp_path):
     path = tmp_path / "new" / "schedule.json"
     errors = example("learn_schedule").main(path, count=4, steps=4, batch_size=2)
@@ -88,3 +93,8 @@ def test_a_new_learner_gets_below_the_start():
 def test_a_new_domain_on_a_manifold_learns_too():
     before, after = example("add_domain").main()
     assert after < 0.5 * before
+
+
+def test_image_to_image_is_learned_from_data_of_one_s_own():
+    errors = example("image_to_image").main()
+    assert errors.pop("learned") < 0.5 * min(errors.values())

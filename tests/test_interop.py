@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,8 @@ from ld3_jax import interop, to_noise
 from ld3_jax.interop.standalone.table import from_record
 from ld3_jax.learning import load
 from ld3_jax.solvers import Solver
+from ld3_jax.solvers.record import noise_level
+from ld3_jax.starts import starting_at
 
 SOLVERS = [Solver("dpmpp", 4), Solver("unipc", 4), Solver("ipndm", 5), Solver("heun", 4)]
 Z = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
@@ -399,6 +402,47 @@ def test_the_folder_alone_is_a_node_of_comfyui(comfyui):
     torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="a denoise of 1"):
         sampler.sample(guider, sigmas[2:], {"model_options": {}, "seed": 0}, None, z, 0 * z, disable_pbar=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "ends"), [("VPLinear", EPS, (152.167, 0.0104)), ("RectifiedFlow", CONST, (1.0, 0.001))]
+)
+@pytest.mark.parametrize("solver", [SOLVERS[0], SOLVERS[3]], ids=str)
+def test_the_nodes_start_from_an_image_where_that_was_learned(comfyui, name, kind, ends, solver):
+    schedule, image = SCHEDULES[name], np.linspace(-1, 1, Z.size, dtype=np.float32).reshape(Z.shape)
+    below = starting_at(schedule, strength=0.6)
+    learned, _ = saved(comfyui.models, below, solver)
+    guider = contract.Guider(contract.model_sampling(*kind, *ends), partial(denoiser(schedule, []), gain=1.0))
+    sigmas, sampler = made(comfyui.SIGMAS, "schedule.json"), made(comfyui.SAMPLER, "schedule.json")
+    assert float(sigmas[0]) == pytest.approx(noise_level(schedule, 0.6), rel=1e-5)
+
+    def run(sampler, sigmas, latent):
+        extra = {"model_options": {}, "seed": 0}
+        return sampler.sample(guider, sigmas, extra, None, *map(torch.from_numpy, (Z, latent)), disable_pbar=True)
+
+    t, last = jnp.float32(0.6), jnp.float32(schedule.t_min)
+    x_s = schedule.alpha(t) * image + schedule.sigma(t) * Z
+    expected = learned.sample(in_jax, schedule, x_s) / schedule.alpha(last)  # in units where alpha = 1; so flows' here
+    np.testing.assert_allclose(run(sampler, sigmas, image), expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match=r"from an image with noise .*, below the full .*, got an empty latent"):
+        run(sampler, sigmas, 0 * image)
+    full = moved(schedule, solver)
+    full.save(comfyui.models / "full.json", schedule)
+    all_sigmas = made(comfyui.SIGMAS, "full.json")
+    with pytest.raises(ValueError, match=r"split off; it was learned from an image .*\(a denoise below 1\)"):
+        run(sampler, all_sigmas, image)
+    for less in (sigmas, all_sigmas[1:]):
+        with pytest.raises(ValueError, match=r"it was learned from full noise \(a denoise of 1\)"):
+            run(made(comfyui.SAMPLER, "full.json"), less, image)
+
+
+def test_a_start_is_of_the_model_s_own_range(tmp_path):
+    _, table = saved(tmp_path, starting_at(SCHEDULES["VPLinear"], strength=0.6), SOLVERS[0])
+    given = {"denoise_mask": None, "model_options": {}, "seed": 0}
+    assert run(table, of_comfyui(*EPS, 152.167, 0.0104), **given).isfinite().all()
+    for most in (14.6, table.levels[0]):
+        with pytest.raises(ValueError, match=r"for a model of process vp, output None, sigma from 152\.17"):
+            run(table, of_comfyui(*EPS, most, 0.0104), **given)
 
 
 def test_the_nodes_keep_comfyui_s_conventions(comfyui):

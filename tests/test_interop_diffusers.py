@@ -16,6 +16,7 @@ from ld3_jax import interop
 from ld3_jax.networks.latent import scaled_linear
 from ld3_jax.schedules import RectifiedFlow, VELinear, VPDiscrete, VPLinear
 from ld3_jax.solvers import Solver, to_record
+from ld3_jax.starts import starting_at
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -449,3 +450,110 @@ def test_a_saved_pipeline_loads_where_the_scheduler_was_not_imported(tmp_path, m
     monkeypatch.delitem(sys.modules, "ld3_jax.interop")
     with pytest.raises(ValueError, match=r"import ld3_jax\.interop before calling"):
         diffusers.DiffusionPipeline.from_pretrained(tmp_path / "saved")
+
+
+FROM_STRENGTH = {one: starting_at(one, strength=0.6) for one in (SD, FLOW)}  # of 7 steps 4.2, of 6 steps 3.6
+
+
+def of_image(pipe, scheduler, **inputs):
+    """Run an image pipeline; the state at its first step, what its last one gives, and how many there are."""
+    pipe.set_progress_bar_config(disable=True)
+    states, steps, step = [], [], scheduler.step
+
+    def watched(output, t, x, **options):
+        states.append(x)
+        steps.append(step(output, t, x, **options))
+        return steps[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipe, "scheduler", scheduler)
+        patch.setattr(scheduler, "step", watched)
+        pipe(output_type="latent", generator=torch.Generator().manual_seed(0), **inputs)
+    return states[0], steps[-1][0], len(steps)
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"])
+@pytest.mark.parametrize("solver", [SOLVERS[0], SOLVERS[3]], ids=str)
+def test_image_to_image_runs_all_calls_from_the_strength_that_was_learned(tmp_path, stable_diffusion, name, solver):
+    parts = dict(stable_diffusion.components)
+    pipe = getattr(diffusers, name)(**parts, requires_safety_checker=False)
+    image, prompt = torch.rand(1, 3, 8, 8), torch.randn(1, 2, 8)
+    inputs = {"image": image, "prompt_embeds": prompt, "guidance_scale": 1.0}
+    inputs |= {"mask_image": torch.ones(1, 1, 8, 8), "height": 8, "width": 8} if "Inpaint" in name else {}
+    scheduler = scheduler_of(tmp_path, FROM_STRENGTH[SD], solver, output="v", like=parts["scheduler"])
+    x_s, given, calls = of_image(pipe, scheduler, num_inference_steps=7, strength=0.6, **inputs)
+    assert calls == 4
+
+    def network(x, t):
+        alpha = float(np.exp(np.interp(float(t), np.arange(1000), np.log(SD.alphas_cumprod)) / 2))
+        return alpha * pipe.unet(x, t, prompt).sample + (1 - alpha**2) ** 0.5 * x
+
+    learned = moved(FROM_STRENGTH[SD], solver)
+    close(given, learned.sample(in_jax(network, x_s.shape), SD, jnp.asarray(x_s.numpy())))
+    noised = scheduler.add_noise(torch.ones(1, 4), torch.zeros(1, 4), scheduler.timesteps[[3]])
+    np.testing.assert_allclose(noised, float(SD.alpha(jnp.float32(0.6))), rtol=1e-5)
+    remedy = "pass strength=0.6 and num_inference_steps=7 .6 where it rounds up"
+    for wrong in ({"num_inference_steps": 7, "strength": 0.8}, {"num_inference_steps": 4, "strength": 0.6},
+                  {"num_inference_steps": 4, "strength": 1.0}, {"num_inference_steps": 50, "strength": 0.6},
+                  {"num_inference_steps": 7, "strength": 1.0}):  # fmt: skip
+        with pytest.raises(ValueError, match=remedy):
+            of_image(pipe, scheduler, **wrong, **inputs)
+    with pytest.raises(ValueError, match=remedy):  # text to image
+        of_image(stable_diffusion, scheduler, num_inference_steps=7, prompt_embeds=prompt, guidance_scale=1.0)
+
+
+@pytest.mark.parametrize(("shift", "strength"), [(1.0, 0.6), (3.0, 1 / 3)])
+def test_flux_s_image_to_image_starts_from_the_strength_before_the_shift(tmp_path, flux, shift, strength):
+    like = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler = scheduler_of(tmp_path, FROM_STRENGTH[FLOW], like=like)
+    pipe = diffusers.FluxImg2ImgPipeline(scheduler=like, **flux)
+    texts = {"prompt_embeds": torch.randn(1, 5, 32), "pooled_prompt_embeds": torch.randn(1, 32)}
+    inputs = {"height": 8, "width": 8, "image": torch.rand(1, 3, 8, 8), **texts}
+    seen = []
+    hook = flux["transformer"].register_forward_pre_hook(lambda _, a, given: seen.append(given), with_kwargs=True)
+    number = {1.0: 6, 3.0: 12}[shift]
+    x_s, given, calls = of_image(pipe, scheduler, num_inference_steps=number, strength=strength, **inputs)
+    hook.remove()
+    assert calls == 4
+
+    @torch.no_grad()
+    def network(x, t):
+        return flux["transformer"](**{**seen[0], "hidden_states": x, "timestep": torch.full((1,), t)})[0]
+
+    close(given, interop.solve(scheduler._table, network, x_s, "flow"))
+    for wrong in ({"num_inference_steps": number, "strength": 0.9}, {"num_inference_steps": 4, "strength": strength}):
+        with pytest.raises(ValueError, match=f"pass strength={strength:.4g}"):
+            of_image(pipe, scheduler, **wrong, **inputs)
+    del inputs["image"]
+    with pytest.raises(ValueError, match=f"pass strength={strength:.4g}"):
+        of_image(diffusers.FluxPipeline(scheduler=like, **flux), scheduler, num_inference_steps=number, **inputs)
+
+
+def test_the_dynamic_shift_of_an_image_s_size_tells_the_strength(tmp_path):
+    like = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    scheduler = scheduler_of(tmp_path, FROM_STRENGTH[FLOW], like=like)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 12, 12), mu=float(np.log(3)))  # sigma 0.6 is 1/3, shifted by 3
+    scheduler.set_begin_index(8)
+    with pytest.raises(ValueError, match=r"pass strength=0\.3333 and num_inference_steps=13"):
+        scheduler.set_begin_index(7)
+
+
+def test_where_a_start_is_as_many_steps_as_calls_an_image_must_be_noised(tmp_path):
+    scheduler = scheduler_of(tmp_path, starting_at(FLOW, strength=0.9), output="flow")
+    scheduler.set_timesteps(4)
+    x, t = torch.ones(1, 3), scheduler.timesteps[0]
+    with pytest.raises(ValueError, match=r"none was noised; in a pipeline .* strength=0\.9 and num_inference_steps=5"):
+        scheduler.step(x, t, x)
+    scheduler.scale_noise(x, t[None], x)
+    scheduler.step(x, t, x)
+    with pytest.raises(ValueError, match="starts from an image, not from noise alone"):
+        _ = scheduler.init_noise_sigma
+
+
+def test_a_start_for_another_model_s_noise_levels_is_refused(tmp_path):
+    for schedule, betas in ((FROM_STRENGTH[SD], {}), (starting_at(DDPM, 0.4), SD_BETAS)):
+        with pytest.raises(ValueError, match="learned for other noise levels"):
+            scheduler_of(tmp_path, schedule, like=diffusers.DDIMScheduler(**betas), prediction_type="epsilon")
+    like = diffusers.DDIMScheduler(**SD_BETAS, rescale_betas_zero_snr=True)
+    with pytest.raises(ValueError, match="rescale_betas_zero_snr"):
+        scheduler_of(tmp_path, FROM_STRENGTH[SD], like=like, prediction_type="epsilon")

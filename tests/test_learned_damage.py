@@ -56,7 +56,9 @@ def test_what_is_damaged_here_was_sound(path):
     ("change", "message"),
     [
         ({"format": "something else"}, "not a schedule"),
-        ({"version": 7}, r"schedule of version 7, this program reads \[1, 2, 3, 4, 5, 6\]"),
+        ({"version": 8}, r"schedule of version 8, this program reads \[1, 2, 3, 4, 5, 6, 7\]"),
+        ({"version": 7, "last_sigma": 0.0}, "t_start must be the time at which it starts, got None"),
+        ({"version": 7, "last_sigma": 0.0, "t_start": "half"}, "t_start must be the time .* got 'half'"),
         ({"version": 6}, r"lacks \['last_sigma'\]"),
         ({"version": 4}, r"lacks \['last_sigma'\]"),
         ({"version": 4, "last_sigma": 0.002}, "last_sigma must be None or 0, got 0.002"),

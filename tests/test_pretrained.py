@@ -409,7 +409,7 @@ def test_a_schedules_weights_may_lie_elsewhere_and_are_downloaded_only_where_a_f
     first, other = (write(tmp_path / f"{i}.safetensors", state) for i, state in enumerate(states))
     record = pretrained.load("cifar10", file=first).identity()
     name = next(iter(download.SOURCES))
-    learned = mock.Mock(model=record | {"file": str(tmp_path / "new" / name)})
+    learned = mock.Mock(model=record | {"file": str(tmp_path / "new" / name)}, t_start=None)
     learned.table = lambda schedule: jnp.zeros(3)
     monkeypatch.setattr(run.learning, "load", lambda path: learned)
     monkeypatch.setattr(download, "download", lambda *_: pytest.fail("a schedule chose where a download goes"))

@@ -182,5 +182,5 @@ def build(name: str) -> torch.nn.Module:
     torch.manual_seed(0)
     module = MODULES[name].build().eval()
     for weight in module.parameters():
-        torch.nn.init.normal_(weight, std=0.2)
+        torch.nn.init.normal_(weight, std=0.2 if name in ("plain", "own_function") else 0.1)
     return module.requires_grad_(False)

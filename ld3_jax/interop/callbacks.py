@@ -7,16 +7,20 @@ The time is one scalar for the whole batch, as of every network here, so what is
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Array, Float
+from jaxtyping import Array
+
+from ld3_jax.batches import whole
 
 
+@runtime_checkable
 class Host(Protocol):
     """What computes on the host, with NumPy's arrays; hashed, and what its `repr` says determines what it computes."""
 
@@ -37,7 +41,7 @@ class Host(Protocol):
         ...
 
 
-def apply(host: Host, x: Float[Array, "..."], t: Float[Array, ""], *cond: Array) -> Float[Array, "..."]:
+def apply(host: Host, x: Any, t: Any, *cond: Any) -> Array:
     """The output of a network on the host. Its derivatives are of x and t alone.
 
     Args:
@@ -49,10 +53,10 @@ def apply(host: Host, x: Float[Array, "..."], t: Float[Array, ""], *cond: Array)
     return _value.bind(x, jnp.asarray(t, x.dtype), *cond, host=host)
 
 
-def _call_back(method: str, outputs: Callable[..., Any], *args: Array, host: Host) -> Any:
+def _call_back(method: str, outputs: Callable[..., Any], *args: Any, host: Host) -> Any:
     """A method of the host as an operation of JAX's."""
-    shapes = outputs(*args)
-    return jax.pure_callback(lambda *arrays: getattr(host, method)(*map(np.asarray, arrays)), shapes, *args)
+    shapes, args = outputs(*args), whole(args)  # one device of the mesh calls, and all get what it finds
+    return whole(jax.pure_callback(lambda *arrays: getattr(host, method)(*map(np.asarray, arrays)), shapes, *args))
 
 
 def _like(array: Any) -> jax.ShapeDtypeStruct:
@@ -69,10 +73,10 @@ def _primitive(method: str, outputs: Callable[..., Any]) -> Primitive:
     operation.multiple_results = several
 
     def abstract(*avals: Any, host: Host) -> Any:
-        shapes = jax.tree.map(lambda one: jax.core.ShapedArray(one.shape, one.dtype), outputs(*avals))
+        shapes = jax.tree.map(lambda one: ShapedArray(one.shape, one.dtype), outputs(*avals))
         return [*shapes] if several else shapes
 
-    def compute(*args: Array, host: Host) -> Any:
+    def compute(*args: Any, host: Host) -> Any:
         found = _call_back(method, outputs, *args, host=host)
         return [*found] if several else found
 
@@ -87,7 +91,7 @@ _along = _primitive("along", lambda dx, *rest: _like(dx))
 _back = _primitive("back", _gradients)
 
 
-def _moved(tangent: Any, like: Array) -> Array:
+def _moved(tangent: Any, like: Any) -> Any:
     return jnp.zeros_like(like) if isinstance(tangent, ad.Zero) else tangent
 
 
@@ -97,7 +101,7 @@ def _require_constant(tangents: Sequence[Any], what: str) -> None:
         raise ValueError(f"a network on the host is differentiated in {what}")
 
 
-def _value_jvp(primals: Sequence[Array], tangents: Sequence[Any], *, host: Host) -> tuple[Array, Any]:
+def _value_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, host: Host) -> tuple[Any, Any]:
     _require_constant(tangents[2:], "states and times alone, not in its conditions")
     dx, dt = map(_moved, tangents[:2], primals[:2])
     return _value.bind(*primals, host=host), _along.bind(dx[None], dt[None], *primals, host=host)[0]
@@ -106,37 +110,37 @@ def _value_jvp(primals: Sequence[Array], tangents: Sequence[Any], *, host: Host)
 _ONCE = "states and times once: second derivatives are none of what it has"
 
 
-def _along_jvp(primals: Sequence[Array], tangents: Sequence[Any], *, host: Host) -> tuple[Array, Any]:
+def _along_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, host: Host) -> tuple[Any, Any]:
     _require_constant(tangents[2:], _ONCE)
     dx, dt = map(_moved, tangents[:2], primals[:2])
     return _along.bind(*primals, host=host), _along.bind(dx, dt, *primals[2:], host=host)
 
 
-def _back_jvp(primals: Sequence[Array], tangents: Sequence[Any], *, host: Host) -> tuple[list[Array], Any]:
+def _back_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, host: Host) -> tuple[Any, Any]:
     _require_constant(tangents[1:], _ONCE)
     ct = _moved(tangents[0], primals[0])
     return _back.bind(*primals, host=host), _back.bind(ct, *primals[1:], host=host)
 
 
-def _along_transposed(ct: Any, dx: Any, dt: Any, *where: Array, host: Host) -> Sequence[Any]:
+def _along_transposed(ct: Any, dx: Any, dt: Any, *where: Any, host: Host) -> Sequence[Any]:
     host.require_gradients()
     of_x, of_t = _back.bind(ct, *where, host=host)
     linear = (ad.is_undefined_primal(dx), ad.is_undefined_primal(dt))
     return [one if asked else None for one, asked in zip((of_x, of_t), linear, strict=True)] + [None] * len(where)
 
 
-def _back_transposed(cts: Sequence[Any], ct: Any, *where: Array, host: Host) -> Sequence[Any]:
-    of_x, of_t = (jnp.zeros(one.aval.shape, one.aval.dtype) if isinstance(one, ad.Zero) else one for one in cts)
+def _back_transposed(cts: Sequence[Any], ct: Any, *where: Any, host: Host) -> Sequence[Any]:
+    of_x, of_t = (ad.instantiate_zeros(one) for one in cts)
     return [_along.bind(of_x, of_t, *where, host=host)] + [None] * len(where)
 
 
-def _front(args: Sequence[Array], dims: Sequence[Any]) -> tuple[int, list[Array]]:
+def _front(args: Sequence[Any], dims: Sequence[Any]) -> tuple[int, list[Any]]:
     """The length of the mapped axis, and all arguments with it in front."""
     size = next(arg.shape[dim] for arg, dim in zip(args, dims, strict=True) if dim is not None)
     return size, [batching.bdim_at_front(arg, dim, size) for arg, dim in zip(args, dims, strict=True)]
 
 
-def _mapped(operation: Primitive, linear: int, args: Sequence[Array], dims: Sequence[Any], *, host: Host) -> Any:
+def _mapped(operation: Primitive, linear: int, args: Sequence[Any], dims: Sequence[Any], *, host: Host) -> Any:
     """What is mapped joins the batch, or else the directions; with a time for each, one runs after the other.
 
     Args:

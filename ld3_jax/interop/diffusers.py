@@ -11,6 +11,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
 
 from ld3_jax.interop.standalone.table import State, Table, advanced, converted, from_record, read
+from ld3_jax.interop.strength import Start
 
 # What a network predicts, as diffusers names it; x_0 - eps has no name there.
 OUTPUTS = {"epsilon": "noise", "sample": "data", "v_prediction": "v", "flow_prediction": "flow"}
@@ -19,13 +20,15 @@ KINDS: dict[str | None, str] = {"vp": "variance-preserving noise", "ve": "varian
 FLOW_STEPS = 1000  # what flows' networks multiply their time by
 _CLOSE = 0.05  # of timesteps: two ways to the same noise level
 _NOISE_ALONE = 1e-3  # alpha of a state without signal
-_WHOLE = "pass strength=1 (SDXL inpainting's default is 0.9999), no denoising_start, or use pipe.scheduler.replaced()"
 
 
 class LearnedScheduler(SchedulerMixin, ConfigMixin):
     """Runs what was learned in a pipeline: times, network times and coefficients, in any solver's form.
 
     The network gets fractional timesteps. `num_inference_steps` counts network calls, and must be what was learned for.
+    What was learned from below full noise on is for image to image and inpainting, with the strength that it was
+    learned for and a `num_inference_steps` of which that strength makes as many calls: before these come timesteps that
+    pipelines leave out. An error names the pair.
     The configuration keeps that of the scheduler that it replaces: `X.from_config(pipe.scheduler.config)` is any other.
 
     Args:
@@ -41,7 +44,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
 
     __module__ = "ld3_jax.interop"  # what a saved pipeline names: diffusers looks there, once it has been imported
     _compatibles: ClassVar = [*(one.name for one in KarrasDiffusionSchedulers), "FlowMatchEulerDiscreteScheduler"]
-    order, begin_index = 1, 0
+    order = 1
 
     @register_to_config
     def __init__(
@@ -60,13 +63,13 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
                 f"timesteps must be {rows.calls} finite numbers, one for each network call, got {timesteps!r:.80}"
             )
         self.num_inference_steps: int | None = None
-        self.timesteps = torch.tensor(timesteps, dtype=torch.float32)
+        self.timesteps, self.begin_index, self._noised = torch.tensor(timesteps, dtype=torch.float32), 0, False
         ends, per_step = list(zip(rows.grid_alpha, rows.grid_sigma, strict=True)), rows.calls_per_step
         network = enumerate(zip(rows.alpha, rows.sigma, strict=True))
         # alpha and sigma of the state at each call
         self._states = [one if i % per_step else ends[i // per_step] for i, one in network]
         noise = [b if rows.process == "flow" else b / a for a, b in self._states]
-        self.sigmas, self.init_noise_sigma = torch.tensor([*noise, rows.levels[-1]]), rows.prior_scale
+        self.sigmas, self._start = torch.tensor([*noise, rows.levels[-1]]), Start.of(rows, self.config)
         self.step_index: int | None = None
         self._state: State | None = None
 
@@ -109,10 +112,22 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
     def __len__(self) -> int:
         return self.config["num_train_timesteps"]
 
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the first state, where it is noise alone; else a ValueError."""
+        if self._table.prior_scale is None:
+            raise ValueError(f"what was learned starts from an image, not from noise alone; {self._start.remedy()}")
+        return self._table.prior_scale
+
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Refuse another start than the first call (image to image with a strength below 1)."""
-        if begin_index != 0:
-            raise ValueError(f"what was learned starts at its first call, not at call {begin_index}; {_WHOLE}")
+        """Refuse another start than the first call that was learned (image to image with another strength)."""
+        if begin_index != len(self.timesteps) - self._table.calls:
+            first = len(self.timesteps) - self._table.calls
+            raise ValueError(
+                f"what was learned starts at its first call{f', number {first} here' * bool(first)}, not at call "
+                f"{begin_index}; {self._start.remedy()}"
+            )
+        self.begin_index = begin_index
 
     def set_timesteps(
         self,
@@ -123,7 +138,8 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         timesteps: Any = None,
     ) -> None:
         """Begin anew. The times are always those that were learned; of `sigmas` and `timesteps`, which pipelines pass
-        of their own accord, only the number is read, and `mu`, by which flows' pipelines shift them, is not used.
+        of their own accord, only the number is read, and `mu`, by which flows' pipelines shift them, tells the strength
+        alone.
 
         Raises:
             ValueError: if it was learned for another number.
@@ -132,12 +148,17 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         if not all(hasattr(times, "__len__") and np.ndim(times) for times in given):
             raise ValueError(f"sigmas and timesteps must be lists, one number for each call, got {given!r:.80}")
         asked_for: list[Any] = [num_inference_steps, *map(len, given)]
+        self._start, number = Start.of(self._table, self.config, mu), calls
         for asked in asked_for:
-            if np.ndim(asked) or asked not in (None, calls):
-                raise ValueError(f"learned for {calls} network calls: num_inference_steps must be {calls}, got {asked}")
-        self.num_inference_steps = calls
-        self.timesteps, self.sigmas = self.timesteps.to(device), self.sigmas.to(device)
-        self.step_index, self._state = 0, None
+            if np.ndim(asked) or not (asked is None or self._start.fits(asked)):
+                raise ValueError(f"learned for {calls} network calls: {self._start.of_number()}, got {asked}")
+            number = number if asked is None else int(asked)
+        before, learned, sigmas = number - calls, self.config["timesteps"], self.sigmas[-calls - 1 :]
+        left_out = np.linspace(max(len(self) - 1, learned[0]), learned[0], before, endpoint=False)
+        self.num_inference_steps = number
+        self.timesteps = torch.tensor([*left_out, *learned], dtype=torch.float32, device=device)
+        self.sigmas = torch.cat([sigmas[:1].expand(before), sigmas]).to(device)
+        self.step_index, self._state, self.begin_index, self._noised = 0, None, 0, False
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         return sample
@@ -171,8 +192,12 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         except (TypeError, ValueError, IndexError, RuntimeError) as error:
             raise ValueError(f"timestep must be one of {self.timesteps.tolist()}, got {timestep!r:.80}") from error
         calls = [call for call, t in enumerate(self.config["timesteps"]) if abs(t - now) < _CLOSE]
-        if calls and i not in calls:
-            raise ValueError(f"call {i} got the timestep of call {calls[0]}; {_WHOLE}")
+        below = self._start.strength is not None
+        if (calls or below) and i not in calls:
+            of = f"of call {calls[0]}" if calls else f"{now:g}, which was not learned"
+            raise ValueError(f"call {i} got the timestep {of}; {self._start.remedy()}")
+        if below and not (self.begin_index or self._noised):
+            raise ValueError(f"what was learned starts from an image, and none was noised; {self._start.remedy()}")
         if self.config.get("variance_type") in ("learned", "learned_range"):
             model_output = model_output[:, : sample.shape[1]]
         if model_output.shape != sample.shape:
@@ -188,9 +213,11 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """alpha x_0 + sigma eps at the states of these calls; a ValueError for a timestep of no call."""
-        away = (timesteps.to(self.timesteps).reshape(-1, 1) - self.timesteps[None]).abs()
+        learned = self.timesteps[-self._table.calls :]
+        away = (timesteps.to(learned).reshape(-1, 1) - learned[None]).abs()
         if not bool((away.amin(1) < _CLOSE).all()):
-            raise ValueError(f"timesteps must be among {self.timesteps.tolist()}, got {timesteps.tolist()}")
+            raise ValueError(f"timesteps must be among {learned.tolist()}, got {timesteps.tolist()}")
+        self._noised = True
         # Heun's second call has the time of the next step's first one, whose state is on the grid.
         rows = (self._table.calls - 1 - away.flip(1).argmin(1)).tolist()
         alpha, sigma = (
@@ -251,11 +278,14 @@ def _timesteps(table: Table, steps: int, like: Any) -> list[float]:
     if like is None:
         return by_time
     alphas, start = like.alphas_cumprod.double().cpu().numpy(), table.alpha[0]
+    if table.full_noise is not None:
+        start = (1 + table.full_noise**2) ** -0.5
     noise_alone = config.get("rescale_betas_zero_snr", False) and start > _NOISE_ALONE
     alphas = np.append(alphas[:-1], max(alphas[-1], min(start, _NOISE_ALONE) ** 2))  # some write 0, others 5e-8
-    known, wanted = 0.5 * np.log(alphas), np.log(table.alpha)
+    known, wanted = 0.5 * np.log(alphas), np.log([*table.alpha, start])
     found = np.interp(-wanted, -known, np.arange(len(known)))
     off = np.abs(np.interp(found, np.arange(len(known)), known) - wanted).max()
+    found = found[:-1]
     if noise_alone or off > 1e-3 or (by_time and np.abs(found - by_time).max() > _CLOSE):
         why = " (rescale_betas_zero_snr; leave it out of like= if the network was not trained so)" * noise_alone
         raise ValueError(

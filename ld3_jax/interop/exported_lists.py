@@ -133,10 +133,13 @@ def diffusers_sigmas(learned: Learned, table: PlainTable) -> Listed:
         record |= {"scheduler": "FlowMatchEulerDiscreteScheduler", "arguments": {**_NOT_SHIFTED, **_trained(table)}}
         notes = [f"the scheduler appends 0: the last step goes there, and not to {_plain(levels[-1])}"]
         return Listed(levels[:-1], record, _lost(learned), [] if solver.to_zero else notes, _to_zero(solver), t)
-    scale = _plain(1 / table.grid_alpha[0] * table.prior_scale)
+    first = f"the image plus normal noise times {_plain(levels[0])}"  # below full noise
+    if table.prior_scale is not None:
+        scale = _plain(1 / table.grid_alpha[0] * table.prior_scale)
+        first = f"normal noise times {scale}; the scheduler's own init_noise_sigma is {_plain(levels[0])}"
     end = "zero" if solver.to_zero else "sigma_min"
     record |= {"scheduler": "EulerDiscreteScheduler", "arguments": {"final_sigmas_type": end, **_trained(table)}}
-    notes = [f"start from normal noise times {scale}; the scheduler's own init_noise_sigma is {_plain(levels[0])}"]
+    notes = [f"start from {first}"]
     notes += [_NO_BETAS] * (table.betas is None)
     return Listed(levels, record, _lost(learned), notes, solver, t)
 

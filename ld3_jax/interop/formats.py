@@ -14,7 +14,6 @@ from ld3_jax.interop.exported_lists import Listed
 from ld3_jax.interop.standalone.table import from_record
 from ld3_jax.learning import Learned
 from ld3_jax.noise_schedule import NoiseSchedule
-from ld3_jax.solvers import to_record
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ class Source:
         if self.record.get("table") is not None:
             from_record(self.record["table"])
             return self.record["table"]
-        learned, schedule = self.learned, self.schedule()
-        table = to_record(learned.table(schedule), schedule, learned.t, learned.solver, learned.model.get("predicts"))
+        schedule = self.schedule()
+        table = self.learned.plain_table(schedule)
         if table is None:
             raise ValueError(f"a table of plain numbers is of vectors with one time for all, got {schedule}")
         return table
@@ -83,8 +82,10 @@ def _table(source: Source) -> Written:
 
 
 def _list(listing: Callable[..., Listed], source: Source, **options: Any) -> Written:
-    listed = listing(source.learned, from_record(source.table()), **options)
-    notes = [*listed.notes, *(f"not in it: {part}" for part in listed.lost)]
+    table = from_record(source.table())
+    listed = listing(source.learned, table, **options)
+    below = f"it starts from an image with noise {table.levels[0]:.5g}, not from noise alone"
+    notes = [*[below] * (table.full_noise is not None), *listed.notes, *(f"not in it: {part}" for part in listed.lost)]
     if listed.record is None:
         content = exported_lists.text(listed.values) + "\n"
     else:

@@ -21,7 +21,7 @@ from ld3_jax import denoisers
 from ld3_jax.interop.encoded_prompts import encoded
 from ld3_jax.interop.pipeline_noise import Noise, noise
 from ld3_jax.interop.pipelines import Driven, naming, opened
-from ld3_jax.interop.pytorch import pytorch_network
+from ld3_jax.interop.pytorch import PyTorchNetwork, pytorch_network
 from ld3_jax.schedules import NoiseSchedule
 
 _TRIED = 0.617  # where a network is tried, between t_min and t_max: at no whole timestep
@@ -83,17 +83,21 @@ def load(
             driven, cond = replace(driven, encoded=kept, pipe=_without_text(driven.pipe)), kept.cond
         one = jax.tree.map(lambda leaf: leaf[:1], cond)
         driven, shape, modules, seconds = _tried(driven, says, one)
-    name, schedule = type(driven.pipe).__name__, says.schedule
+    network, schedule = _network(driven, says, modules, shape, one), says.schedule
+    model = denoisers.to_noise(network, schedule, says.prediction)
+    decode = _decoder(driven, shape, one) if decoded else None
+    return Loaded(model, schedule, shape, cond, Partial(_pictures, driven, one), decode, seconds)
 
+
+def _network(
+    driven: Driven, says: Noise, modules: list[torch.nn.Module], shape: tuple[int, ...], one: PyTree
+) -> PyTorchNetwork:
     def call(x: torch.Tensor, t: torch.Tensor, cond: Any) -> torch.Tensor:
         with _quiet():
             return driven.predict(x, says.timestep(t), cond)
 
-    like = jax.tree.map(lambda leaf: leaf[0], cond)
-    network = pytorch_network(modules, shape, like, call=call, t=_between(schedule), name=name)
-    model = denoisers.to_noise(network, schedule, says.prediction)
-    decode = _decoder(driven, shape, one) if decoded else None
-    return Loaded(model, schedule, shape, cond, Partial(_pictures, driven, one), decode, seconds)
+    like, name = jax.tree.map(lambda leaf: leaf[0], one), type(driven.pipe).__name__
+    return pytorch_network(modules, shape, like, call=call, t=_between(says.schedule), name=name)
 
 
 def _without_text(pipe: Any) -> Any:

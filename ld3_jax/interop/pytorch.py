@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from ld3_jax.interop import callbacks
 from ld3_jax.interop.pytorch_derivatives import DERIVATIVES, At, Call, back
 from ld3_jax.interop.pytorch_trial import PyTorchError, tried
 from ld3_jax.interop.pytorch_weights import Weights, weights_of
-from ld3_jax.ranges import ARRAYS, COUNT, NUMBER, TEXT, check, entrance, one_of, shown
+from ld3_jax.ranges import ARRAYS, COUNT, NUMBER, TEXT, Kind, entrance, one_of, shown
 
 _AUTO = "auto"
 # JAX logs what a callback raises with its traceback, and raises it as well.
@@ -163,7 +163,7 @@ class PyTorchNetwork:
     digest: Any
     host: _Host
 
-    def __call__(self, x: Float[Array, "batch ..."], t: Float[Array, ""], cond: PyTree = None) -> Array:
+    def __call__(self, x: Any, t: Any, cond: PyTree = None) -> Array:
         """The module's output, shaped like x."""
         host, given = self.host, jax.tree.map(lambda leaf: np.shape(leaf)[1:], cond)
         if np.shape(x)[1:] != host.shape or np.ndim(t) != 0:
@@ -188,7 +188,19 @@ class PyTorchNetwork:
         return cls(leaves[0], host)
 
 
-@entrance(cond=ARRAYS, t=NUMBER, derivative=one_of((_AUTO, *DERIVATIVES)), name=TEXT)
+def _are_modules(value: Any) -> bool:
+    several = value if isinstance(value, list | tuple) else [value]
+    return bool(several) and all(isinstance(one, torch.nn.Module) for one in several)
+
+
+_MODULES = Kind("a torch.nn.Module, or a list of several", _are_modules)
+_SHAPE = Kind(
+    "of one state, such as (4, 64, 64)",
+    lambda shape: isinstance(shape, list | tuple) and bool(shape) and not any(map(COUNT.lacks, shape)),
+)
+
+
+@entrance(module=_MODULES, shape=_SHAPE, cond=ARRAYS, t=NUMBER, derivative=one_of((_AUTO, *DERIVATIVES)), name=TEXT)
 def pytorch_network(
     module: torch.nn.Module | Sequence[torch.nn.Module],
     shape: Sequence[int],
@@ -225,17 +237,12 @@ def pytorch_network(
         ValueError: if the module is in training mode, cannot be called so, gives no tensor shaped like the states,
             numbers that are not finite, or others the second time; if the derivative is not to be had.
     """
-    modules = [module] if isinstance(module, torch.nn.Module) else module
-    if not isinstance(modules, list | tuple) or not modules or not all(isinstance(m, torch.nn.Module) for m in modules):
-        raise ValueError(f"module must be a torch.nn.Module, or a list of several, got {module!r:.80}")
-    if not isinstance(shape, list | tuple) or not shape:
-        raise ValueError(f"shape must be that of one state, such as (4, 64, 64), got {shape!r:.80}")
-    shape = tuple(check({"shape": n}, {"shape": COUNT})["shape"] for n in shape)
+    modules = [module] if isinstance(module, torch.nn.Module) else [*module]
     name = name or type(modules[0]).__name__
     usual = (lambda x, t, cond: modules[0](x, t.expand(len(x)))) if cond is None else _with_condition(modules[0])
-    host = _Host(name, call or usual, weights_of(modules, name), shape, jax.tree.map(np.asarray, cond))
+    host = _Host(name, call or usual, weights_of(modules, name), tuple(shape), jax.tree.map(np.asarray, cond))
     try:
-        host = tried(host, np.float32(t), [*DERIVATIVES] if derivative == _AUTO else [derivative])
+        host = tried(host, np.asarray(t, np.float32), [*DERIVATIVES] if derivative == _AUTO else [derivative])
     except PyTorchError as error:
         raise ValueError(str(error)) from None
     logging.getLogger(__name__).info("%s", host)

@@ -17,7 +17,7 @@ class PyTorchError(RuntimeError):
     """What a module raised while it ran, on one line that names it."""
 
 
-def tried(host: Any, t: np.float32, derivatives: Sequence[str]) -> Any:
+def tried(host: Any, t: np.ndarray, derivatives: Sequence[str]) -> Any:
     """A host whose module works, with the first derivative that is right, and a digest of what it gives.
 
     Derivatives are compared with central differences, and in half precision, where these are noise, with reverse mode.
@@ -36,14 +36,16 @@ def tried(host: Any, t: np.float32, derivatives: Sequence[str]) -> Any:
     where = (x, t, *(np.repeat(leaf[None], 2, 0) for leaf in jax.tree.leaves(host.like)))
     output = host.value(*where)
     if not np.isfinite(output).all():
-        raise ValueError(f"{host.name} gives numbers that are not finite at t = {t:g} for normal states")
+        raise ValueError(f"{host.name} gives numbers that are not finite at t = {float(t):g} for normal states")
     if not np.array_equal(output, host.value(*where)):
         raise ValueError(f"{host.name} gives other numbers the second time: it must draw nothing (dropout, noise)")
     directions = (np.stack([dx, 0 * dx]), np.array([0, 1], np.float32))
     eps = torch.finfo(host.weights.dtype).eps
     # Of a difference of numbers of this size, by the steps of `pytorch_derivatives.difference`.
     rounding = (
-        3 * np.linalg.norm(output) * np.array([eps**0.6 * _norms(dx[None])[0] / _norms(x[None])[0], eps**0.5 / t])
+        3
+        * np.linalg.norm(output)
+        * np.array([eps**0.6 * _norms(dx[None])[0] / _norms(x[None])[0], eps**0.5 / float(t)])
     )
     if eps < _SINGLE:
         expected = host.along(*directions, *where)

@@ -86,6 +86,8 @@ def kl_bound(
     Reference: Tong et al., arXiv:2405.15506, section 4 and its appendix.
     """
     student.schedule.space.require_vectors("the bound")
+    if student.schedule.t_start is not None:
+        raise ValueError("the bound is for initial states that are normal noise, not for noised data")
     count_of((x_T, cond), "x_T and cond")
     accurate = on_grid(teacher.grid, student.schedule, teacher.solver)
     solvers = (student.solver, discretization), (teacher.solver, accurate)

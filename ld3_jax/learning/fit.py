@@ -167,7 +167,8 @@ def describe(task: Task, state: TrainState) -> Learned:
     discretization = task.discretization(state.best)
     figures = {"valid": {"start": float(state.start_loss), "learned": float(state.best_loss)}}
     model = {"predicts": prediction_of(student.model)}
-    return Learned(student.solver, discretization, np.asarray(discretization.lam(schedule)), model, figures)
+    lam = np.asarray(discretization.lam(schedule))
+    return Learned(student.solver, discretization, lam, model, figures, schedule.t_start)
 
 
 def _is_key(key: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Times for another number of network calls, between those that were learned for several.
+"""Times for another number of network calls or another start, between those that were learned for several.
 
 Reference: Align Your Steps (arXiv:2404.14507) interpolates its times.
 """
@@ -13,36 +13,59 @@ from jaxtyping import Array, Float
 from ld3_jax.learning.discretization import Discretization
 from ld3_jax.learning.gaps import with_ends
 from ld3_jax.learning.learned import Learned
-from ld3_jax.ranges import CALLS, check, entrance, instance
+from ld3_jax.ranges import CALLS, NUMBER, check, entrance, instance
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
+from ld3_jax.starts import starting_at
 
 
-@entrance(nfe=CALLS, schedule=instance(NoiseSchedule))
-def interpolate(learned: Sequence[Learned], nfe: int, schedule: NoiseSchedule) -> Learned:
-    """The times for a number of network calls, from those learned for others.
+@entrance(nfe=CALLS, schedule=instance(NoiseSchedule), t_start=NUMBER.or_none())
+def interpolate(
+    learned: Sequence[Learned], nfe: int, schedule: NoiseSchedule, *, t_start: float | None = None
+) -> Learned:
+    """The times for a number of network calls and a start, from those learned for others.
 
     On hsc32 times learned for 4, 6, 8 and 10 calls, interpolated to 5, 7 and 9, have 1.02, 1.02 and 1.14 times the mean
     squared error of times that were learned for that number.
 
     Args:
-        learned: one or more, of one solver and one model, each for another number of calls.
+        learned: one or more, of one solver and one model, each for another number of calls or another start.
         nfe: the number of calls that is wanted.
         schedule: the model's noise schedule.
+        t_start: the start that is wanted, between those of the others; full noise is t_max. None: that of all.
 
     Returns:
-        The one that was learned for `nfe` calls, as it is, or else times between those of the others; see `between`.
+        The one that was learned for `nfe` calls from this start on, as it is, or else times between those of the
+        others: first between numbers of calls, see `between`, then between the two next starts.
 
     Raises:
-        ValueError: if they are of several solvers or models, two are for one number of calls, they have coefficients or
-            times for each part, or the solver cannot take so few calls.
+        ValueError: if they are of several solvers or models, two are for one number of calls and one start, they have
+            coefficients or times for each part, or the solver cannot take so few calls; if they have several starts and
+            none is given, or it lies not between them.
     """
     each = {f"learned[{i}]": one for i, one in enumerate(learned)}
     check(each, dict.fromkeys(each, instance(Learned)))
-    given = [one.solver.nfe for one in learned]
     kinds = {(replace(one.solver, nfe=None), one.model.get("digest")) for one in learned}
     if len(kinds) > 1:
         raise ValueError(f"times are interpolated between those of one solver and one model, got {len(kinds)} kinds")
+    by_start: dict[float, list[Learned]] = {}
+    for one in learned:
+        by_start.setdefault(schedule.t_max if one.t_start is None else one.t_start, []).append(one)
+    if t_start is None and len(by_start) > 1:
+        raise ValueError(f"they were learned from t = {sorted(by_start)} on: t_start says from which time on")
+    if t_start is None or t_start in by_start:
+        return _of_calls(learned if t_start is None else by_start[t_start], nfe, schedule)
+    below = [start for start in by_start if start < t_start]
+    above = [start for start in by_start if start > t_start]
+    if not below or not above:
+        raise ValueError(f"t_start must lie between those that were learned from, {sorted(by_start)}, got {t_start}")
+    lower, upper = (_of_calls(by_start[at], nfe, schedule) for at in (max(below), min(above)))
+    return _between_starts(lower, upper, schedule, t_start)
+
+
+def _of_calls(learned: Sequence[Learned], nfe: int, schedule: NoiseSchedule) -> Learned:
+    """The times for a number of calls, from one start on."""
+    given = [one.solver.nfe for one in learned]
     if len({*given}) < len(given):
         raise ValueError(f"times are interpolated between those for different numbers of calls, got {given}")
     if same := [one for one in learned if one.solver.nfe == nfe]:
@@ -52,14 +75,36 @@ def interpolate(learned: Sequence[Learned], nfe: int, schedule: NoiseSchedule) -
             f"times for {nfe} network calls are interpolated between those learned for two other numbers or more, got "
             f"those for {given}"
         )
+    _check_times_alone(learned, schedule)
+    solver = replace(learned[0].solver, nfe=nfe)
+    times = between([one.discretization for one in learned], learned[0].range(schedule), solver)
+    return _with_times(learned[0], solver, times, schedule)
+
+
+def _between_starts(lower: Learned, upper: Learned, schedule: NoiseSchedule, t_start: float) -> Learned:
+    """Half-log-SNR at the times is linear in that of the start."""
+    _check_times_alone((lower, upper), schedule)
+    at, own = lower.range(schedule), starting_at(schedule, t_start)
+    lam, first, last = (float(schedule.lam(jnp.asarray(one.t_max))) for one in (own, at, upper.range(schedule)))
+    share = (lam - last) / (first - last)
+
+    def read_off(one: Array, other: Array) -> Array:
+        return with_ends(own.inverse_lam(share * own.lam(one) + (1 - share) * own.lam(other)), own)
+
+    times = Discretization(read_off(lower.t, upper.t), read_off(lower.t_c, upper.t_c))
+    return replace(_with_times(lower, lower.solver, times, schedule), t_start=t_start)
+
+
+def _check_times_alone(learned: Sequence[Learned], schedule: NoiseSchedule) -> None:
     if any(one.coefficients is not None or one.t.ndim > 1 for one in learned):
         raise ValueError("only times are interpolated: these have coefficients, or times for each part of a state")
     for one in learned:
         one.check_range(schedule)
-    solver = replace(learned[0].solver, nfe=nfe)
-    times = between([one.discretization for one in learned], schedule, solver)
-    loss = {"loss": learned[0].losses["loss"]} if "loss" in learned[0].losses else {}
-    return replace(learned[0], solver=solver, discretization=times, lam=np.asarray(times.lam(schedule)), losses=loss)
+
+
+def _with_times(like: Learned, solver: Solver, times: Discretization, schedule: NoiseSchedule) -> Learned:
+    loss = {"loss": like.losses["loss"]} if "loss" in like.losses else {}
+    return replace(like, solver=solver, discretization=times, lam=np.asarray(times.lam(schedule)), losses=loss)
 
 
 def between(known: Sequence[Discretization], schedule: NoiseSchedule, solver: Solver) -> Discretization:

@@ -16,16 +16,19 @@ from ld3_jax.disk import numbers, read_json, write_atomically
 from ld3_jax.grids import check_times
 from ld3_jax.learning.discretization import Coefficients, Discretization
 from ld3_jax.learning.task import Student, distances
-from ld3_jax.ranges import CALLS, COUNT, FLAG, PATH, TEXT, check, entrance, instance, settle
+from ld3_jax.ranges import CALLS, COUNT, FLAG, NUMBER, PATH, TEXT, check, entrance, instance, settle
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, Table, integrate, to_record
+from ld3_jax.starts import starting_at
 from ld3_jax.teacher import Pairs
 
 FORMAT = "ld3_jax schedule"
 VERSION = 6
 # Files of earlier versions: 2 has coefficients, or a curve of another form, of which its own times alone are read; 3 is
-# of a manifold, where each part may have its own times; 4 ends at sigma 0; 5 has times for several numbers of calls.
-VERSIONS = (1, 2, 3, 4, 5, VERSION)
+# of a manifold, where each part may have its own times; 4 ends at sigma 0; 5 has times for several numbers of calls; 7
+# starts below full noise, and is written for that alone, so that older programs read all others.
+WITH_START = 7
+VERSIONS = (1, 2, 3, 4, 5, VERSION, WITH_START)
 _KINDS = {"solver": TEXT, "nfe": CALLS, "order": COUNT, "variant": TEXT.or_none(), "lower_order_final": FLAG}
 _KINDS |= dict.fromkeys(("model", "losses"), instance(dict))
 
@@ -41,6 +44,7 @@ class Learned:
         model: what is needed to build the model again; its "digest" tells whether it is the same one, and
             "predicts" what its network predicts, one of `denoisers.PREDICTIONS`.
         losses: figures measured while learning, at least those of the validation at the start and of what was learned.
+        t_start: the time t_s below full noise from which on it was learned; None: from full noise, t_max.
     """
 
     solver: Solver
@@ -48,14 +52,15 @@ class Learned:
     lam: Float[np.ndarray, "n_points *parts"]
     model: dict[str, Any] = field(default_factory=dict)
     losses: dict[str, Any] = field(default_factory=dict)
+    t_start: float | None = None
 
     def __post_init__(self) -> None:
         parts = {"solver": Solver, "discretization": Discretization, "model": dict, "losses": dict}
-        settle(self, {name: instance(of) for name, of in parts.items()})
+        settle(self, {name: instance(of) for name, of in parts.items()} | {"t_start": NUMBER.or_none()})
 
     @property
     def t(self) -> Float[Array, "n_points *parts"]:
-        """The times, descending from t_max to t_min."""
+        """The times, descending from t_max, or from t_start, to t_min."""
         return self.discretization.t
 
     @property
@@ -75,7 +80,19 @@ class Learned:
             ValueError: if the times do not span the range of the noise schedule.
         """
         self.check_range(schedule)
-        return self.discretization.table(schedule, self.solver)
+        return self.discretization.table(self.range(schedule), self.solver)
+
+    def range(self, schedule: NoiseSchedule) -> NoiseSchedule:
+        """The part of a noise schedule that it was learned for: from t_start on, or from full noise all of it.
+
+        Raises:
+            ValueError: if t_start is not in its range, or it starts below full noise and this does not.
+        """
+        if self.t_start is not None:
+            return starting_at(schedule, self.t_start)
+        if schedule.t_start is not None:
+            raise ValueError(f"it was learned from full noise, and the noise schedule starts at {schedule.t_start:g}")
+        return schedule
 
     @entrance(schedule=instance(NoiseSchedule))
     def sample(self, model: Model, schedule: NoiseSchedule, x_T: PyTree, cond: PyTree = None) -> PyTree:
@@ -84,7 +101,7 @@ class Learned:
         Args:
             model: model(x, t, cond) -> noise prediction, the one that it was learned for.
             schedule: its noise schedule.
-            x_T: states at t_max, scaled by `schedule.prior_scale`.
+            x_T: states at t_max, scaled by `schedule.prior_scale`; where it has a t_start, states there (`noised`).
             cond: passed to the model.
 
         Raises:
@@ -106,6 +123,7 @@ class Learned:
 
     def check_range(self, schedule: NoiseSchedule) -> None:
         """Refuse a noise schedule of another space, range or log-SNR, and network times beyond it."""
+        schedule = self.range(schedule)
         check_times(self.t, self.t_c, schedule, whole=True, to_zero=self.solver.to_zero)
         if self.coefficients is not None and bool(len(self.coefficients.base)) != self.solver.expands(schedule):
             raise ValueError(f"its coefficients were learned for states of another space than those of {schedule}")
@@ -132,17 +150,23 @@ class Learned:
         """
         solver = dataclasses.asdict(self.solver)
         lists = {"t": self.t, "t_c": self.t_c, "lam": self.lam}
-        record = {"format": FORMAT, "version": VERSION, "solver": solver.pop("name")} | solver
+        start = {} if self.t_start is None else {"t_start": self.t_start}
+        version = WITH_START if start else VERSION
+        record = {"format": FORMAT, "version": version, "solver": solver.pop("name"), **solver, **start}
         record["n_steps"] = self.solver.n_steps
         record |= {name: np.asarray(array).tolist() for name, array in lists.items()}
         record |= {"model": self.model, "losses": self.losses}
         if self.coefficients is not None:
             change = self.coefficients._asdict()
             record["coefficients"] = {name: np.asarray(leaf).tolist() for name, leaf in change.items()}
-        if schedule is not None:
-            table = to_record(self.table(schedule), schedule, self.t, self.solver, self.model.get("predicts"))
-            record |= {} if table is None else {"table": table}
+        if schedule is not None and (table := self.plain_table(schedule)) is not None:
+            record["table"] = table
         write_atomically(Path(path), (json.dumps(record, indent=2) + "\n").encode())
+
+    def plain_table(self, schedule: NoiseSchedule) -> dict[str, Any] | None:
+        """The table for other programs, as JSON takes it; None if the states are no vectors with one time for all."""
+        table, predicts = self.table(schedule), self.model.get("predicts")
+        return to_record(table, self.range(schedule), self.t, self.solver, predicts)
 
 
 @entrance(path=PATH)
@@ -186,10 +210,12 @@ def _read(path: Path) -> tuple[Learned, list[Discretization]]:
     if version not in VERSIONS or isinstance(version, bool):
         raise ValueError(f"{path}: schedule of version {version}, this program reads {list(VERSIONS)}")
     names = [f.name for f in dataclasses.fields(Solver)[1:]]
-    if version not in (4, VERSION):
+    if version not in (4, VERSION, WITH_START):
         record = {"last_sigma": None} | record
     if missing := [key for key in ("solver", *names, "t", "t_c", "lam", "model", "losses") if key not in record]:
         raise ValueError(f"{path}: lacks {missing}")
+    if version == WITH_START and not isinstance(record.get("t_start"), int | float):
+        raise ValueError(f"{path}: t_start must be the time at which it starts, got {record.get('t_start')!r:.80}")
     try:
         learned = _from_record(record, names)
         return learned, _of_curve(record.get("curve"), learned) if version == 5 else []
@@ -219,7 +245,10 @@ def _from_record(record: dict[str, Any], names: list[str]) -> Learned:
         raise ValueError("lacks coefficients or a curve, which a schedule of version 2 has")
     coefficients = None if change is None else _read_coefficients(change, solver, version)
     discretization = Discretization(jnp.asarray(t), jnp.asarray(t_c), coefficients)
-    return Learned(solver, discretization, np.asarray(jnp.asarray(lam)), record["model"], record["losses"])
+    start = float(record["t_start"]) if version == WITH_START else None
+    if start is not None and not np.allclose(t[:1], start, rtol=1e-5):
+        raise ValueError(f"t must start at t_start, {start:g}, got {t[:1].tolist()}")
+    return Learned(solver, discretization, np.asarray(jnp.asarray(lam)), record["model"], record["losses"], start)
 
 
 def _of_curve(record: Any, own: Learned) -> list[Discretization]:
@@ -261,7 +290,7 @@ def _read_coefficients(change: Any, solver: Solver, version: int) -> Coefficient
     base, *histories = arrays if arrays[2].size else arrays[:2]
     shapes = [rows.shape for rows in histories]
     whole = all(len(shape) in (2, 3) and shape[0] == solver.nfe and shape[2:] == shapes[0][2:] for shape in shapes)
-    of_vectors = {3: False, VERSION: base.shape != (0,)}.get(version, True)
+    of_vectors = version != 3 and (version < VERSION or base.shape != (0,))
     whole = whole and base.shape == ((solver.nfe, *shapes[0][2:]) if of_vectors else (0,))
     if not whole or not all(np.isfinite(array).all() for array in arrays):
         raise ValueError(f"coefficients must be finite and have {solver.nfe} rows, one for each network call")

@@ -24,9 +24,10 @@ def teacher_pairs(
     key: PRNGKeyArray,
     count: int,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
+    first: int = 0,
 ) -> Pairs:
-    """The teacher's pairs from noise of that key, decoded; see `make_pairs`."""
-    pairs = make_pairs(model.model, model.schedule, *model.draw(key, count), teacher=teacher, on_batch=on_batch)
+    """The teacher's pairs from noise of that key, from number `first` on, decoded; see `make_pairs`."""
+    pairs = make_pairs(model.model, model.schedule, *model.draw(key, count, first), teacher=teacher, on_batch=on_batch)
     return pairs._replace(x_0=_decode(model.decode, pairs.x_0, teacher.batch_size))
 
 

@@ -17,10 +17,12 @@ from ld3_jax.disk import digest
 from ld3_jax.losses import Loss
 from ld3_jax.ranges import COUNT_OR_ZERO, POSITIVE, check
 from ld3_jax.schedules import NoiseSchedule
-from ld3_jax.teacher import draw_noise
+from ld3_jax.starts import noised, starting_at
+from ld3_jax.teacher import Pairs, draw_noise
 
 OnProgress = Callable[[str, int, int], None]
 Draw = Callable[[PRNGKeyArray, int, int], PyTree]
+Images = Callable[[PRNGKeyArray, int, int, PyTree], PyTree]
 Display = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -95,6 +97,8 @@ class Pretrained:
             on; None if the model takes none.
         draw_prior: draw_prior(key, n, first) -> n initial states likewise; None: normal noise of the shape, scaled by
             the prior.
+        images: images(key, n, first, cond) -> n states without noise likewise, of which initial states below full noise
+            are made; None where the noise schedule starts at full noise.
         squared_error: squared_error(samples, targets) -> (n,) squared distances.
         differences: whether the difference of two images from `display` is one.
         formats: ending of a file -> the file's content from samples; arrays and pictures can always be written.
@@ -111,6 +115,7 @@ class Pretrained:
     decode: Partial = dataclasses.field(default_factory=lambda: Partial(_unchanged))
     draw_condition: Draw | None = None
     draw_prior: Draw | None = None
+    images: Images | None = None
     squared_error: Loss = losses.l2
     differences: bool = True
     formats: Mapping[str, Callable[[np.ndarray], bytes]] = dataclasses.field(default_factory=dict)
@@ -120,16 +125,45 @@ class Pretrained:
         return self.name
 
     def draw(self, key: PRNGKeyArray, count: int, first: int = 0) -> tuple[PyTree, PyTree]:
-        """Initial states (count, *shape), scaled by the prior, and their conditions, or None, from number `first` on.
+        """Initial states (count, *shape) and their conditions, or None, from number `first` on: noise scaled by the
+        prior, or where the noise schedule starts below full noise, noised images.
 
         Each is fixed by the key and its number, whatever is drawn with it.
         """
         noise_key, cond_key = jax.random.split(key)
+        cond = self.draw_condition(cond_key, count, first) if self.draw_condition else None
+        if self.images is None:
+            return self.draw_noise(noise_key, count, first), cond
+        image_key, noise_key = jax.random.split(noise_key)
+        return noised(noise_key, self.images(image_key, count, first, cond), self.schedule, first=first), cond
+
+    def draw_noise(self, key: PRNGKeyArray, count: int, first: int = 0) -> PyTree:
+        """Initial states at full noise, (count, *shape), scaled by the prior."""
         if self.draw_prior:
-            x_T = self.draw_prior(noise_key, count, first)
-        else:
-            x_T = self.schedule.prior_scale * draw_noise(noise_key, count, self.shape, first)
-        return x_T, self.draw_condition(cond_key, count, first) if self.draw_condition else None
+            return self.draw_prior(key, count, first)
+        return self.schedule.whole.prior_scale * draw_noise(key, count, self.shape, first)
+
+    def shapes(self, count: int) -> Pairs:
+        """The shapes of pairs of this model, with decoded samples."""
+
+        def pairs() -> Pairs:
+            key = jax.random.key(0)
+            x_T, cond = self.draw_noise(key, count), self.draw_condition and self.draw_condition(key, count, 0)
+            return Pairs(x_T, self.decode(x_T), cond)
+
+        return jax.eval_shape(pairs)
+
+    def starting_at(
+        self, images: Images, t: float | None = None, *, sigma: float | None = None, strength: float | None = None
+    ) -> "Pretrained":
+        """The model from a time below full noise on: its initial states are noised images.
+
+        Args:
+            images: see the attribute; `pretrained.images` has the model's own samples, and those of a file.
+            t, sigma, strength: one of them; see `ld3_jax.starting_at`.
+        """
+        schedule = starting_at(self.schedule, t, sigma=sigma, strength=strength)
+        return dataclasses.replace(self, schedule=schedule, images=images)
 
     def identity(self) -> dict[str, Any]:
         """What a file of learned times must say of its model: digests of weights and guidance, and of its decoder; what

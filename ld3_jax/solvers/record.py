@@ -3,9 +3,11 @@
 The reader and the loop are `ld3_jax.interop.standalone`, which is plain Python.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -37,8 +39,10 @@ def to_record(
     Returns:
         The table's columns; `prediction`, what it takes, "noise" or "data"; `alpha` and `sigma` at the network's times
         `t`, `grid_alpha` and `grid_sigma` at the grid's, where 1 and 0 end a solver that ends without noise;
-        `prior_scale`; `process`, "vp", "ve", "flow" or None for any other; `train_steps`, the N of a `VPDiscrete`,
-        whose time t is (i + 1) / N at step i, or None; `betas`, its steps by diffusers' arguments, or None; `output`.
+        `prior_scale`, which is None below full noise; `full_noise`, there the `noise_level` from which the model's own
+        noise schedule starts, else None; `process`, "vp", "ve", "flow" or None for any other; `train_steps`, the N of
+        a `VPDiscrete`, whose time t is (i + 1) / N at step i, or None; `betas`, its steps by diffusers' arguments, or
+        None; `output`.
         None if states are no vectors with one time for all: other programs only add.
     """
     if not solver.expands(schedule) or len(schedule.parts) > 1:
@@ -46,19 +50,39 @@ def to_record(
     alpha, sigma = np.array(schedule.alpha(t)), np.array(schedule.sigma(t))
     if solver.to_zero:
         alpha[-1], sigma[-1] = 1.0, 0.0
-    names = [name for name, one in _PROCESSES.items() if np.allclose(one(alpha, sigma), 1, rtol=0, atol=1e-5)]
     levels = {"alpha": schedule.alpha(table.t), "sigma": schedule.sigma(table.t)}
     lists = {**table._asdict(), **levels, "grid_alpha": alpha, "grid_sigma": sigma}
-    trained = _trained(schedule)
+    trained = _trained(schedule.whole)
     return {
         "prediction": solver.prediction,
-        "process": names[0] if names else None,
+        "process": process_of(alpha, sigma),
         "train_steps": None if trained is None else len(trained),
         "output": output,
         "betas": None if trained is None else _betas(trained),
-        "prior_scale": float(schedule.prior_scale),
+        "prior_scale": float(schedule.prior_scale) if schedule.t_start is None else None,
+        "full_noise": None if schedule.t_start is None else noise_level(schedule.whole, schedule.whole.t_max),
         **{name: np.asarray(column).tolist() for name, column in lists.items()},
     }
+
+
+def process_of(alpha: Any, sigma: Any) -> str | None:
+    """The kind of noise, "ve", "vp" or "flow", by alpha and sigma at some times; None for any other."""
+    names = [name for name, one in _PROCESSES.items() if np.allclose(one(alpha, sigma), 1, rtol=0, atol=1e-5)]
+    return names[0] if names else None
+
+
+def process_of_schedule(schedule: NoiseSchedule) -> str | None:
+    """The kind of noise of a noise schedule, by its whole range."""
+    with jax.ensure_compile_time_eval():
+        t = jnp.linspace(schedule.whole.t_min, schedule.whole.t_max, 9)
+        return process_of(np.asarray(schedule.alpha(t)), np.asarray(schedule.sigma(t)))
+
+
+def noise_level(schedule: NoiseSchedule, t: float) -> float:
+    """Noise at a time as programs measure it by one number: of flows sigma, of all others sigma / alpha."""
+    with jax.ensure_compile_time_eval():
+        sigma, lam = (float(of(jnp.asarray(t))) for of in (schedule.sigma, schedule.lam))
+    return sigma if process_of_schedule(schedule) == "flow" else math.exp(-lam)
 
 
 def _trained(schedule: NoiseSchedule) -> np.ndarray | None:

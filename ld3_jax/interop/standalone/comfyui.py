@@ -40,7 +40,10 @@ class _Node:
 
 class LearnedSigmas(_Node):
     CATEGORY = "sampling/custom_sampling/schedulers"
-    DESCRIPTION = "The noise levels of a learned schedule; all of them go to Learned sampler of the same schedule."
+    DESCRIPTION = (
+        "The noise levels of a learned schedule; all of them go to Learned sampler of the same schedule. One that was "
+        "learned for image to image starts at its own level: give a latent image, and no denoise."
+    )
     RETURN_TYPES = ("SIGMAS",)
 
     def get(self, schedule: str) -> tuple[torch.Tensor]:

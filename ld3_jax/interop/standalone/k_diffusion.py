@@ -46,7 +46,8 @@ def sample_learned(
         model: model(x, sigma, **extra_args) -> data, with x in units in which alpha = 1, or of flows as it is. What it
             says of its kind and its range of noise, as models of ComfyUI and k-diffusion do, must fit the table.
         x: (batch, ...) the first state in these units: of VP and VE noise times (prior_scale / alpha), which is
-            sqrt(1 + sigma^2) of VP.
+            sqrt(1 + sigma^2) of VP. Where the table starts below full noise, data + sigmas[0] times noise, of flows
+            (1 - sigmas[0]) data + sigmas[0] noise.
         sigmas: (n_steps + 1,) the levels of the table; any others are refused.
         extra_args: passed to the model.
         callback: called once a step with x, i, sigma, sigma_hat and denoised.
@@ -65,6 +66,7 @@ def sample_learned(
         )
     _check(sigmas, table)
     _check_model(model, table)
+    _check_latent(model, table)
     flow, ends = table.process == "flow", (table.grid_alpha[0], table.grid_alpha[-1])
     start = x if flow else x * ends[0]
     state = State(start, start)
@@ -87,7 +89,22 @@ def _check(sigmas: torch.Tensor, table: Table) -> None:
     if not same:
         raise ValueError(
             f"it was learned for the sigmas {wanted}, got {given}: give all of table.levels, in ComfyUI those of "
-            "Learned sigmas with the same file, none of them split off (a denoise of 1)"
+            f"Learned sigmas with the same file, none of them split off; it was learned {_start(table)}"
+        )
+
+
+def _start(table: Table) -> str:
+    if table.full_noise is None:
+        return "from full noise (a denoise of 1)"
+    return f"from an image with noise {table.levels[0]:.5g}, below the full {table.full_noise:.5g} (a denoise below 1)"
+
+
+def _check_latent(model: Any, table: Table) -> None:
+    """ComfyUI's sampler has the image as an attribute, which is zero for an empty one."""
+    latent = getattr(model, "latent_image", None)
+    if table.full_noise is not None and latent is not None and not torch.count_nonzero(latent):
+        raise ValueError(
+            f"it was learned {_start(table)}, got an empty latent: give a latent image, or another schedule"
         )
 
 
@@ -102,7 +119,11 @@ def _check_model(model: Any, table: Table) -> None:
     else:
         return
     process, output = [*named, _CONTINUOUS if hasattr(said, "sigma_data") else (str(table.process), None)][0]
-    first, last, calls = table.levels[0], table.levels[-1], zip(table.sigma, table.alpha, strict=True)
+    first, last, calls = (
+        table.full_noise or table.levels[0],
+        table.levels[-1],
+        zip(table.sigma, table.alpha, strict=True),
+    )
     most, least = float(getattr(said, "sigma_max", "inf")), float(getattr(said, "sigma_min", 0))
     fits = table.process in process.split(" or ")
     fits &= output is None or table.output is None or table.output.removeprefix("reversed_") == output

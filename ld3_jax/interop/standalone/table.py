@@ -28,7 +28,7 @@ _PROCESSES: dict[str | None, Callable[[float, float], float]] = {
     None: lambda alpha, sigma: 1.0,
 }
 _CLOSE = 1e-3
-_STATED = ("prediction", "process", "train_steps", "output", "betas")
+_STATED = ("prediction", "process", "train_steps", "output", "betas", "prior_scale", "full_noise")
 
 
 class Table(NamedTuple):
@@ -43,9 +43,11 @@ class Table(NamedTuple):
         train_steps: N where step i of the network's training has the time (i + 1) / N; else None.
         output: what the network that it was learned for gives, one of OUTPUTS or "score"; None if that is not known.
         betas: arguments of diffusers' schedulers that give these training steps; None if there are none, or not known.
-        prior_scale: standard deviation of the first state.
+        prior_scale: standard deviation of the first state, which is noise alone; None where it starts below full noise.
         t, alpha, sigma: the network's times, and the factors of signal and noise there, for each call.
         grid_alpha, grid_sigma: those of the states, at the ends of all steps; one more than there are steps.
+        full_noise: where it starts below full noise, from data x_0 with x = grid_alpha[0] x_0 + grid_sigma[0] eps, the
+            model's own first level (as `levels` has them); else None.
     """
 
     prediction: str
@@ -53,7 +55,7 @@ class Table(NamedTuple):
     train_steps: int | None
     output: str | None
     betas: dict[str, Any] | None
-    prior_scale: float
+    prior_scale: float | None
     t: Sequence[float]
     alpha: Sequence[float]
     sigma: Sequence[float]
@@ -64,6 +66,7 @@ class Table(NamedTuple):
     correct_history: Sequence[Sequence[float]]
     predict_base: Sequence[float]
     predict_history: Sequence[Sequence[float]]
+    full_noise: float | None = None
 
     @property
     def calls(self) -> int:
@@ -120,7 +123,7 @@ def from_record(record: Any) -> Table:
     """
     if not isinstance(record, dict):
         raise ValueError(f"the table must be an object with its columns, got {record!r:.80}")
-    record = {"output": None, "betas": None} | record
+    record = {"output": None, "betas": None, "full_noise": None} | record
     if missing := [name for name in Table._fields if name not in record]:
         raise ValueError(f"the table lacks {missing}")
     table = Table(**{name: record[name] for name in Table._fields})
@@ -135,7 +138,7 @@ def from_record(record: Any) -> Table:
         raise ValueError(f"the table's train_steps must be a number of steps or null, got {steps!r:.80}")
     if not isinstance(table.betas, dict | None):
         raise ValueError(f"the table's betas must be an object or null, got {table.betas!r:.80}")
-    columns = [name for name in Table._fields if name not in (*_STATED, "prior_scale")]
+    columns = [name for name in Table._fields if name not in _STATED]
     for name in columns:
         column = getattr(table, name)
         if not _is_list(column) or (name.endswith("_history") and not all(map(_is_list, column))):
@@ -146,9 +149,11 @@ def from_record(record: Any) -> Table:
     if len(set(lengths.values())) != 1 or len(table.grid_sigma) != steps + 1 or not 0 < steps <= table.calls:
         raise ValueError(f"the table's columns must have one length, got {lengths}, and {steps} steps")
     numbers = itertools.chain(*(getattr(table, name) for name in columns if "_history" not in name))
-    if not all(
-        map(_is_number, [*numbers, *itertools.chain(*table.correct_history, *table.predict_history), table.prior_scale])
-    ):
+    first = [one for one in (table.prior_scale, table.full_noise) if one is not None]
+    if len(first) != 1:
+        raise ValueError("the table must have a prior_scale, or full_noise where it starts below that, and not both")
+    histories = itertools.chain(*table.correct_history, *table.predict_history)
+    if not all(map(_is_number, [*numbers, *histories, *first])):
         raise ValueError("the table's numbers must be finite")
     _check_fit(table)
     return table
@@ -167,7 +172,8 @@ def _check_fit(table: Table) -> None:
             sigma * next_alpha < next_sigma * alpha
             for (alpha, sigma), (next_alpha, next_sigma) in itertools.pairwise(grid)
         ),
-        "the prior_scale is not positive": table.prior_scale <= 0,
+        "the prior_scale is not positive": table.prior_scale is not None and table.prior_scale <= 0,
+        "it does not start below full_noise": table.full_noise is not None and table.full_noise <= table.levels[0],
         "a history reaches back to before the first call": any(itertools.chain(*before)),
     }
     if found := [text for text, is_so in wrong.items() if is_so]:
@@ -208,7 +214,7 @@ def solve(table: Table, network: Callable[[Any, float], Any], x_T: Any, output: 
     Args:
         table: the table.
         network: network(x, t) at the times that it was learned for.
-        x_T: the first state, scaled by `prior_scale`.
+        x_T: the first state, scaled by `prior_scale`; below full noise, noised data, see `Table.full_noise`.
         output: what the network gives: "noise", "data", "v" (alpha eps - sigma x_0), "flow" (eps - x_0) or
             "reversed_flow" (x_0 - eps).
 
