@@ -46,19 +46,24 @@ def to_record(
     alpha, sigma = np.array(schedule.alpha(t)), np.array(schedule.sigma(t))
     if solver.to_zero:
         alpha[-1], sigma[-1] = 1.0, 0.0
-    names = [name for name, one in _PROCESSES.items() if np.allclose(one(alpha, sigma), 1, rtol=0, atol=1e-5)]
     levels = {"alpha": schedule.alpha(table.t), "sigma": schedule.sigma(table.t)}
     lists = {**table._asdict(), **levels, "grid_alpha": alpha, "grid_sigma": sigma}
     trained = _trained(schedule)
     return {
         "prediction": solver.prediction,
-        "process": names[0] if names else None,
+        "process": process(alpha, sigma),
         "train_steps": None if trained is None else len(trained),
         "output": output,
         "betas": None if trained is None else _betas(trained),
         "prior_scale": float(schedule.prior_scale),
         **{name: np.asarray(column).tolist() for name, column in lists.items()},
     }
+
+
+def process(alpha: Float[np.ndarray, "n"], sigma: Float[np.ndarray, "n"]) -> str | None:
+    """The kind of noise by the factors of signal and noise: "ve", "vp", "flow", or None for any other."""
+    names = (name for name, one in _PROCESSES.items() if np.allclose(one(alpha, sigma), 1, rtol=0, atol=1e-5))
+    return next(names, None)
 
 
 def _trained(schedule: NoiseSchedule) -> np.ndarray | None:

@@ -1,0 +1,214 @@
+"""Learned solvers of others, from their files: EPD, DyWeight, NeuralSolver, the Generalized Solver.
+
+A sampler of theirs is run once on unit vectors, which says how each of its states is a sum of the first one and of the
+network's predictions. That is a solver with one call a step: here, the changes that make another one that solver.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from ld3_jax.grids import check_times
+from ld3_jax.interop import files_of_others
+from ld3_jax.interop.files_of_others import Model
+from ld3_jax.interop.samplers_of_others import Sampler
+from ld3_jax.learning.discretization import Discretization, like_expansion
+from ld3_jax.learning.gaps import with_ends
+from ld3_jax.published import SAME_END
+from ld3_jax.ranges import CALLS, PATH, entrance, instance
+from ld3_jax.schedules import NoiseSchedule
+from ld3_jax.solvers import Expansion, Solver, expand
+from ld3_jax.solvers.record import process
+
+_LAST = 0.05  # the most noise that a sample may hold
+_PRECISE = 1e-4  # of single precision, relative
+# sigma / alpha of a model's noise as the factor of the signal, in states of variance-preserving noise.
+_ALPHA: dict[str, Callable[[float], float]] = {
+    "vp": lambda level: 1 / np.sqrt(1 + level**2),
+    "ve": lambda level: 1.0,
+    "flow": lambda level: 1.0,  # its samplers take its states as they are
+}
+
+
+class Imported(NamedTuple):
+    """A solver of others.
+
+    Attributes:
+        discretization: its times and coefficients, as changes of those of a solver here.
+        notes: whose it is, and where it differs.
+    """
+
+    discretization: Discretization
+    notes: list[str]
+
+
+class _WrittenOut(NamedTuple):
+    """Each state, in the model's units, as a sum of the first one and of predictions; the levels of the calls."""
+
+    levels: list[float]
+    states: Float[np.ndarray, "nfe+1 nfe+1"]
+
+
+def holds_solver(path: Path) -> bool:
+    """Whether a file has a learned solver of others in it, and not a list.
+
+    Raises:
+        ValueError: if it is damaged, or would run code.
+    """
+    if path.suffix not in (".pkl", ".pt", ".pth", ".ckpt", ".py") or not path.is_file():
+        return False
+    held = files_of_others.content(path)
+    return path.suffix not in (".pt",) or any(one.holds(held) for one in files_of_others.FORMATS.values())
+
+
+@entrance(path=PATH, schedule=instance(NoiseSchedule), solver=instance(Solver), side=CALLS)
+def read_solver(path: str | Path, schedule: NoiseSchedule, solver: Solver, *, side: int = 512) -> Imported:
+    """A learned solver of others.
+
+    Args:
+        path: EPD's or DyWeight's network-snapshot.pkl, DyWeight's .pt of Flux, a checkpoint of the Generalized Solver,
+            or a module of NeuralSolver with FM_DATA or DDPM_DATA.
+        schedule: the noise schedule of the model that it was learned for.
+        solver: the solver whose coefficients are changed, with as many calls. Those of learning go on as this solver.
+        side: of the images in pixels; of DyWeight's .pt alone, whose levels depend on it.
+
+    Returns:
+        What `Learned(solver, discretization, ...)` takes. Where the first call is not made with the first state, a call
+        of weight 0 comes before it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged or no such file, for another model or number of calls, or more than this solver can
+            be changed to.
+
+    Reference: arXiv:2507.14797 (EPD), arXiv:2603.11607 (DyWeight), arXiv:2505.21114 (NeuralSolver), arXiv:2510.17699
+    (Generalized Solver).
+    """
+    path = Path(path)
+    if solver.calls_per_step > 1 or solver.to_zero:
+        raise ValueError(f"solver must have one call a step and last_sigma None, got {solver}")
+    try:
+        with jax.enable_x64(True):
+            model = _model(schedule, solver.calls, side)
+            name, sampler = files_of_others.read(path, model)
+            notes = [f"{name}: {', '.join(sampler.notes)}" if sampler.notes else name]
+            notes += _check_ends(sampler, model)
+            written, more = _written_out(sampler, model)
+            t, t_c = _times(written.levels, model, schedule)
+            check_times(t, t_c, schedule, whole=True)
+            target = Expansion(jnp.asarray(t_c[:-1]), *map(jnp.asarray, (written.states[:, 0], written.states[:, 1:])))
+            given = "data" if model.process == "flow" else "noise"
+            exact = like_expansion(target, given, jnp.asarray(t), jnp.asarray(t_c), schedule, solver)
+        single = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.result_type(float)), exact)
+        found = single._replace(t=with_ends(single.t, schedule), t_c=jnp.clip(single.t_c, *model.ends[::-1]))
+        _check_precision(found, exact, schedule, solver)
+    except ValueError as error:
+        raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
+    return Imported(found, notes + more)
+
+
+def _model(schedule: NoiseSchedule, calls: int, side: int) -> Model:
+    ends = (float(schedule.t_max), float(schedule.t_min))
+    times = jnp.asarray(ends)
+    kind = process(np.asarray(schedule.alpha(times)), np.asarray(schedule.sigma(times)))
+    if kind is None:
+        raise ValueError(f"the noise must be of the kind {', '.join(_ALPHA)}, got {schedule!r:.200}")
+
+    def level(t: Any) -> np.ndarray:
+        return np.asarray(schedule.sigma(jnp.asarray(t)) if kind == "flow" else jnp.exp(-schedule.lam(jnp.asarray(t))))
+
+    most, least = level(np.array(ends))
+    return Model(
+        kind,
+        float(most),
+        float(least),
+        ends,
+        lambda t: np.asarray(schedule.log_alpha(jnp.asarray(t))),
+        level,
+        calls,
+        side,
+    )
+
+
+def _check_ends(sampler: Sampler, model: Model) -> list[str]:
+    if abs(sampler.start - model.most) > SAME_END * model.most:
+        raise ValueError(f"it starts at the noise level {sampler.start:g}, and the model at {model.most:g}")
+    if sampler.end > max(_LAST, (1 + SAME_END) * model.least):
+        raise ValueError(f"it ends at the noise level {sampler.end:g}, and the model at {model.least:g}")
+    differs = abs(sampler.end - model.least) > SAME_END * model.least
+    return [
+        f"it ends at the noise level {sampler.end:.3g}, which is written as the model's {model.least:.3g}"
+    ] * differs
+
+
+def _written_out(sampler: Sampler, model: Model) -> tuple[_WrittenOut, list[str]]:
+    counted: list[float] = []
+    sampler.run(lambda x, level: counted.append(level) or 0.0, 0.0)
+    units, alpha = np.eye(1 + len(counted)), _ALPHA[model.process]
+    levels, states = [_allowed(level, model) for level in counted], []
+
+    def network(x: np.ndarray, level: float) -> np.ndarray:
+        unit, now = units[1 + len(states)], levels[len(states)]
+        states.append(alpha(now) * x)
+        return (x - unit) / now if model.process == "flow" else unit
+
+    last = sampler.run(network, units[0] / alpha(sampler.start))
+    rows = np.stack([*states, alpha(model.least) * last])
+    beyond = [f"{level:.4g}" for level, now in zip(counted, levels, strict=True) if abs(level - now) > 1e-5 * now]
+    notes = [f"the network is asked at its own ends and not beyond, at the noise levels {', '.join(beyond)}"] * bool(
+        beyond
+    )
+    if abs(rows[0, 0] - 1) > 1e-6:  # the first call is not made with the first state
+        rows, levels = np.insert(np.vstack([units[0], rows]), 1, 0.0, axis=1), [model.most, *levels]
+        notes.append(f"{len(levels)} network calls: the first has the weight 0, since theirs is not made at the start")
+    if len(levels) != model.calls:
+        raise ValueError(f"it makes {len(levels)} network calls here, and solver.nfe is {model.calls}: {notes or ''}")
+    if not np.isfinite(rows).all():
+        raise ValueError("its coefficients must be finite")
+    return _WrittenOut(levels, rows), notes
+
+
+def _allowed(level: float, model: Model) -> float:
+    """A level at which the network is asked, within the model's range."""
+    allowed = min(max(level, model.least), model.most)
+    if not abs(level - allowed) <= SAME_END * allowed:
+        raise ValueError(
+            f"it asks the network at the noise level {level:g}; this model's are {model.most:g} to {model.least:g}"
+        )
+    return allowed
+
+
+def _times(levels: list[float], model: Model, schedule: NoiseSchedule) -> tuple[np.ndarray, np.ndarray]:
+    """Times of the steps and of the calls: the same ones, but where those of calls do not fall."""
+    level = np.array([*levels, model.least])
+    lam = np.log1p(-level) - np.log(level) if model.process == "flow" else -np.log(level)
+    t_c = np.clip(np.asarray(schedule.inverse_lam(jnp.asarray(lam))), *model.ends[::-1])
+    t = t_c.copy()
+    t[0], t[-1], t_c[-1] = *model.ends, model.ends[1]
+    for i in range(1, len(t) - 1):
+        if t[i] > (below := t[i - 1] * (1 - 1e-4)):
+            lower = next((one for one in t_c[i:] if one < below), t[-1])
+            t[i] = t[i - 1] + 0.01 * (lower - t[i - 1])
+    return t, t_c
+
+
+def _check_precision(found: Discretization, exact: Discretization, schedule: NoiseSchedule, solver: Solver) -> None:
+    """Refuse changes that single precision cannot hold."""
+    ours = expand(found.table(schedule, solver))
+    with jax.enable_x64(True):
+        theirs = expand(exact.table(schedule, solver))
+    rows = [
+        np.concatenate([np.asarray(one.initial)[:, None] * schedule.prior_scale, one.history], 1)
+        for one in (ours, theirs)
+    ]
+    off = np.abs(rows[0] - rows[1]).sum(1).max() / np.abs(rows[1]).sum(1).max()
+    if not off <= _PRECISE:
+        raise ValueError(
+            f"as changes of {solver} it is off by {off:.1g} in single precision; take a solver that predicts "
+            f"{'data, such as ddim' if solver.prediction == 'noise' else 'noise, such as ipndm of order 1'}"
+        )
