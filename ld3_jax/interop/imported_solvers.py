@@ -26,6 +26,7 @@ from ld3_jax.solvers import Expansion, Solver, expand
 from ld3_jax.solvers.record import process
 
 _LAST = 0.05  # the most noise that a sample may hold
+_CALL_BEFORE = "a call of weight 0 comes first, since theirs is not made with the first state"
 _PRECISE = 1e-4  # of single precision, relative
 # sigma / alpha of a model's noise as the factor of the signal, in states of variance-preserving noise.
 _ALPHA: dict[str, Callable[[float], float]] = {
@@ -140,10 +141,9 @@ def _check_ends(sampler: Sampler, model: Model) -> list[str]:
         raise ValueError(f"it starts at the noise level {sampler.start:g}, and the model at {model.most:g}")
     if sampler.end > max(_LAST, (1 + SAME_END) * model.least):
         raise ValueError(f"it ends at the noise level {sampler.end:g}, and the model at {model.least:g}")
-    differs = abs(sampler.end - model.least) > SAME_END * model.least
-    return [
-        f"it ends at the noise level {sampler.end:.3g}, which is written as the model's {model.least:.3g}"
-    ] * differs
+    if abs(sampler.end - model.least) <= SAME_END * model.least:
+        return []
+    return [f"it ends at the noise level {sampler.end:.3g}, which is written as the model's {model.least:.3g}"]
 
 
 def _written_out(sampler: Sampler, model: Model) -> tuple[_WrittenOut, list[str]]:
@@ -160,14 +160,13 @@ def _written_out(sampler: Sampler, model: Model) -> tuple[_WrittenOut, list[str]
     last = sampler.run(network, units[0] / alpha(sampler.start))
     rows = np.stack([*states, alpha(model.least) * last])
     beyond = [f"{level:.4g}" for level, now in zip(counted, levels, strict=True) if abs(level - now) > 1e-5 * now]
-    notes = [f"the network is asked at its own ends and not beyond, at the noise levels {', '.join(beyond)}"] * bool(
-        beyond
-    )
+    notes = [f"the network is asked at its own ends, and not beyond at {', '.join(beyond)}"] * bool(beyond)
     if abs(rows[0, 0] - 1) > 1e-6:  # the first call is not made with the first state
         rows, levels = np.insert(np.vstack([units[0], rows]), 1, 0.0, axis=1), [model.most, *levels]
-        notes.append(f"{len(levels)} network calls: the first has the weight 0, since theirs is not made at the start")
-    if len(levels) != model.calls:
-        raise ValueError(f"it makes {len(levels)} network calls here, and solver.nfe is {model.calls}: {notes or ''}")
+        notes.append(f"{_CALL_BEFORE}: theirs are {len(counted)}")
+    if (calls := len(levels)) != model.calls:
+        more = f" ({_CALL_BEFORE})" * (calls > len(counted))
+        raise ValueError(f"it makes {calls} network calls{more}: solver.nfe must be {calls}, got {model.calls}")
     if not np.isfinite(rows).all():
         raise ValueError("its coefficients must be finite")
     return _WrittenOut(levels, rows), notes
