@@ -12,36 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ld3_jax.interop import samplers_of_others as samplers
-from ld3_jax.interop.samplers_of_others import Sampler
+from ld3_jax.interop.samplers_of_others import Model, Sampler
 from ld3_jax.networks import files
 from ld3_jax.networks.lazy import some
 from ld3_jax.networks.pickles import Inert, Refused, Tensor, naming
 
 _LONGEST = 1_000_000  # characters of a module that is read as text
 _MOST = 1_000  # steps
-
-
-class Model(NamedTuple):
-    """What a file's reader must know of the model.
-
-    Attributes:
-        process: its noise: "ve", "vp" or "flow".
-        most, least: its levels at t_max and t_min, sigma / alpha or of flows sigma.
-        ends: t_max and t_min.
-        log_alpha: log alpha at a time.
-        level: the level at a time.
-        calls: the network calls that are wanted.
-        side: of images in pixels; the levels of Flux's models depend on it.
-    """
-
-    process: str
-    most: float
-    least: float
-    ends: tuple[float, float]
-    log_alpha: Callable[[Any], Any]
-    level: Callable[[Any], Any]
-    calls: int
-    side: int
+_LATENT = "ldm"  # EPD's name of all backends but those of flows
 
 
 class Format(NamedTuple):
@@ -72,6 +50,11 @@ def content(path: Path) -> Mapping[str, Any]:
     return held
 
 
+def name_of(held: Mapping[str, Any]) -> str | None:
+    """The name of the format of what a file holds, or None."""
+    return next((name for name, one in FORMATS.items() if one.holds(held)), None)
+
+
 def read(path: Path, model: Model) -> tuple[str, Sampler]:
     """The name of a file's format, and the sampler in it.
 
@@ -79,7 +62,7 @@ def read(path: Path, model: Model) -> tuple[str, Sampler]:
     """
     held = content(path)
     with naming(str(path)):
-        name = next((name for name, one in FORMATS.items() if one.holds(held)), None)
+        name = name_of(held)
         if name is None:
             raise Refused(f"no learned solver of {', '.join(FORMATS)}; it holds {some([*map(str, held)])}")
         return name, FORMATS[name].read(held, model)
@@ -150,30 +133,11 @@ def _check_process(process: str, model: Model) -> None:
         raise Refused(f"it is for noise of the kind {process}, and this model's is {model.process}")
 
 
-def _levels(kind: str, rho: float, n: int, model: Model) -> list[float]:
-    """The levels of the grids that EPD and DyWeight name, from diff-sampler."""
-    u = np.arange(n + 1) / n
-    if kind == "polynomial":
-        first, last = model.most ** (1 / rho), model.least ** (1 / rho)
-        levels = (first + u * (last - first)) ** rho
-    elif kind == "logsnr":
-        levels = np.exp(np.log(model.most) + u * np.log(model.least / model.most))
-    elif kind == "time_uniform":  # even in the time of variance-preserving noise with linear beta and these ends
-        end, logs = 1e-3, np.log1p(np.square([model.most, model.least]))
-        slope = 2 * (logs[1] / end - logs[0]) / (end - 1)
-        t = (1 + u * (end ** (1 / rho) - 1)) ** rho
-        levels = np.sqrt(np.expm1(slope / 2 * t**2 + (logs[0] - slope / 2) * t))
-    elif kind == "discrete":
-        first, last = model.ends
-        levels = model.level((first + u * (last ** (1 / rho) - first)) ** rho)
-    else:
-        raise Refused(f"its schedule_type must be polynomial, logsnr, time_uniform or discrete, got {kind!r:.80}")
+def _levels(kind: Any, rho: Any, n: int, model: Model) -> list[float]:
+    if kind not in samplers.LEVELS:
+        raise Refused(f"its schedule_type must be one of {[*samplers.LEVELS]}, got {kind!r:.80}")
+    levels = samplers.LEVELS[kind](np.arange(n + 1) / n, float(_array(rho, "schedule_rho")), model)
     return [*map(float, levels)]
-
-
-def _shifted(levels: np.ndarray, factor: float) -> list[float]:
-    """factor s / (1 + (factor - 1) s), by which flows' levels are moved to more noise."""
-    return [*map(float, factor * levels / (1 + (factor - 1) * levels))]
 
 
 def _flow_levels(config: Mapping[str, Any], n: int) -> list[float]:
@@ -184,13 +148,13 @@ def _flow_levels(config: Mapping[str, Any], n: int) -> list[float]:
     mu = config.get("flowmatch_mu")
     # Without mu the least level has been shifted once, from 1 / 1000, and diffusers shifts it once more.
     factor = least * 0.999 / (0.001 * (1 - least)) if mu is None else float(np.exp(_array(mu, "flowmatch_mu")))
-    return _shifted(np.linspace(most, least, n + 1), factor)
+    return samplers.shifted(np.linspace(most, least, n + 1), factor)
 
 
 def _epd(held: Mapping[str, Any], model: Model) -> Sampler:
     state = held["model"].state
     n, k, parameters = _steps(state), state["num_points"], state["_parameters"]
-    student, backend = state["sampler_stu"], state.get("backend", "ldm")
+    student, backend = state["sampler_stu"], state.get("backend", _LATENT)
     if student not in ("epd", "ipndm"):
         raise Refused(f"its sampler_stu must be epd or ipndm, got {student!r:.80}")
     if backend in ("sd3", "flux"):
@@ -225,7 +189,7 @@ def _dyweight(held: Mapping[str, Any], model: Model) -> Sampler:
     if given is not None:
         scales[int(analytical) :] = _array(given, "t_scale", n - analytical)
     made = samplers.dyweight(levels, weights, scales, analytical)
-    return made._replace(notes=_learned_with(name, "", state["guidance_rate"]))
+    return made._replace(notes=_learned_with(name, _LATENT, state["guidance_rate"]))
 
 
 def _dyweight_flux(held: Mapping[str, Any], model: Model) -> Sampler:
@@ -235,7 +199,7 @@ def _dyweight_flux(held: Mapping[str, Any], model: Model) -> Sampler:
     scales, _ = _array(held["dyweight_t_scales"], "dyweight_t_scales", n), _array(weights, "dyweight_weights_raw", n, n)
     tokens = (model.side / 16) ** 2
     mu = 0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256)
-    levels = [*_shifted(np.linspace(1, 1 / n, n), float(np.exp(mu))), 0.0]
+    levels = [*samplers.shifted(np.linspace(1, 1 / n, n), float(np.exp(mu))), 0.0]
     made = samplers.dyweight(levels, np.tril(weights), scales, flow=True)
     return made._replace(notes=(f"for FLUX.1-dev, images of {model.side} x {model.side} pixels",))
 
@@ -279,14 +243,13 @@ def _log_alpha(model: Model) -> Callable[[Any], Any]:
     _check_process("ve", model)
     least = max(float(np.sqrt(np.expm1(19.9 / 2 * _END**2 + 0.1 * _END))), model.least)
     most = min(float(np.sqrt(np.expm1(19.9 / 2 + 0.1))), model.most)
-    ends = np.log1p(np.square([most, least]))
-    slope = 2 * (ends[1] / _END - ends[0]) / (_END - 1)
-    return lambda t: -0.5 * (slope / 2 * t**2 + (ends[0] - slope / 2) * t)
+    slope, first = samplers.linear_beta(most, least)
+    return lambda t: -0.5 * (slope / 2 * t**2 + first * t)
 
 
-def _learned_with(name: str, backend: str, guidance: float | None) -> tuple[str, ...]:
-    model = f"for {name}" + f" on {backend}" * bool(backend)
-    return (model, *((f"learned with guidance {guidance:g}",) if guidance else ()))
+def _learned_with(data: str, backend: str, guidance: float | None) -> tuple[str, ...]:
+    model = f"for the model of {data}" if backend == _LATENT else f"for {backend}"
+    return (model, *((f"learned with guidance {guidance:g}",) if guidance not in (None, 0, 1) else ()))
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -15,8 +15,7 @@ from jaxtyping import Float
 
 from ld3_jax.grids import check_times
 from ld3_jax.interop import files_of_others
-from ld3_jax.interop.files_of_others import Model
-from ld3_jax.interop.samplers_of_others import Sampler
+from ld3_jax.interop.samplers_of_others import Model, Sampler
 from ld3_jax.learning.discretization import Discretization, like_expansion
 from ld3_jax.learning.gaps import with_ends
 from ld3_jax.published import SAME_END
@@ -25,6 +24,7 @@ from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Expansion, Solver, expand
 from ld3_jax.solvers.record import process
 
+_TIMES_TOO = (".pt", ".pth")  # LD3's files, too, end so
 _LAST = 0.05  # the most noise that a sample may hold
 _CALL_BEFORE = "a call of weight 0 comes first, since theirs is not made with the first state"
 _PRECISE = 1e-4  # of single precision, relative
@@ -56,15 +56,14 @@ class _WrittenOut(NamedTuple):
 
 
 def holds_solver(path: Path) -> bool:
-    """Whether a file has a learned solver of others in it, and not a list.
+    """Whether a file has a learned solver in it, and not times alone: one of FORMATS, or a pickle or module of none.
 
     Raises:
         ValueError: if it is damaged, or would run code.
     """
-    if path.suffix not in (".pkl", ".pt", ".pth", ".ckpt", ".py") or not path.is_file():
+    if not path.is_file() or path.suffix not in (*_TIMES_TOO, ".pkl", ".ckpt", ".py"):
         return False
-    held = files_of_others.content(path)
-    return path.suffix not in (".pt",) or any(one.holds(held) for one in files_of_others.FORMATS.values())
+    return path.suffix not in _TIMES_TOO or files_of_others.name_of(files_of_others.content(path)) is not None
 
 
 @entrance(path=PATH, schedule=instance(NoiseSchedule), solver=instance(Solver), side=CALLS)
@@ -186,7 +185,7 @@ def _times(levels: list[float], model: Model, schedule: NoiseSchedule) -> tuple[
     """Times of the steps and of the calls: the same ones, but where those of calls do not fall."""
     level = np.array([*levels, model.least])
     lam = np.log1p(-level) - np.log(level) if model.process == "flow" else -np.log(level)
-    t_c = np.clip(np.asarray(schedule.inverse_lam(jnp.asarray(lam))), *model.ends[::-1])
+    t_c = np.clip(np.asarray(schedule.inverse_lam(jnp.asarray(lam))), model.ends[1], model.ends[0])
     t = t_c.copy()
     t[0], t[-1], t_c[-1] = *model.ends, model.ends[1]
     for i in range(1, len(t) - 1):

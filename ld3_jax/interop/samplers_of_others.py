@@ -17,6 +17,29 @@ Network = Callable[[Any, float], Any]
 Times = Callable[[float], float]
 
 
+class Model(NamedTuple):
+    """What is asked of a model, and what the reader of a file must know.
+
+    Attributes:
+        process: its noise: "ve", "vp" or "flow".
+        most, least: its levels at t_max and t_min, sigma / alpha or of flows sigma.
+        ends: t_max and t_min.
+        log_alpha: log alpha at a time.
+        level: the level at a time.
+        calls: the network calls that are wanted.
+        side: of images in pixels; the levels of Flux's models depend on it.
+    """
+
+    process: str
+    most: float
+    least: float
+    ends: tuple[float, float]
+    log_alpha: Callable[[Any], Any]
+    level: Callable[[Any], Any]
+    calls: int
+    side: int
+
+
 class Sampler(NamedTuple):
     """A sampler with its learned numbers.
 
@@ -30,6 +53,42 @@ class Sampler(NamedTuple):
     start: float
     end: float
     notes: tuple[str, ...] = ()
+
+
+def _polynomial(u: np.ndarray, rho: float, model: Model) -> np.ndarray:
+    first, last = model.most ** (1 / rho), model.least ** (1 / rho)
+    return (first + u * (last - first)) ** rho
+
+
+def _logsnr(u: np.ndarray, rho: float, model: Model) -> np.ndarray:
+    return np.exp(np.log(model.most) + u * np.log(model.least / model.most))
+
+
+def _time_uniform(u: np.ndarray, rho: float, model: Model) -> np.ndarray:
+    slope, first = linear_beta(model.most, model.least)
+    t = (1 + u * (1e-3 ** (1 / rho) - 1)) ** rho
+    return np.sqrt(np.expm1(slope / 2 * t**2 + first * t))
+
+
+def _discrete(u: np.ndarray, rho: float, model: Model) -> np.ndarray:
+    first, last = model.ends
+    return model.level((first + u * (last ** (1 / rho) - first)) ** rho)
+
+
+# The grids of diff-sampler, which EPD and DyWeight name: levels at u in [0, 1].
+LEVELS = {"polynomial": _polynomial, "logsnr": _logsnr, "time_uniform": _time_uniform, "discrete": _discrete}
+
+
+def linear_beta(most: float, least: float) -> tuple[float, float]:
+    """The slope of beta and beta at time 0 of variance-preserving noise with these levels at 1 and at 0.001."""
+    logs = np.log1p(np.square([most, least]))
+    slope = float(2 * (logs[1] / 1e-3 - logs[0]) / (1e-3 - 1))
+    return slope, float(logs[0] - slope / 2)
+
+
+def shifted(levels: np.ndarray, factor: float) -> list[float]:
+    """factor s / (1 + (factor - 1) s), by which flows' levels are moved to more noise."""
+    return [*map(float, factor * levels / (1 + (factor - 1) * levels))]
 
 
 class EPDNumbers(NamedTuple):
@@ -233,7 +292,7 @@ def _dpmpp(lam: float, lams: Sequence[float], alpha: float, change: Float[np.nda
     phi_3 = phi_2 / h - 0.5
     weights = -(alpha * phi_1 + change[0]) * unit[0] + (alpha * phi_2 + change[1]) * first
     weights = weights - (alpha * phi_3 + change[2]) * second
-    return weights + _combined(change[3 : len(lams)], unit[3:]) if len(lams) > 3 else weights
+    return weights + _combined(change[3 : len(lams)], [*unit[3:]]) if len(lams) > 3 else weights
 
 
 def _whole(coefficients: Float[np.ndarray, "n n"]) -> np.ndarray:
