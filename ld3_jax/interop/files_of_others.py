@@ -128,9 +128,9 @@ def _check_model(name: Any, model: Model) -> None:
         )
 
 
-def _check_process(process: str, model: Model) -> None:
-    if model.process != process:
-        raise Refused(f"it is for noise of the kind {process}, and this model's is {model.process}")
+def _check_process(model: Model, *processes: str) -> None:
+    if model.process not in processes:
+        raise Refused(f"it is for noise of the kind {' or '.join(processes)}, and this model's is {model.process}")
 
 
 def _levels(kind: Any, rho: Any, n: int, model: Model) -> list[float]:
@@ -158,7 +158,7 @@ def _epd(held: Mapping[str, Any], model: Model) -> Sampler:
     if student not in ("epd", "ipndm"):
         raise Refused(f"its sampler_stu must be epd or ipndm, got {student!r:.80}")
     if backend in ("sd3", "flux"):
-        _check_process("flow", model)
+        _check_process(model, "flow")
         levels = _flow_levels(state["backend_config"], n)
     else:
         _check_model(state["dataset_name"], model)
@@ -193,7 +193,7 @@ def _dyweight(held: Mapping[str, Any], model: Model) -> Sampler:
 
 
 def _dyweight_flux(held: Mapping[str, Any], model: Model) -> Sampler:
-    _check_process("flow", model)
+    _check_process(model, "flow")
     weights = _array(held["dyweight_weights_raw"], "dyweight_weights_raw", -1, -1)
     n = len(weights)
     scales, _ = _array(held["dyweight_t_scales"], "dyweight_t_scales", n), _array(weights, "dyweight_weights_raw", n, n)
@@ -207,17 +207,18 @@ def _dyweight_flux(held: Mapping[str, Any], model: Model) -> Sampler:
 def _neural(held: Mapping[str, Any], model: Model) -> Sampler:
     name = next(name for name in _NEURAL if name in held)
     process, sampler = _NEURAL[name]
-    _check_process(process, model)
+    _check_process(model, process)
     known = {int(key.removeprefix("step")): one for key, one in held[name].items()}
     if (n := model.calls) not in known:
         raise Refused(f"it has solvers of {sorted(known)} network calls, not of {n}")
     deltas = _array(known[n]["timedeltas"], "timedeltas", n)
     if deltas.min() <= 0:
         raise Refused(f"its timedeltas must be above 0, got {deltas.tolist()}")
-    return sampler(deltas, _array(known[n]["coeffs"], "coeffs", n, n))
+    return sampler(deltas, _array(known[n]["coeffs"], "coeffs", n, n))._replace(notes=_NAMELESS)
 
 
 _NEURAL = {"FM_DATA": ("flow", samplers.neural_flow), "DDPM_DATA": ("vp", samplers.neural_vp)}
+_NAMELESS = ("its file does not say for which model it was learned",)
 _END = 1e-3  # the time at which the Generalized Solver ends, in all of its configurations
 
 
@@ -233,14 +234,14 @@ def _generalized(held: Mapping[str, Any], model: Model) -> Sampler:
     stacked = _array(np.stack(changes), "coefficients", -1, n)
     mu = 1e-5 + (1 - 2e-5) * _sigmoid(logits)
     t = [1.0, *(_END + (1 - _END) * (1 - np.cumprod(mu)))[::-1], _END]
-    return samplers.generalized(t, shifts, stacked[::2], stacked[1::2], _log_alpha(model))
+    return samplers.generalized(t, shifts, stacked[::2], stacked[1::2], _log_alpha(model))._replace(notes=_NAMELESS)
 
 
 def _log_alpha(model: Model) -> Callable[[Any], Any]:
     """log alpha of the noise on which the Generalized Solver runs a model: EDM's with linear beta, others' as it is."""
+    _check_process(model, "ve", "vp")
     if model.process == "vp":
         return model.log_alpha
-    _check_process("ve", model)
     least = max(float(np.sqrt(np.expm1(19.9 / 2 * _END**2 + 0.1 * _END))), model.least)
     most = min(float(np.sqrt(np.expm1(19.9 / 2 + 0.1))), model.most)
     slope, first = samplers.linear_beta(most, least)

@@ -21,7 +21,7 @@ from ld3_jax.learning.gaps import with_ends
 from ld3_jax.published import SAME_END
 from ld3_jax.ranges import CALLS, PATH, entrance, instance
 from ld3_jax.schedules import NoiseSchedule
-from ld3_jax.solvers import Expansion, Solver, expand
+from ld3_jax.solvers import Expansion, Solver, converted, expand
 from ld3_jax.solvers.record import process
 
 _TIMES_TOO = (".pt", ".pth")  # LD3's files, too, end so
@@ -102,11 +102,12 @@ def read_solver(path: str | Path, schedule: NoiseSchedule, solver: Solver, *, si
             t, t_c = _times(written.levels, model, schedule)
             check_times(t, t_c, schedule, whole=True)
             target = Expansion(jnp.asarray(t_c[:-1]), *map(jnp.asarray, (written.states[:, 0], written.states[:, 1:])))
-            given = "data" if model.process == "flow" else "noise"
-            exact = like_expansion(target, given, jnp.asarray(t), jnp.asarray(t_c), schedule, solver)
+            takes = solver.takes(schedule)
+            target = converted(target, schedule, "data" if model.process == "flow" else "noise", takes)
+            exact = like_expansion(target, takes, jnp.asarray(t), jnp.asarray(t_c), schedule, solver)
         single = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.result_type(float)), exact)
         found = single._replace(t=with_ends(single.t, schedule), t_c=jnp.clip(single.t_c, *model.ends[::-1]))
-        _check_precision(found, exact, schedule, solver)
+        _check_precision(expand(found.table(schedule, solver)), target, schedule, solver)
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
     return Imported(found, notes + more)
@@ -182,12 +183,17 @@ def _allowed(level: float, model: Model) -> float:
 
 
 def _times(levels: list[float], model: Model, schedule: NoiseSchedule) -> tuple[np.ndarray, np.ndarray]:
-    """Times of the steps and of the calls: the same ones, but where those of calls do not fall."""
+    """Times of the steps and of the calls: the same ones, but where calls share one, or begin later than their step."""
     level = np.array([*levels, model.least])
     lam = np.log1p(-level) - np.log(level) if model.process == "flow" else -np.log(level)
     t_c = np.clip(np.asarray(schedule.inverse_lam(jnp.asarray(lam))), model.ends[1], model.ends[0])
     t = t_c.copy()
     t[0], t[-1], t_c[-1] = *model.ends, model.ends[1]
+    if (rises := np.flatnonzero(np.diff(t_c) > 1e-5 * t_c[:-1])).size:
+        first, then = level[rises[0] : rises[0] + 2]
+        raise ValueError(
+            f"it asks the network at the noise level {first:.5g} and then at {then:.5g}; here levels must fall"
+        )
     for i in range(1, len(t) - 1):
         if t[i] > (below := t[i - 1] * (1 - 1e-4)):
             lower = next((one for one in t_c[i:] if one < below), t[-1])
@@ -195,15 +201,9 @@ def _times(levels: list[float], model: Model, schedule: NoiseSchedule) -> tuple[
     return t, t_c
 
 
-def _check_precision(found: Discretization, exact: Discretization, schedule: NoiseSchedule, solver: Solver) -> None:
+def _check_precision(found: Expansion, target: Expansion, schedule: NoiseSchedule, solver: Solver) -> None:
     """Refuse changes that single precision cannot hold."""
-    ours = expand(found.table(schedule, solver))
-    with jax.enable_x64(True):
-        theirs = expand(exact.table(schedule, solver))
-    rows = [
-        np.concatenate([np.asarray(one.initial)[:, None] * schedule.prior_scale, one.history], 1)
-        for one in (ours, theirs)
-    ]
+    rows = [np.column_stack([schedule.prior_scale * np.asarray(one.initial), one.history]) for one in (found, target)]
     off = np.abs(rows[0] - rows[1]).sum(1).max() / np.abs(rows[1]).sum(1).max()
     if not off <= _PRECISE:
         raise ValueError(

@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Float
 
 Network = Callable[[Any, float], Any]
-Times = Callable[[float], float]
 
 
 class Model(NamedTuple):
@@ -236,7 +235,7 @@ def generalized(
     shifts: Float[np.ndarray, "n"],
     of_data: Float[np.ndarray, "order n"],
     of_states: Float[np.ndarray, "order n"],
-    log_alpha: Times,
+    log_alpha: Callable[[float], float],
 ) -> Sampler:
     """The Generalized Solver: DPM-Solver++ with changes of its coefficients, and past states among what is summed.
 
@@ -264,8 +263,7 @@ def generalized(
             data, states = [(x - sigma * eps) / alpha, *data][:order], [x, *states][:order]
             lams = [np.log(alpha / sigma), *lams][:order]
             weights = _dpmpp(np.log(alpha_then / sigma_then), lams, alpha_then, of_data[:, i])
-            past = _combined(of_states[: len(states), i], states)
-            x = sigma_then / sigma * x + _combined(weights, data) + past
+            x = sigma_then / sigma * x + _combined(weights, data) + _combined(of_states[: len(states), i], states)
         return x / alpha_sigma(t[-1])[0]
 
     ends = alpha_sigma(t[0]), alpha_sigma(t[-1])
@@ -290,9 +288,8 @@ def _dpmpp(lam: float, lams: Sequence[float], alpha: float, change: Float[np.nda
     first, second = slope + r0 / (r0 + r1) * (slope - earlier), (slope - earlier) / (r0 + r1)
     phi_2 = phi_1 / h + 1
     phi_3 = phi_2 / h - 0.5
-    weights = -(alpha * phi_1 + change[0]) * unit[0] + (alpha * phi_2 + change[1]) * first
-    weights = weights - (alpha * phi_3 + change[2]) * second
-    return weights + _combined(change[3 : len(lams)], [*unit[3:]]) if len(lams) > 3 else weights
+    weights = (alpha * phi_2 + change[1]) * first - (alpha * phi_3 + change[2]) * second
+    return weights - (alpha * phi_1 + change[0]) * unit[0] + _combined(change[3 : len(lams)], [*unit[3:]])
 
 
 def _whole(coefficients: Float[np.ndarray, "n n"]) -> np.ndarray:
