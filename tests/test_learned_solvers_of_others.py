@@ -176,7 +176,7 @@ REFUSED = {
         "epd_sd",
         SD,
         put(0, "weight_s", lambda a: a[1:]),
-        r"weight_s must be of shape \(10, 2\), got \(9, 2\)",
+        r"must be of shape \(10, 2\), got \(9, 2\)",
     ),
     "steps": ("dyweight", EDM, put(1, "num_steps", 1), "num_steps must be a whole number from 2 to 1000, got 1"),
     "steps of another": ("dyweight", EDM, put(1, "num_steps", 9), r"hybrid_weights must be of shape \(8, 8\)"),
@@ -187,13 +187,13 @@ REFUSED = {
         "dyweight_sd",
         SD,
         put(0, "t_scale", lambda a: 2 * a),
-        "asks the network at the noise level 29.8",
+        "asks the network at the .* 29.8",
     ),
     "a time that stands": (
         "neural_vp",
         VPLinear(),
         put(0, "timedeltas", lambda a: 0 * a),
-        "timedeltas must be above 0",
+        "must be above 0",
     ),
     "levels of none": ("epd_flux", FLOW, put(1, "backend_config", {}), "its sigma_max must be finite"),
     "an odd list": ("generalized_sd_5", SD, put(0, "7", np.ones(2)), "must be pairs of lists of 5 numbers, got 5"),
@@ -212,9 +212,7 @@ def test_what_cannot_be_taken_is_refused_in_one_line(why, tmp_path):
 
 def test_the_number_of_calls_and_the_solver_must_be_theirs(tmp_path):
     path = written(tmp_path, "dyweight")
-    with pytest.raises(
-        ValueError, match=r"it makes 4 network calls \(a call of weight 0 .*: solver.nfe must be 4, got 3"
-    ):
+    with pytest.raises(ValueError, match=r"makes 4 network calls \(a call of weight 0 .*: solver.nfe must be 4, got 3"):
         read_solver(path, EDM, Solver("ipndm", 3, 1))
     for solver in (Solver("heun", 4), Solver("dpmpp", 4, last_sigma=0.0)):
         with pytest.raises(ValueError, match="one call a step and last_sigma None, got"):

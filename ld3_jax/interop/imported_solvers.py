@@ -103,14 +103,19 @@ def read_solver(path: str | Path, schedule: NoiseSchedule, solver: Solver, *, si
             check_times(t, t_c, schedule, whole=True)
             target = Expansion(jnp.asarray(t_c[:-1]), *map(jnp.asarray, (written.states[:, 0], written.states[:, 1:])))
             takes = solver.takes(schedule)
-            target = converted(target, schedule, "data" if model.process == "flow" else "noise", takes)
-            exact = like_expansion(target, takes, jnp.asarray(t), jnp.asarray(t_c), schedule, solver)
+            target = _converted(target, schedule, "data" if model.process == "flow" else "noise", takes)
+            exact = _like_expansion(target, takes, jnp.asarray(t), jnp.asarray(t_c), schedule, solver)
         single = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.result_type(float)), exact)
         found = single._replace(t=with_ends(single.t, schedule), t_c=jnp.clip(single.t_c, *model.ends[::-1]))
-        _check_precision(expand(found.table(schedule, solver)), target, schedule, solver)
+        _check_precision(_expand(found.table(schedule, solver)), target, schedule, solver)
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
     return Imported(found, notes + more)
+
+
+# Each is one program.
+_converted, _expand = jax.jit(converted, static_argnums=(2, 3)), jax.jit(expand)
+_like_expansion = jax.jit(like_expansion, static_argnums=1)
 
 
 def _model(schedule: NoiseSchedule, calls: int, side: int) -> Model:

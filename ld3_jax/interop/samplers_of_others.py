@@ -215,8 +215,7 @@ def neural_vp(deltas: Float[np.ndarray, "n"], coefficients: Float[np.ndarray, "n
         return np.exp(log_alpha), np.sqrt(-np.expm1(2 * log_alpha))
 
     def run(network: Network, x: Any) -> Any:
-        t, past = start, []
-        alpha, sigma = alpha_sigma(t)
+        (alpha, sigma), t, past = alpha_sigma(start), start, []
         x = alpha * x
         for i, delta in enumerate(deltas):
             past.append((x - sigma * network(x / alpha, sigma / alpha)) / alpha)
