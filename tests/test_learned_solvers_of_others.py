@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from mains import main
 
 from ld3_jax import interop, learning
 from ld3_jax.interop.imported_solvers import holds_solver, read_solver
@@ -219,6 +220,31 @@ def test_the_number_of_calls_and_the_solver_must_be_theirs(tmp_path):
             read_solver(path, EDM, solver)
     with pytest.raises(ValueError, match=r"it has solvers of \[5\] network calls, not of 4"):
         read_solver(written(tmp_path, "neural_vp"), VPLinear(), Solver("ipndm", 4, 1))
+
+
+def test_the_command_writes_a_schedule_and_says_what_is_not_known(tmp_path):
+    path, out = written(tmp_path, "generalized_sd_5"), tmp_path / "theirs.json"
+    arguments = ["--config=configs/gaussian.py", f"--list={path}", f"--out={out}"]
+    refused = main("from_list", *arguments, "--config.solver.nfe=4", check=False)
+    assert refused.returncode == 1
+    assert "it makes 5 network calls: solver.nfe must be 5, got 4" in refused.stderr
+    assert not out.exists()
+    said = main("from_list", *arguments, "--config.solver.nfe=5").stdout
+    assert "the Generalized Solver: its file does not say for which model it was learned" in said
+    assert learning.load(out).solver.nfe == 5
+
+
+def test_a_file_that_names_code_is_refused_and_nothing_is_run(tmp_path):
+    path, left = tmp_path / "evil.pkl", tmp_path / "left"
+
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (left,)
+
+    path.write_bytes(pickle.dumps({"model": Evil()}))
+    with pytest.raises(ValueError, match=r"evil\.pkl: "):
+        read_solver(path, EDM, Solver("ipndm", 4, 1))
+    assert not left.exists()
 
 
 def test_damaged_files_and_other_files_are_refused(tmp_path):

@@ -92,6 +92,8 @@ def read_solver(path: str | Path, schedule: NoiseSchedule, solver: Solver, *, si
     path = Path(path)
     if solver.calls_per_step > 1 or solver.to_zero:
         raise ValueError(f"solver must have one call a step and last_sigma None, got {solver}")
+    if len(schedule.parts) > 1 or not solver.expands(schedule):
+        raise ValueError(f"states must be vectors with one time for all, got {schedule!r:.200}")
     try:
         with jax.enable_x64(True):
             model = _model(schedule, solver.calls, side)
