@@ -94,6 +94,7 @@ def read_solver(path: str | Path, schedule: NoiseSchedule, solver: Solver, *, si
         raise ValueError(f"solver must have one call a step and last_sigma None, got {solver}")
     if len(schedule.parts) > 1 or not solver.expands(schedule):
         raise ValueError(f"states must be vectors with one time for all, got {schedule!r:.200}")
+    precision = jnp.result_type(float)
     try:
         with jax.enable_x64(True):
             model = _model(schedule, solver.calls, side)
@@ -106,9 +107,10 @@ def read_solver(path: str | Path, schedule: NoiseSchedule, solver: Solver, *, si
             target = Expansion(jnp.asarray(t_c[:-1]), *map(jnp.asarray, (written.states[:, 0], written.states[:, 1:])))
             takes = solver.takes(schedule)
             target = _converted(target, schedule, "data" if model.process == "flow" else "noise", takes)
-            exact = _like_expansion(target, takes, jnp.asarray(t), jnp.asarray(t_c), schedule, solver)
-        single = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.result_type(float)), exact)
-        found = single._replace(t=with_ends(single.t, schedule), t_c=jnp.clip(single.t_c, *model.ends[::-1]))
+            # The changes are of the table that will be made again, in the precision in which it will be.
+            times = with_ends(jnp.asarray(t, precision), schedule), jnp.asarray(t_c, precision)
+            found = _like_expansion(target, takes, *times, schedule, solver)
+        found = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), precision), found)
         _check_precision(_expand(found.table(schedule, solver)), target, schedule, solver)
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
