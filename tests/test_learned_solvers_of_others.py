@@ -13,11 +13,12 @@ import pytest
 import torch
 from mains import main
 
-from ld3_jax import interop, learning
+from ld3_jax import grid, interop, learning
+from ld3_jax.interop import imported_solvers
 from ld3_jax.interop.imported_solvers import holds_solver, read_solver
 from ld3_jax.networks.latent import scaled_linear
 from ld3_jax.schedules import RectifiedFlow, VELinear, VPLinear
-from ld3_jax.solvers import Solver
+from ld3_jax.solvers import Solver, expand, make_table
 
 GOLDEN = dict(np.load(Path(__file__).parent / "golden" / "solvers_of_others.npz"))
 SD, EDM, FLOW = scaled_linear(0.00085, 0.012), VELinear(), RectifiedFlow()
@@ -247,6 +248,17 @@ def test_a_file_that_names_code_is_refused_and_nothing_is_run(tmp_path):
     with pytest.raises(ValueError, match=r"evil\.pkl: "):
         read_solver(path, EDM, Solver("ipndm", 4, 1))
     assert not left.exists()
+
+
+def test_changes_that_lose_digits_are_refused():
+    solver = Solver("ipndm", 4, 1)
+    whole = expand(make_table(EDM, grid("edm", EDM, 4), solver=solver))
+    check = imported_solvers._check_precision
+    check(whole, whole, EDM, solver)
+    with pytest.raises(
+        ValueError, match=r"off by 0\.001 in single precision; take a solver that predicts data, such as"
+    ):
+        check(whole._replace(initial=1.001 * whole.initial), whole, EDM, solver)
 
 
 def test_damaged_files_and_other_files_are_refused(tmp_path):
