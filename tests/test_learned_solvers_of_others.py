@@ -255,9 +255,7 @@ def test_changes_that_lose_digits_are_refused():
     whole = expand(make_table(EDM, grid("edm", EDM, 4), solver=solver))
     check = imported_solvers._check_precision
     check(whole, whole, EDM, solver)
-    with pytest.raises(
-        ValueError, match=r"off by 0\.001 in single precision; take a solver that predicts data, such as"
-    ):
+    with pytest.raises(ValueError, match=r"off by 0\.0005 in single precision; take a .* data, such as ddim"):
         check(whole._replace(initial=1.001 * whole.initial), whole, EDM, solver)
 
 
