@@ -102,14 +102,7 @@ def read_solver(path: str | Path, schedule: NoiseSchedule, solver: Solver, *, si
             notes = [f"{name}: {', '.join(sampler.notes)}" if sampler.notes else name]
             notes += _check_ends(sampler, model)
             written, more = _written_out(sampler, model)
-            t, t_c = _times(written.levels, model, schedule)
-            check_times(t, t_c, schedule, whole=True)
-            target = Expansion(jnp.asarray(t_c[:-1]), *map(jnp.asarray, (written.states[:, 0], written.states[:, 1:])))
-            takes = solver.takes(schedule)
-            target = _converted(target, schedule, "data" if model.process == "flow" else "noise", takes)
-            # The changes are of the table that will be made again, in the precision in which it will be.
-            times = with_ends(jnp.asarray(t, precision), schedule), jnp.asarray(t_c, precision)
-            found = _like_expansion(target, takes, *times, schedule, solver)
+            target, found = _as_changes(written, model, schedule, solver, precision)
         found = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), precision), found)
         _check_precision(_expand(found.table(schedule, solver)), target, schedule, solver)
     except ValueError as error:
@@ -189,6 +182,22 @@ def _allowed(level: float, model: Model) -> float:
             f"it asks the network at the noise level {level:g}; this model's are {model.most:g} to {model.least:g}"
         )
     return allowed
+
+
+def _as_changes(
+    written: _WrittenOut, model: Model, schedule: NoiseSchedule, solver: Solver, precision: np.dtype
+) -> tuple[Expansion, Discretization]:
+    """What is written out as the solver takes it, and the changes that make the solver that.
+
+    They are changes of the table that will be made again, in the precision in which it will be.
+    """
+    t, t_c = _times(written.levels, model, schedule)
+    check_times(t, t_c, schedule, whole=True)
+    target = Expansion(jnp.asarray(t_c[:-1]), *map(jnp.asarray, (written.states[:, 0], written.states[:, 1:])))
+    takes = solver.takes(schedule)
+    target = _converted(target, schedule, "data" if model.process == "flow" else "noise", takes)
+    times = with_ends(jnp.asarray(t, precision), schedule), jnp.asarray(t_c, precision)
+    return target, _like_expansion(target, takes, *times, schedule, solver)
 
 
 def _times(levels: list[float], model: Model, schedule: NoiseSchedule) -> tuple[np.ndarray, np.ndarray]:
