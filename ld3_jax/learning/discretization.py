@@ -80,12 +80,32 @@ def like_another(other: Solver, t: Float[Array, "n_points"], schedule: NoiseSche
         schedule: the noise schedule.
         solver: the solver whose coefficients are changed; it has one call a step.
     """
-    target = expand(make_table(schedule, t, solver=other))
-    target = converted(target, schedule, other.takes(schedule), solver.takes(schedule))
-    change = _changes_to(make_table(schedule, t, solver=solver), target)
+    return like_expansion(expand(make_table(schedule, t, solver=other)), other.takes(schedule), t, t, schedule, solver)
+
+
+def like_expansion(
+    target: Expansion,
+    given: str,
+    t: Float[Array, "n_points"],
+    t_c: Float[Array, "n_points"],
+    schedule: NoiseSchedule,
+    solver: Solver,
+) -> Discretization:
+    """What a solver that is written out does, as changes of another one's coefficients.
+
+    Args:
+        target: its states, with the same end as the solver's.
+        given: what it takes, "noise" or "data".
+        t: the times on which the coefficients are changed.
+        t_c: the network's, those of the target.
+        schedule: the noise schedule.
+        solver: the solver whose coefficients are changed; it has one call a step.
+    """
+    target = converted(target, schedule, given, solver.takes(schedule))
+    change = _changes_to(make_table(schedule, t, t_c, solver=solver), target)
     if solver.to_zero:  # both end in the data prediction, where the base may have no factor to change
         change = jax.tree.map(lambda leaf: leaf.at[-1].set(0.0), change)
-    return Discretization(t, t, change if solver.expands(schedule) else change._replace(base=()))
+    return Discretization(t, t_c, change if solver.expands(schedule) else change._replace(base=()))
 
 
 def no_change(table: Table, k: int | None = None, *, base: bool = True) -> Coefficients:

@@ -93,6 +93,31 @@ def read(path: Path, within: bool = False) -> Checkpoint:
         raise Refused(f"neither a pickle of EDM's, nor of torch.save, nor safetensors; begins with {start!r}{other}")
 
 
+def objects(path: Path) -> Any:
+    """All that a pickle or a file of torch.save holds, where `read` takes arrays by name alone.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Plain objects of Python, NumPy arrays, `pickles.Tensor` and `pickles.Inert`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is cut short or damaged, neither of both, or would run code.
+    """
+    with path.open("rb") as file:
+        zipped = file.read(2) == _ZIP_MAGIC
+    with naming(str(path)):
+        if not zipped:
+            return pickles.load_stream(BytesIO(path.read_bytes()), str(path))
+        archive = _archive(path)
+        folder = next((name.parent for name in map(PurePosixPath, archive.namelist()) if name.name == "data.pkl"), None)
+        if folder is None:
+            raise Refused("an archive without a pickle of torch.save")
+        return _object_in_zip(archive, folder, str(path))
+
+
 def write(path: Path, checkpoint: Checkpoint, origin: Mapping[str, str]) -> None:
     """Write arrays and constructor arguments as a safetensors file that `read` gives back unchanged.
 
@@ -183,13 +208,18 @@ def _read_shards(path: Path) -> Checkpoint:
     return Checkpoint(shards[0].kind, state, {key: value for shard in shards for key, value in shard.config.items()})
 
 
-def _read_zip(path: Path, within: bool) -> Checkpoint:
+def _archive(path: Path) -> zipfile.ZipFile:
     archive = zipfile.ZipFile(path)
     if any(entry.file_size > _EXPANSION * max(entry.compress_size, _CHUNK) for entry in archive.infolist()):
         raise Refused(f"expands to more than {_EXPANSION} times its size, which weights never do")
+    return archive
+
+
+def _read_zip(path: Path, within: bool) -> Checkpoint:
+    archive = _archive(path)
     names = [PurePosixPath(name) for name in archive.namelist()]
     if folders := [name.parent for name in names if name.name == "data.pkl"]:
-        return _read_torch_zip(archive, folders[0], str(path))
+        return _to_checkpoint(_object_in_zip(archive, folders[0], str(path)), str(path))
     inner = [name for name in names if name.suffix in _TORCH_SUFFIXES]
     if len(inner) != 1 or within:
         held = some([str(name) for name in names])
@@ -198,7 +228,7 @@ def _read_zip(path: Path, within: bool) -> Checkpoint:
         return _in_memory(read(Path(archive.extract(str(inner[0]), folder)), within=True))
 
 
-def _read_torch_zip(archive: zipfile.ZipFile, folder: PurePosixPath, what: str) -> Checkpoint:
+def _object_in_zip(archive: zipfile.ZipFile, folder: PurePosixPath, what: str) -> Any:
     # The archive is open as long as an array may be asked for; tensors that share a storage mostly lie side by side.
     @functools.lru_cache(maxsize=1)
     def stored(key: str) -> bytes:
@@ -207,8 +237,7 @@ def _read_torch_zip(archive: zipfile.ZipFile, folder: PurePosixPath, what: str) 
     def storage(dtype: np.dtype, key: str, count: int) -> Storage:
         return Storage(dtype, functools.partial(stored, key))
 
-    content = pickles.load(BytesIO(archive.read(str(folder / "data.pkl"))), what, storage)
-    return _to_checkpoint(content, what)
+    return pickles.load(BytesIO(archive.read(str(folder / "data.pkl"))), what, storage)
 
 
 def _to_checkpoint(content: Any, what: str) -> Checkpoint:
