@@ -68,12 +68,9 @@ def difference(at: At) -> Linear:
     single, call = torch.finfo(torch.float32).eps, torch.no_grad()(at.call)
 
     def of_states(dx: torch.Tensor) -> torch.Tensor:
-        norms = dx.float().flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-        h = (
-            (max(torch.finfo(at.x.dtype).eps, single) ** 0.4 * at.x.float().norm() / norms)
-            .to(dx.dtype)
-            .reshape(-1, *[1] * at.x.ndim)
-        )
+        norms, share = dx.float().flatten(1).norm(dim=1), max(torch.finfo(dx.dtype).eps, single) ** 0.4
+        steps = share * at.x.float().norm() / torch.where(norms > 0, norms, 1.0)
+        h = steps.to(dx.dtype).reshape(-1, *[1] * at.x.ndim)
         moved = torch.cat([at.x + h * dx, at.x - h * dx]).flatten(0, 1)
         cond = jax.tree.map(lambda leaf: leaf.repeat(2 * len(dx), *[1] * (leaf.ndim - 1)), at.cond)
         up, down = call(moved, at.t, cond).reshape(2, *dx.shape)
