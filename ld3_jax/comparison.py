@@ -179,9 +179,12 @@ def _print_table(rows: Mapping[str, Mapping[str, float]], count: int, what: str)
     width = max(10, *(len(name) + 2 for name in rows))
     print(f"  {'grid':<{width}}{'mean':>11}{'median':>11}{'another basin':>16}{'mean vs learned':>18}")
     for name, row in sorted(rows.items(), key=lambda item: item[1]["mean"]):
-        mean, median, share = row.values()
-        ratio = mean / rows["learned"]["mean"]
-        print(f"  {name:<{width}}{mean:>11.5f}{median:>11.5f}{share:>16.1%}{ratio:>17.2f}x")
+        *errors, share = row.values()
+        ratio, figures = (
+            row["mean"] / rows["learned"]["mean"],
+            (f"{one:.5f}" if one < 1e4 else f"{one:.5g}" for one in errors),
+        )
+        print(f"  {name:<{width}}{''.join(f'{one:>11}' for one in figures)}{share:>16.1%}{ratio:>17.2f}x")
     print(flush=True)
 
 
