@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from ld3_jax import batches, grids, schedules, teacher
+from ld3_jax.denoisers import to_noise
 from ld3_jax.learning import (
     Discretization,
     Gaps,
@@ -27,6 +28,7 @@ from ld3_jax.learning import (
 )
 from ld3_jax.learning.task import move
 from ld3_jax.networks import gaussian
+from ld3_jax.schedules import RectifiedFlow
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Teacher, make_pairs
 
@@ -124,8 +126,23 @@ def on_eight_devices():
         "teacher": spread_over[:4],
         "all-reduce": text.count("all-reduce("),
         "uneven": uneven,
+        "PyTorch": _of_pytorch(),
     }
     print(json.dumps(report))
+
+
+def _of_pytorch():
+    """What differs where a module samples for one device and for eight."""
+    import torch_modules
+
+    from ld3_jax.interop import pytorch_network
+
+    module = torch_modules.build("plain")
+    model = to_noise(pytorch_network(module, (4, 8, 8)), RectifiedFlow(), "flow")
+    x_T = teacher.draw_noise(KEY, 16, (4, 8, 8))
+    alone = make_pairs(model, RectifiedFlow(), x_T, teacher=Teacher(Solver("ddim", 3)))
+    with jax.set_mesh(batches.all_devices()):
+        return _difference(alone, make_pairs(model, RectifiedFlow(), x_T, teacher=Teacher(Solver("ddim", 3))))
 
 
 def _learn(learner):
@@ -146,6 +163,10 @@ def test_eight_devices_learn_the_same_times(devices):
     assert devices["pairs"] < 1e-5
     assert devices["schedule"] < 1e-5
     assert devices["moved"] > 0.01
+
+
+def test_a_pytorch_module_serves_all_devices(devices):
+    assert devices["PyTorch"] < 1e-5
 
 
 def test_batches_are_spread_over_the_devices(devices):
