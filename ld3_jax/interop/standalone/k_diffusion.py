@@ -19,7 +19,7 @@ _KINDS: dict[str, tuple[str, str | None]] = {
     "CONST": ("flow", "flow"),
     "COSMOS_RFLOW": ("flow in units where alpha = 1", "flow"),
     "V_PREDICTION_DDPM": ("vp in its own units", "v"),  # its network gets the state as it is
-    "IMG_TO_IMG": ("image to image, no noise", "data"),
+    "IMG_TO_IMG": ("image to image", "data"),
     "ModelSamplingContinuousEDM": _CONTINUOUS,
     "EDM": _CONTINUOUS,
     "X0": ("vp", "data"),
