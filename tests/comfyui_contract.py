@@ -39,6 +39,18 @@ class CONST:
         return latent / (1 - sigma)
 
 
+class LCM(EPS):
+    pass
+
+
+class IMG_TO_IMG(X0):
+    pass
+
+
+class V_PREDICTION_DDPM:
+    pass
+
+
 class COSMOS_RFLOW(EPS):
     pass
 
@@ -60,6 +72,12 @@ class ModelSamplingDiscreteFlow(_Range):
     pass
 
 
+class NoisyFlow(ModelSamplingDiscreteFlow):
+    """HiDream-O1's: x = (1 - sigma) data + sigma noise_scale noise."""
+
+    noise_scale = 8.0
+
+
 def model_sampling(of_range, of_prediction, sigma_max, sigma_min):
     return type("ModelSampling", (of_range, of_prediction), {})(sigma_max, sigma_min)
 
@@ -79,20 +97,22 @@ class KSamplerX0Inpaint:
         self.inner_model, self.sigmas, self.latent_image = guider, sigmas, latent_image
 
     def __call__(self, x, sigma, denoise_mask, model_options, seed):
-        assert denoise_mask is None
-        return self.inner_model(x, sigma, model_options, seed)
+        denoised = self.inner_model(x, sigma, model_options, seed)
+        return denoised if denoise_mask is None else denoised * denoise_mask + self.latent_image * (1 - denoise_mask)
 
 
 class KSAMPLER:
     def __init__(self, sampler_function, extra_options=None, inpaint_options=None):
         self.sampler_function, self.extra_options = sampler_function, extra_options or {}
 
+    def max_denoise(self, guider, sigmas):
+        most, first = float(guider.inner_model.model_sampling.sigma_max), float(sigmas[0])
+        return math.isclose(most, first, rel_tol=1e-5) or first > most
+
     def sample(self, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False):
         extra_args["denoise_mask"] = denoise_mask
         sampling = guider.inner_model.model_sampling
-        most, first = float(sampling.sigma_max), float(sigmas[0])
-        at_most = math.isclose(most, first, rel_tol=1e-5) or first > most
-        x = sampling.noise_scaling(sigmas[0], noise, latent_image, at_most)
+        x = sampling.noise_scaling(sigmas[0], noise, latent_image, self.max_denoise(guider, sigmas))
         model, given = (
             KSamplerX0Inpaint(guider, sigmas, latent_image),
             {"extra_args": extra_args, "disable": disable_pbar},

@@ -24,6 +24,7 @@ import ld3_jax
 from ld3_jax import interop, to_noise
 from ld3_jax.interop.standalone.table import from_record
 from ld3_jax.learning import load
+from ld3_jax.schedules import VPDiscrete
 from ld3_jax.solvers import Solver
 from ld3_jax.solvers.record import noise_level
 from ld3_jax.starts import starting_at
@@ -264,6 +265,10 @@ COSMOS = (contract.ModelSamplingContinuousEDM, contract.COSMOS_RFLOW)
         ("flow", "flow", (0.999, 0.001), OF_EDM, GALAXY),
         ("flow", "flow", (0.999, 0.001), COSMOS, GALAXY),
         ("flow", "flow", (0.5, 0.001), CONST, FLOWS),
+        ("flow", "flow", (0.999, 0.001), (contract.NoisyFlow, contract.CONST), FLOWS),
+        ("vp", "noise", SD, (contract.ModelSamplingDiscrete, contract.LCM), SD),
+        ("vp", None, SD, (contract.ModelSamplingDiscrete, contract.IMG_TO_IMG), SD),
+        ("vp", "v", ZERO_SNR, (contract.ModelSamplingDiscrete, contract.V_PREDICTION_DDPM), ZERO_SNR),
     ],
 )
 def test_the_sampler_refuses_a_model_of_another_kind(process, output, ends, kind, range_):
@@ -434,6 +439,44 @@ def test_the_nodes_start_from_an_image_where_that_was_learned(comfyui, name, kin
     for less in (sigmas, all_sigmas[1:]):
         with pytest.raises(ValueError, match=r"it was learned from full noise \(a denoise of 1\)"):
             run(made(comfyui.SAMPLER, "full.json"), less, image)
+
+
+OF_SD = VPDiscrete(np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "kind", "ends"),
+    [(OF_SD, EPS, SD), (OF_SD, EPS, (1.001 * SD[0], SD[1])), (SCHEDULES["RectifiedFlow"], CONST, (1.0, 0.001))],
+    ids=["vp", "vp, other digits", "flow"],
+)
+def test_the_nodes_give_jax_s_sample_from_full_noise(comfyui, schedule, kind, ends):
+    learned, _ = saved(comfyui.models, schedule, SOLVERS[0])
+    guider = contract.Guider(contract.model_sampling(*kind, *ends), partial(denoiser(schedule, []), gain=1.0))
+    sigmas, sampler = made(comfyui.SIGMAS, "schedule.json"), made(comfyui.SAMPLER, "schedule.json")
+    z, extra = torch.from_numpy(Z), {"model_options": {}, "seed": 0}
+    given = sampler.sample(guider, sigmas, extra, None, z, 0 * z, disable_pbar=True)
+    expected = learned.sample(in_jax, schedule, jnp.asarray(schedule.prior_scale * Z)) / schedule.alpha(
+        jnp.float32(schedule.t_min)
+    )
+    np.testing.assert_allclose(given, expected, atol=2e-4 * float(np.abs(expected).max()))
+
+
+@pytest.mark.parametrize(("name", "kind", "most"), [("VPLinear", EPS, 152.167), ("RectifiedFlow", CONST, 1.0)])
+def test_inpainting_keeps_what_the_mask_keeps(comfyui, name, kind, most):
+    schedule = SCHEDULES[name]
+    saved(comfyui.models, starting_at(schedule, strength=0.6), SOLVERS[3])
+    guider = contract.Guider(contract.model_sampling(*kind, most, 0.001), partial(denoiser(schedule, []), gain=1.0))
+    sigmas, sampler = made(comfyui.SIGMAS, "schedule.json"), made(comfyui.SAMPLER, "schedule.json")
+    z, image = torch.from_numpy(Z), torch.linspace(-1, 1, Z.size).reshape(Z.shape)
+
+    def run(mask):
+        extra = {"model_options": {}, "seed": 0}
+        return sampler.sample(guider, sigmas, extra, None, z, image, denoise_mask=mask, disable_pbar=True)
+
+    mask = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(Z.shape)
+    given = run(mask)
+    torch.testing.assert_close(given[:, :2], image[:, :2])
+    torch.testing.assert_close(given[:, 2:], run(None)[:, 2:])
 
 
 def test_a_start_is_of_the_model_s_own_range(tmp_path):

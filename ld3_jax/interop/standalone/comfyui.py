@@ -8,7 +8,7 @@ import folder_paths  # ComfyUI's own
 import torch
 
 from .k_diffusion import sample_learned
-from .table import read
+from .table import Table, read
 
 _FOLDER, _MODELS = Path(__file__).parent, Path(folder_paths.models_dir, "ld3")
 folder_paths.add_model_folder_path("ld3", str(_MODELS))
@@ -58,7 +58,33 @@ class LearnedSampler(_Node):
     def get(self, schedule: str) -> tuple[Any]:
         import comfy.samplers
 
-        return (comfy.samplers.KSAMPLER(sample_learned, extra_options={"table": read(_path(schedule))}),)
+        table = read(_path(schedule))
+        sampler = comfy.samplers.KSAMPLER(_sample, extra_options={"table": table})
+        # Whether the first state is noise alone. ComfyUI asks the model's range, which need not end at the same digits.
+        sampler.max_denoise = lambda model_wrap, sigmas: table.process == "vp" and table.full_noise is None
+        return (sampler,)
+
+
+def _sample(
+    model: Any,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Any = None,
+    disable: bool | None = None,
+    *,
+    table: Table,
+) -> torch.Tensor:
+    """`sample_learned` with the first state as it was learned, and the kept part of an image as it is."""
+    flow = table.process == "flow"
+    if flow and table.prior_scale is not None:
+        x = x * (table.prior_scale / table.levels[0])  # ComfyUI's flows start from sigma times noise
+    found = sample_learned(model, x, sigmas, extra_args, callback, disable, table=table)
+    mask, image = (extra_args or {}).get("denoise_mask"), getattr(model, "latent_image", None)
+    if mask is None or image is None:
+        return found
+    # A last sigma above 0 leaves noise there, and learned coefficients need not keep an image.
+    return torch.where(mask == 0, image * (table.grid_alpha[-1] if flow else 1.0), found)
 
 
 def _path(schedule: Any) -> Path:

@@ -18,9 +18,12 @@ _CONTINUOUS = ("vp or ve", None)
 _KINDS: dict[str, tuple[str, str | None]] = {
     "CONST": ("flow", "flow"),
     "COSMOS_RFLOW": ("flow in units where alpha = 1", "flow"),
+    "V_PREDICTION_DDPM": ("vp in its own units", "v"),  # its network gets the state as it is
+    "IMG_TO_IMG": ("image to image", "data"),
     "ModelSamplingContinuousEDM": _CONTINUOUS,
     "EDM": _CONTINUOUS,
     "X0": ("vp", "data"),
+    "LCM": ("vp", "data"),  # distilled: data by a formula of its own
     "V_PREDICTION": ("vp", "v"),
     "EPS": ("vp", "noise"),
     "VDenoiser": ("vp or ve", "v"),
@@ -125,6 +128,8 @@ def _check_model(model: Any, table: Table) -> None:
         zip(table.sigma, table.alpha, strict=True),
     )
     most, least = float(getattr(said, "sigma_max", "inf")), float(getattr(said, "sigma_min", 0))
+    if (times := getattr(said, "noise_scale", 1.0)) != 1:
+        process += f" with {times:g} times the noise"
     fits = table.process in process.split(" or ")
     fits &= output is None or table.output is None or table.output.removeprefix("reversed_") == output
     # A range without a kind is what a network can take, not where sampling starts; a flow's time shift moves its least.
