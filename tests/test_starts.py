@@ -14,6 +14,8 @@ from noise_schedules import SCHEDULES
 from PIL import Image
 
 import ld3_jax
+from configs import gaussian
+from experiments import train as train_main
 from ld3_jax import grids, interpolate, pretrained, starts
 from ld3_jax.interop import PlainTable
 from ld3_jax.interop.standalone.table import from_record
@@ -302,6 +304,12 @@ def test_the_commands_learn_and_sample_from_a_start(tmp_path):
         failed = main("sample", f"--schedule={schedule}", f"--out={out}", *flags, check=False)
         assert failed.returncode
         assert message.replace("\\", "") in failed.stderr
+    np.save(tmp_path / "data.npy", states + 1)
+    config = gaussian.get_config()
+    text = {**QUICK, "teacher.cache": str(tmp_path / "cache"), "solver.start": "strength=0.4"}
+    config.update_from_flattened_dict({**text, "data.file": str(tmp_path / "data.npy")})
+    with pytest.raises(ValueError, match=r"another configuration: contents\.data_file: '\w+', here '\w+'\. Take"):
+        train_main.run(config, tmp_path / "run")
     own = main("evaluate", f"--schedule={schedule}", "--num=4", "--teacher_nfe=10", f"--cache={tmp_path / 'cache'}")
     assert "learned" in own.stdout
 
