@@ -18,6 +18,7 @@ from configs import gaussian
 from experiments import train as train_main
 from ld3_jax import grids, interpolate, pretrained, starts
 from ld3_jax.interop import PlainTable
+from ld3_jax.interop.imported_files import read_times
 from ld3_jax.interop.standalone.table import from_record
 from ld3_jax.learning import GaussNewton, distances, make_student, on_grid
 from ld3_jax.pretrained import starting
@@ -107,6 +108,28 @@ def test_to_grids_it_is_a_noise_schedule_from_there_on():
 def test_a_wrong_start_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         starting_at(VPLinear(), **given)
+
+
+@pytest.mark.parametrize("schedule", [RectifiedFlow(), VPLinear()], ids=str)
+def test_a_start_that_single_precision_does_not_tell_from_an_end_is_refused(schedule):
+    for t in (schedule.t_max * (1 - 1e-9), schedule.t_min * (1 + 1e-9)):
+        with pytest.raises(ValueError, match="a start must lie above t_min"):
+            starting_at(schedule, t)
+    grids.grid("uniform", starting_at(schedule, schedule.t_max * (1 - 1e-6)), 4)
+
+
+def test_messages_name_a_start_and_not_a_thousand_numbers():
+    schedule = starting_at(SCHEDULES["VPDiscrete"], 0.5)
+    assert str(schedule).startswith("VPDiscrete(alphas_cumprod=(0.9999, ")
+    assert str(schedule).endswith(" ... from t = 0.5 on")
+    assert len(str(schedule)) < 200 < len(repr(schedule))
+    assert str(HALF) == f"{WHOLE} from t = 0.304631 on"
+
+
+def test_a_list_of_levels_is_of_a_flow_wherever_the_flow_starts(tmp_path):
+    (tmp_path / "levels.txt").write_text("0.6, 0.4, 0.2, 0")
+    found = read_times(str(tmp_path / "levels.txt"), starting_at(RectifiedFlow(), sigma=0.6), 3)
+    np.testing.assert_allclose(found.t, [0.6, 0.4, 0.2, 0.001], rtol=1e-5)
 
 
 def test_a_start_is_in_the_range_of_what_it_restricts():
@@ -257,11 +280,15 @@ def test_states_of_a_file_are_read_or_refused(tmp_path):
     np.testing.assert_array_equal(starting.read(tmp_path / "images", (4, 4, 3)), np.ones((1, 4, 4, 3)))
     np.save(tmp_path / "bytes.npy", states.astype("u1"))
     np.save(tmp_path / "nan.npy", states * np.nan)
+    np.save(tmp_path / "large.npy", states.astype("f8") * 1e300)
+    np.save(tmp_path / "other.npy", states.astype(">f4"))
+    np.testing.assert_array_equal(starting.read(tmp_path / "other.npy", (4, 4, 3)), states)
     (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")
     (tmp_path / "a.txt").touch()
     for name, error, message in (
         ("bytes.npy", ValueError, r"uint8\[3, 4, 4, 3\]'; images of 8 bits are x / 127.5 - 1"),
         ("nan.npy", FloatingPointError, "nan.npy: 3 of 3 are not finite"),
+        ("large.npy", FloatingPointError, "large.npy: 3 of 3 are not finite"),
         ("cut.npy", ValueError, "damaged, or no .npy"),
         ("a.txt", ValueError, "must be a .npy, a .npz or a folder"),
         ("none.npy", FileNotFoundError, "no images .*none.npy"),
