@@ -174,6 +174,8 @@ REFUSED = {
     "vp where it is a flow": ("neural_flow", VPLinear(), None, "for noise of the kind flow"),
     "less noise": ("neural_vp", SD, None, "starts at the noise level .*, and the model at 14.6"),
     "a flow for GS": ("generalized_sd_5", FLOW, None, "for noise of the kind ve or vp, and this model's is flow"),
+    "a new backend": ("epd_sd", SD, put(1, "backend", "wan"), r"must be one of \['ldm', 'sd3', 'flux'\], got 'wan'"),
+    "far too large": ("generalized_sd_5", SD, put(0, "3", lambda a: 1e20 * a), "off by nan in single precision"),
     "NaN": ("epd_sd", SD, put(0, "r_params", lambda a: a * np.nan), "its r_params must be finite"),
     "NaN in a list": ("generalized_sd_5", SD, put(0, "3", lambda a: a * np.nan), "its coefficients must be finite"),
     "a shape": (
