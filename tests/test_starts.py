@@ -212,6 +212,15 @@ def test_another_range_is_refused(learned, tmp_path):
         ld3_jax.load(tmp_path / "schedule.json")
 
 
+@pytest.mark.parametrize("start", [None, True, "0.3", [0.3], math.nan, 10**400], ids=lambda start: f"{start!r:.9}")
+def test_a_file_whose_start_is_no_number_is_refused(start, tmp_path):
+    path = tmp_path / "schedule.json"
+    moved(HALF, SOLVER).save(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "t_start": start}))
+    with pytest.raises(ValueError, match="t_start must be the time at which it starts, got "):
+        ld3_jax.load(path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
