@@ -22,6 +22,7 @@ from experiments.configuration import naming
 from ld3_jax import comparison, grids, interpolate, learning, pretrained, starting_at, starts
 from ld3_jax.batches import equal_batches
 from ld3_jax.comparison import Judge
+from ld3_jax.disk import digest
 from ld3_jax.interop import imported_files
 from ld3_jax.learning import Discretization, Ended, Learned, Student, Task
 from ld3_jax.learning.parametrisation import Parametrisation
@@ -135,13 +136,27 @@ class Run:
     def pairs(self) -> tuple[Pairs, Pairs]:
         """The pairs to learn from, the teacher's or those of teacher.pairs, and the teacher's held-out ones."""
         config, teacher = self.config, self.teacher
-        keys, count = jax.random.split(jax.random.key(config.seed), 2), config.data.train + config.data.valid
-        if config.teacher.pairs:
-            known = _pairs_of_ld3(Path(config.teacher.pairs), self.model, count)
-        else:
-            known = teacher_pairs("teacher", self.model, teacher, keys[0], count)
+        keys, count = jax.random.split(jax.random.key(config.seed)), config.data.train + config.data.valid
+        known = self.pairs_of_others or teacher_pairs("teacher", self.model, teacher, keys[0], count)
         first = count if config.data.file else 0  # held-out images, too
         return known, teacher_pairs("teacher, held-out noise", self.model, teacher, keys[1], config.data.test, first)
+
+    @cached_property
+    def pairs_of_others(self) -> Pairs | None:
+        """The pairs to learn from that teacher.pairs names, if it does."""
+        if not (path := self.config.teacher.pairs):
+            return None
+        one = jax.eval_shape(lambda pairs: jax.tree.map(lambda leaf: leaf[0], pairs), self.model.shapes(1))
+        count = self.config.data.train + self.config.data.valid
+        return imported_files.read_pairs(Path(path), self.model.schedule, count, one)
+
+    def contents(self) -> dict[str, str]:
+        """Digests of what the configuration names and does not hold, since a file may be replaced under its name."""
+        model, data = self.model, self.config.data
+        cond = model.draw_condition and model.draw_condition(jax.random.key(0), data.train + data.valid + data.test, 0)
+        found = {"network": (model.model, model.decode), "conditions": cond, "data_file": model.images}
+        found |= {"teacher_pairs": self.pairs_of_others, "learn_init": self.start}
+        return {name: digest(value) for name, value in found.items() if jax.tree.leaves(value)}
 
     @cached_property
     def student(self) -> Student:
@@ -187,11 +202,6 @@ def teacher_pairs(label: str, model: Pretrained, teacher: Teacher, key: Array, c
     """The teacher's pairs from noise of that key, decoded, with a progress bar."""
     with command.progress(label, equal_batches(count, teacher.batch_size)[0]) as update:
         return drawn.teacher_pairs(model, teacher, key, count, lambda done, total: update(done), first)
-
-
-def _pairs_of_ld3(path: Path, model: Pretrained, count: int) -> Pairs:
-    one = jax.eval_shape(lambda pairs: jax.tree.map(lambda leaf: leaf[0], pairs), model.shapes(1))
-    return imported_files.read_pairs(path, model.schedule, count, one)
 
 
 def schedule_flags() -> None:

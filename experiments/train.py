@@ -29,12 +29,13 @@ def run(config: config_dict.ConfigDict, folder: Path) -> None:
     """Learn and write everything to the workdir, going on where an earlier run of it stopped."""
     this_run = Run.of(config).check()
     watch = command.Stopwatch()
-    with workdir.held(folder, config):
+    record = config_dict.ConfigDict({**config.to_dict(), "contents": this_run.contents()})
+    with workdir.held(folder, record):
         if to_come := outline.calls(this_run):
             print(to_come, flush=True)
         with watch("teacher"):
             task = this_run.task
-        workdir.claim(folder, config)
+        workdir.claim(folder, record)
         with workdir.keeping_seconds(folder, watch.seconds), watch("learning"):
             ended = recording.learn(folder, task, this_run.start, workdir.watched)
         workdir.report(folder, ended, watch.seconds)

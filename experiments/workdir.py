@@ -52,7 +52,9 @@ def held(workdir: Path, config: config_dict.ConfigDict, *, alone: bool = False) 
             there = read_json(path)
             if not isinstance(there, dict):
                 raise ValueError(f"{path}: not a configuration; take another folder")
-            if different := differences(there, _plain(config)):
+            mine = _plain(config)
+            there = {name: mine[name] for name in ("contents",) if name in mine} | there  # earlier versions wrote none
+            if different := differences(there, mine):
                 raise ValueError(f"{workdir} holds another configuration: {'; '.join(different)}. Take another folder.")
         yield
         if is_first() and not (workdir / ".lock").exists():

@@ -25,6 +25,8 @@ from jaxtyping import Array, Float
 
 from ld3_jax.space import VECTORS, Space
 
+_LONGEST = 160
+
 
 class NoiseSchedule(abc.ABC):
     """alpha and sigma as functions of time. Subclass it, as a frozen dataclass, for a noise schedule of your own.
@@ -62,6 +64,11 @@ class NoiseSchedule(abc.ABC):
         if "__dataclass_fields__" not in vars(cls):
             raise TypeError(f"the noise schedule {cls.__name__} must be decorated with @dataclass(frozen=True)")
         return super().__new__(cls)
+
+    def __str__(self) -> str:
+        """Its fields, for messages: of a thousand numbers the first ones."""
+        text = repr(self)
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
     @property
     def parts(self) -> "tuple[NoiseSchedule, ...]":

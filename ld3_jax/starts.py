@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ld3_jax.batches import count_of
@@ -48,6 +49,9 @@ class StartingAt(NoiseSchedule):
         _check(self.of, self.t_start, f"t={self.t_start:g}")
         object.__setattr__(self, "of", self.of.whole)
         object.__setattr__(self, "space", self.of.space)
+
+    def __str__(self) -> str:
+        return f"{self.of} from t = {self.t_start:g} on"
 
     @property
     def whole(self) -> NoiseSchedule:
@@ -111,7 +115,7 @@ def starting_at(
 
 def _check(schedule: NoiseSchedule, t: float, given: str) -> None:
     low, high = schedule.t_min, schedule.t_max
-    if not low < t < high:
+    if not low < t < high or not np.float32(low) < np.float32(t) < np.float32(high):  # as times are in tables
         levels = [noise_level(schedule, float(end)) for end in (low, high)]
         raise ValueError(
             f"a start must lie above t_min = {low:g} (sigma = {levels[0]:.4g}) and below t_max = {high:g} "

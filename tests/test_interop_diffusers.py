@@ -538,6 +538,13 @@ def test_the_dynamic_shift_of_an_image_s_size_tells_the_strength(tmp_path):
         scheduler.set_begin_index(7)
 
 
+def test_the_shift_of_a_pipeline_tells_the_strength_before_a_run_too(tmp_path):
+    like = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler = scheduler_of(tmp_path, FROM_STRENGTH[FLOW], like=like)
+    with pytest.raises(ValueError, match=r"pass strength=0\.3333 and num_inference_steps=13"):
+        _ = scheduler.init_noise_sigma
+
+
 def test_where_a_start_is_as_many_steps_as_calls_an_image_must_be_noised(tmp_path):
     scheduler = scheduler_of(tmp_path, starting_at(FLOW, strength=0.9), output="flow")
     scheduler.set_timesteps(4)

@@ -14,8 +14,11 @@ from noise_schedules import SCHEDULES
 from PIL import Image
 
 import ld3_jax
+from configs import gaussian
+from experiments import train as train_main
 from ld3_jax import grids, interpolate, pretrained, starts
 from ld3_jax.interop import PlainTable
+from ld3_jax.interop.imported_files import read_times
 from ld3_jax.interop.standalone.table import from_record
 from ld3_jax.learning import GaussNewton, distances, make_student, on_grid
 from ld3_jax.pretrained import starting
@@ -107,6 +110,28 @@ def test_a_wrong_start_is_refused(given, message):
         starting_at(VPLinear(), **given)
 
 
+@pytest.mark.parametrize("schedule", [RectifiedFlow(), VPLinear()], ids=str)
+def test_a_start_that_single_precision_does_not_tell_from_an_end_is_refused(schedule):
+    for t in (schedule.t_max * (1 - 1e-9), schedule.t_min * (1 + 1e-9)):
+        with pytest.raises(ValueError, match="a start must lie above t_min"):
+            starting_at(schedule, t)
+    grids.grid("uniform", starting_at(schedule, schedule.t_max * (1 - 1e-6)), 4)
+
+
+def test_messages_name_a_start_and_not_a_thousand_numbers():
+    schedule = starting_at(SCHEDULES["VPDiscrete"], 0.5)
+    assert str(schedule).startswith("VPDiscrete(alphas_cumprod=(0.9999, ")
+    assert str(schedule).endswith(" ... from t = 0.5 on")
+    assert len(str(schedule)) < 200 < len(repr(schedule))
+    assert str(HALF) == f"{WHOLE} from t = 0.304631 on"
+
+
+def test_a_list_of_levels_is_of_a_flow_wherever_the_flow_starts(tmp_path):
+    (tmp_path / "levels.txt").write_text("0.6, 0.4, 0.2, 0")
+    found = read_times(str(tmp_path / "levels.txt"), starting_at(RectifiedFlow(), sigma=0.6), 3)
+    np.testing.assert_allclose(found.t, [0.6, 0.4, 0.2, 0.001], rtol=1e-5)
+
+
 def test_a_start_is_in_the_range_of_what_it_restricts():
     with pytest.raises(ValueError, match=r"below t_max = 0\.3"):
         starting_at(starting_at(WHOLE, 0.3), 0.5)
@@ -187,6 +212,15 @@ def test_another_range_is_refused(learned, tmp_path):
         ld3_jax.load(tmp_path / "schedule.json")
 
 
+@pytest.mark.parametrize("start", [None, True, "0.3", [0.3], math.nan, 10**400], ids=lambda start: f"{start!r:.9}")
+def test_a_file_whose_start_is_no_number_is_refused(start, tmp_path):
+    path = tmp_path / "schedule.json"
+    moved(HALF, SOLVER).save(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "t_start": start}))
+    with pytest.raises(ValueError, match="t_start must be the time at which it starts, got "):
+        ld3_jax.load(path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -255,11 +289,15 @@ def test_states_of_a_file_are_read_or_refused(tmp_path):
     np.testing.assert_array_equal(starting.read(tmp_path / "images", (4, 4, 3)), np.ones((1, 4, 4, 3)))
     np.save(tmp_path / "bytes.npy", states.astype("u1"))
     np.save(tmp_path / "nan.npy", states * np.nan)
+    np.save(tmp_path / "large.npy", states.astype("f8") * 1e300)
+    np.save(tmp_path / "other.npy", states.astype(">f4"))
+    np.testing.assert_array_equal(starting.read(tmp_path / "other.npy", (4, 4, 3)), states)
     (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")
     (tmp_path / "a.txt").touch()
     for name, error, message in (
         ("bytes.npy", ValueError, r"uint8\[3, 4, 4, 3\]'; images of 8 bits are x / 127.5 - 1"),
         ("nan.npy", FloatingPointError, "nan.npy: 3 of 3 are not finite"),
+        ("large.npy", FloatingPointError, "large.npy: 3 of 3 are not finite"),
         ("cut.npy", ValueError, "damaged, or no .npy"),
         ("a.txt", ValueError, "must be a .npy, a .npz or a folder"),
         ("none.npy", FileNotFoundError, "no images .*none.npy"),
@@ -302,6 +340,12 @@ def test_the_commands_learn_and_sample_from_a_start(tmp_path):
         failed = main("sample", f"--schedule={schedule}", f"--out={out}", *flags, check=False)
         assert failed.returncode
         assert message.replace("\\", "") in failed.stderr
+    np.save(tmp_path / "data.npy", states + 1)
+    config = gaussian.get_config()
+    text = {**QUICK, "teacher.cache": str(tmp_path / "cache"), "solver.start": "strength=0.4"}
+    config.update_from_flattened_dict({**text, "data.file": str(tmp_path / "data.npy")})
+    with pytest.raises(ValueError, match=r"another configuration: contents\.data_file: '\w+', here '\w+'\. Take"):
+        train_main.run(config, tmp_path / "run")
     own = main("evaluate", f"--schedule={schedule}", "--num=4", "--teacher_nfe=10", f"--cache={tmp_path / 'cache'}")
     assert "learned" in own.stdout
 

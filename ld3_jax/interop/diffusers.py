@@ -64,12 +64,13 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
             )
         self.num_inference_steps: int | None = None
         self.timesteps, self.begin_index, self._noised = torch.tensor(timesteps, dtype=torch.float32), 0, False
+        self._mu: float | None = None
         ends, per_step = list(zip(rows.grid_alpha, rows.grid_sigma, strict=True)), rows.calls_per_step
         network = enumerate(zip(rows.alpha, rows.sigma, strict=True))
         # alpha and sigma of the state at each call
         self._states = [one if i % per_step else ends[i // per_step] for i, one in network]
         noise = [b if rows.process == "flow" else b / a for a, b in self._states]
-        self.sigmas, self._start = torch.tensor([*noise, rows.levels[-1]]), Start.of(rows, self.config)
+        self.sigmas = torch.tensor([*noise, rows.levels[-1]])
         self.step_index: int | None = None
         self._state: State | None = None
 
@@ -113,6 +114,10 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         return self.config["num_train_timesteps"]
 
     @property
+    def _start(self) -> Start:
+        return Start.of(self._table, self.config, self._mu)
+
+    @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the first state, where it is noise alone; else a ValueError."""
         if self._table.prior_scale is None:
@@ -148,7 +153,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         if not all(hasattr(times, "__len__") and np.ndim(times) for times in given):
             raise ValueError(f"sigmas and timesteps must be lists, one number for each call, got {given!r:.80}")
         asked_for: list[Any] = [num_inference_steps, *map(len, given)]
-        self._start, number = Start.of(self._table, self.config, mu), calls
+        self._mu, number = mu, calls
         for asked in asked_for:
             if np.ndim(asked) or not (asked is None or self._start.fits(asked)):
                 raise ValueError(f"learned for {calls} network calls: {self._start.of_number()}, got {asked}")

@@ -19,7 +19,7 @@ from ld3_jax.networks.pickles import Inert, Refused, Tensor, naming
 
 _LONGEST = 1_000_000  # characters of a module that is read as text
 _MOST = 1_000  # steps
-_LATENT = "ldm"  # EPD's name of all backends but those of flows
+_LATENT, _FLOWS = "ldm", ("sd3", "flux")  # EPD's names of its backends
 
 
 class Format(NamedTuple):
@@ -157,7 +157,9 @@ def _epd(held: Mapping[str, Any], model: Model) -> Sampler:
     student, backend = state["sampler_stu"], state.get("backend", _LATENT)
     if student not in ("epd", "ipndm"):
         raise Refused(f"its sampler_stu must be epd or ipndm, got {student!r:.80}")
-    if backend in ("sd3", "flux"):
+    if backend not in (_LATENT, *_FLOWS):
+        raise Refused(f"its backend must be one of {[_LATENT, *_FLOWS]}, got {backend!r:.80}")
+    if backend in _FLOWS:
         _check_process(model, "flow")
         levels = _flow_levels(state["backend_config"], n)
     else:

@@ -13,7 +13,8 @@ from ld3_jax.learning.gaps import with_ends
 from ld3_jax.networks import files
 from ld3_jax.networks.lazy import some
 from ld3_jax.published import PUBLISHED, SAME_END, Levels
-from ld3_jax.schedules import NoiseSchedule, RectifiedFlow
+from ld3_jax.schedules import NoiseSchedule
+from ld3_jax.solvers.record import process_of_schedule
 from ld3_jax.teacher import Pairs
 
 _NUMBER = re.compile(r"[^\s,;\[\]()]+")
@@ -99,7 +100,7 @@ def _read_levels(path: Path, schedule: NoiseSchedule, n_steps: int) -> Discretiz
         values = [float(word) for word in words]
     except ValueError as error:
         raise ValueError(f"a list of noise levels is of numbers and commas alone ({error})") from error
-    flow = isinstance(schedule, RectifiedFlow)
+    flow = process_of_schedule(schedule) == "flow"
     end = jnp.asarray(schedule.t_min)
     last = float(schedule.sigma(end) if flow else schedule.sigma(end) / schedule.alpha(end))
     steps = n_steps

@@ -96,15 +96,17 @@ def read_solver(path: str | Path, schedule: NoiseSchedule, solver: Solver, *, si
         raise ValueError(f"states must be vectors with one time for all, got {schedule!r:.200}")
     precision = jnp.result_type(float)
     try:
-        with jax.enable_x64(True):
-            model = _model(schedule, solver.calls, side)
-            name, sampler = files_of_others.read(path, model)
-            notes = [f"{name}: {', '.join(sampler.notes)}" if sampler.notes else name]
-            notes += _check_ends(sampler, model)
-            written, more = _written_out(sampler, model)
-            target, found = _as_changes(written, model, schedule, solver, precision)
-        found = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), precision), found)
-        _check_precision(_expand(found.table(schedule, solver)), target, schedule, solver)
+        # What is too large becomes infinite, and is refused.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            with jax.enable_x64(True):
+                model = _model(schedule, solver.calls, side)
+                name, sampler = files_of_others.read(path, model)
+                notes = [f"{name}: {', '.join(sampler.notes)}" if sampler.notes else name]
+                notes += _check_ends(sampler, model)
+                written, more = _written_out(sampler, model)
+                target, found = _as_changes(written, model, schedule, solver, precision)
+            found = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), precision), found)
+            _check_precision(_expand(found.table(schedule, solver)), target, schedule, solver)
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
     return Imported(found, notes + more)

@@ -214,7 +214,7 @@ def _read(path: Path) -> tuple[Learned, list[Discretization]]:
         record = {"last_sigma": None} | record
     if missing := [key for key in ("solver", *names, "t", "t_c", "lam", "model", "losses") if key not in record]:
         raise ValueError(f"{path}: lacks {missing}")
-    if version == WITH_START and not isinstance(record.get("t_start"), int | float):
+    if version == WITH_START and (numbers(start := record.get("t_start")).ndim or not np.isfinite(numbers(start))):
         raise ValueError(f"{path}: t_start must be the time at which it starts, got {record.get('t_start')!r:.80}")
     try:
         learned = _from_record(record, names)

@@ -73,8 +73,10 @@ def read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
             f"{path}: states must be floating-point numbers of shape (n, {', '.join(map(str, shape))}), as the network "
             f"sees them, got {shown(states)}" + "; images of 8 bits are x / 127.5 - 1" * (states.dtype == np.uint8)
         )
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        states = states.astype(np.float32)
     check_finite(states, str(path))
-    return states.astype(np.float32)
+    return states
 
 
 def _of_npy(path: Path) -> np.ndarray:
