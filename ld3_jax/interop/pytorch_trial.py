@@ -39,12 +39,7 @@ def tried(host: Any, t: np.ndarray, derivatives: Sequence[str]) -> Any:
     random = np.random.default_rng(0)
     x, dx = random.standard_normal((2, 2, *host.shape), np.float32)
     where = (x, t, *(np.repeat(leaf[None], 2, 0) for leaf in jax.tree.leaves(host.like)))
-    output = host.value(*where)
-    if not np.isfinite(output).all():
-        raise ValueError(f"{host.name} gives numbers that are not finite at t = {float(t):g} for normal states")
-    if not np.array_equal(output, host.value(*where)):
-        raise ValueError(f"{host.name} gives other numbers the second time: it must draw nothing (dropout, noise)")
-    _require_alone(host, output, dx, where)
+    output = _output(host, dx, where)
     directions = (np.stack([dx, 0 * dx]), np.array([0, 1], np.float32))
     eps = torch.finfo(host.weights.dtype).eps
     exact = eps < _SINGLE and not _rounds(host, output, dx, where)
@@ -66,6 +61,17 @@ def tried(host: Any, t: np.ndarray, derivatives: Sequence[str]) -> Any:
     _warn_of_jumps(host, output, along[1], where)
     digest = hashlib.sha256(output.tobytes()).hexdigest()[:16]
     return replace(found, lacks=lacks, output=digest)
+
+
+def _output(host: Any, others: np.ndarray, where: Sequence[np.ndarray]) -> np.ndarray:
+    """What it gives, which must be finite, and the same each time and beside any other states."""
+    output = host.value(*where)
+    if not np.isfinite(output).all():
+        raise ValueError(f"{host.name} gives numbers that are not finite at t = {float(where[1]):g} for normal states")
+    if not np.array_equal(output, host.value(*where)):
+        raise ValueError(f"{host.name} gives other numbers the second time: it must draw nothing (dropout, noise)")
+    _require_alone(host, output, others, where)
+    return output
 
 
 def _require_alone(host: Any, output: np.ndarray, others: np.ndarray, where: Sequence[np.ndarray]) -> None:
