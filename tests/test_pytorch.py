@@ -317,6 +317,18 @@ def test_where_a_module_rounds_inside_its_derivatives_are_not_compared_with_diff
         interop.pytorch_network(module, (4, 8, 8), call=call, derivative="difference")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_half_precision_a_derivative_of_0_is_not_taken(dtype):
+    """As of whole numbers, whose derivative PyTorch has as 0."""
+    module = build("plain").to(dtype)
+    with pytest.raises(
+        ValueError, match=r"cannot be differentiated \(double reverse: it is .* differences need single"
+    ):
+        interop.pytorch_network(
+            module, (4, 8, 8), call=lambda x, t, cond: module.layers[2].bias.mean() + x.mul(64).round()
+        )
+
+
 def test_a_time_that_is_rounded_is_told_of(caplog):
     module = build("plain")
     interop.pytorch_network(module, (4, 8, 8), call=lambda x, t, cond: module(x, (10 * t).round().expand(len(x))))

@@ -15,6 +15,7 @@ _SINGLE = 1e-5  # above the rounding of single precision, below that of half pre
 _OTHERS = 0.1  # relative; weights of whole numbers round by the largest state of a batch
 _SHORT = 3e-4  # of the states' size; on this way half precision rounds by 1e-3 of the output, single by 1e-6
 _BENT = 1e-4
+_LONG = 0.05  # of the states' size; half precision rounds differences by this by some per cent
 
 
 class PyTorchError(RuntimeError):
@@ -24,7 +25,8 @@ class PyTorchError(RuntimeError):
 def tried(host: Any, t: np.ndarray, derivatives: Sequence[str]) -> Any:
     """A host whose module works, with the first derivative that is right, and a digest of what it gives.
 
-    Derivatives are compared with central differences. In half precision these are noise, and reverse mode is compared.
+    Derivatives are compared with central differences. In half precision these are noise in times, and rough in
+    states.
 
     Args:
         host: of `interop.pytorch`; its derivative is "difference".
@@ -53,7 +55,7 @@ def tried(host: Any, t: np.ndarray, derivatives: Sequence[str]) -> Any:
         expected = host.along(*directions, *where)
         allowed = _SHARE * _norms(expected) + rounding
     else:
-        expected, allowed = np.zeros((2, *x.shape)), np.full(2, np.inf)
+        expected, allowed = _roughly(host, output, dx, where)
     found, along = _first_right(host, derivatives, lambda one: one.along(*directions, *where), expected, allowed)
     squares = _norms(along) ** 2
     allowed = _SHARE * squares + exact * rounding * _norms(along)
@@ -98,6 +100,15 @@ def _rounds(host: Any, output: np.ndarray, dx: np.ndarray, where: Sequence[np.nd
     step = np.float32(_SHORT) * dx
     bent = host.value(x + step, *rest) + host.value(x - step, *rest) - 2 * output
     return bool(np.linalg.norm(bent) > _BENT * np.linalg.norm(output))
+
+
+def _roughly(host: Any, output: np.ndarray, dx: np.ndarray, where: Sequence[np.ndarray]) -> tuple[np.ndarray, Any]:
+    """What half precision tells of derivatives: those in the states by a long step, and how far off they may be."""
+    x, *rest = where
+    step = np.float32(_LONG) * dx
+    of_x = (host.value(x + step, *rest) - host.value(x - step, *rest)) / (2 * _LONG)
+    allowed = np.array([0.5 * np.linalg.norm(of_x) + 0.1 * np.linalg.norm(output), np.inf])
+    return np.stack([of_x, 0 * of_x]), allowed
 
 
 def _warn_of_jumps(host: Any, output: np.ndarray, of_time: np.ndarray, where: Sequence[np.ndarray]) -> None:
