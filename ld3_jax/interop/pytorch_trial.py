@@ -15,7 +15,7 @@ _SINGLE = 1e-5  # above the rounding of single precision, below that of half pre
 _OTHERS = 0.1  # relative; weights of whole numbers round by the largest state of a batch
 _SHORT = 3e-4  # of the states' size; on this way half precision rounds by 1e-3 of the output, single by 1e-6
 _BENT = 1e-4
-_LONG = 0.05  # of the states' size; half precision rounds differences by this by some per cent
+_LONG = 0.1  # of the states' size; half precision rounds differences by this by some per cent
 
 
 class PyTorchError(RuntimeError):
@@ -105,10 +105,14 @@ def _rounds(host: Any, output: np.ndarray, dx: np.ndarray, where: Sequence[np.nd
 def _roughly(host: Any, output: np.ndarray, dx: np.ndarray, where: Sequence[np.ndarray]) -> tuple[np.ndarray, Any]:
     """What half precision tells of derivatives: those in the states by a long step, and how far off they may be."""
     x, *rest = where
-    step = np.float32(_LONG) * dx
-    of_x = (host.value(x + step, *rest) - host.value(x - step, *rest)) / (2 * _LONG)
-    allowed = np.array([0.5 * np.linalg.norm(of_x) + 0.1 * np.linalg.norm(output), np.inf])
-    return np.stack([of_x, 0 * of_x]), allowed
+
+    def by(share: float) -> np.ndarray:
+        step = np.float32(share) * dx
+        return (host.value(x + step, *rest) - host.value(x - step, *rest)) / (2 * share)
+
+    of_x = by(_LONG)
+    away = np.linalg.norm(by(2 * _LONG) - of_x)  # which guidance enlarges
+    return np.stack([of_x, 0 * of_x]), np.array([0.5 * np.linalg.norm(of_x) + away, np.inf])
 
 
 def _warn_of_jumps(host: Any, output: np.ndarray, of_time: np.ndarray, where: Sequence[np.ndarray]) -> None:
