@@ -312,7 +312,31 @@ def _poisoned(folder):
     save_file({name: torch.full_like(one, torch.nan) for name, one in weights.items()}, path)
 
 
+def _incomplete(part):
+    def remove(folder):
+        (path,) = (folder / part).glob("*.safetensors")
+        weights = load_file(path)
+        weights.pop(next(name for name in weights if name.endswith("embedding.weight") or name == "conv_in.bias"))
+        save_file(weights, path, metadata={"format": "pt"})
+
+    return remove
+
+
 REFUSED = [
+    ("ddpm", {}, _incomplete("unet"), "its files lack 1 weights, such as .'unet: conv_in.bias'"),
+    (
+        "sd1",
+        {"prompts": "p.txt"},
+        _incomplete("text_encoder"),
+        "its files lack 1 weights, such as .'embeddings.*embedding.weight'",
+    ),
+    ("ddpm", {"options": '{"eta": NaN}'}, None, "network.options must be an object of JSON.* got .*NaN is no number"),
+    (
+        "ddpm",
+        {"options": '{"a": 1, "a": 2}'},
+        None,
+        "network.options must be an object of JSON.* a name is there twice",
+    ),
     ("ddpm", {}, _without("model_index.json"), "not the folder of a pipeline of diffusers, which has a model_index"),
     ("ddpm", {}, _without("unet/*.safetensors"), "no file named diffusion_pytorch_model"),
     ("ddpm", {}, _without("unet"), r"lacks \['unet'\], which its model_index.json names"),

@@ -184,6 +184,17 @@ def test_learns_what_the_same_network_in_flax_learns(float64_everywhere):
     np.testing.assert_allclose(pytorch.t, flax.t, rtol=1e-6)
 
 
+class _Kept:
+    """As caches of networks do, it gives again what it gave for a state near by."""
+
+    last = torch.zeros(0)
+
+    def __call__(self, x, t, cond):
+        if self.last.shape != x.shape or (x - self.last).abs().mean() > 0.1:
+            self.last = x.clone()
+        return torch.sin(self.last)
+
+
 _REFUSED = {
     "gives a tuple": ({"call": lambda x, t, cond: (x,)}, "it must give a tensor, got tuple"),
     "whole numbers": ({"call": lambda x, t, cond: x.int()}, "its output must be of floats shaped like the states"),
@@ -193,6 +204,15 @@ _REFUSED = {
     ),
     "not finite": ({"call": lambda x, t, cond: x / 0}, "gives numbers that are not finite at t = 0.5"),
     "draws noise": ({"call": lambda x, t, cond: x + torch.randn(())}, "other numbers the second time"),
+    "samples in common": (
+        {"call": lambda x, t, cond: x - x.mean(0, keepdim=True)},
+        "something else for a state where the others of its batch are different",
+    ),
+    "one condition for all": (
+        {"cond": np.ones(1, np.float32), "call": lambda x, t, cond: x * cond[:1].reshape(1, 1, 1, 1)},
+        "something else for a state where the others of its batch are different",
+    ),
+    "keeps what it gave": ({"call": _Kept()}, "gives other numbers after another call"),
     "another device": ({"call": lambda x, t, cond: x.to("meta")}, "PlainCNN, for 2 states: NotImplementedError"),
     "raises": ({"call": lambda x, t, cond: x @ x[0, :, :3]}, "PlainCNN, for 2 states: RuntimeError"),
     "no memory": ({"call": lambda x, t, cond: x.new_empty(2**60)}, "ran out of memory on cpu for 2 states: take fewer"),
@@ -232,9 +252,90 @@ def test_refuses_states_and_conditions_of_another_shape():
         (x, np.ones(3), cond),
         (x, 0.5, None),
         (x, 0.5, {"text": cond["text"][:, :2, :3]}),
+        (x, 0.5, {"text": cond["text"][:1]}),
+        (x.astype(np.int32), 0.5, cond),
     ]:
         with pytest.raises(ValueError, match="conditional_unet takes"):
             network(*args)
+
+
+def _replace(module):
+    module.layers[0].bias = torch.nn.Parameter(module.layers[0].bias + 1)
+
+
+def _replace_layer(module):
+    module.layers[2] = build("plain").layers[2]
+
+
+def _into_data(module):
+    for weight in module.parameters():
+        weight.data.mul_(0.9)
+
+
+@pytest.mark.parametrize("change", [_replace, _replace_layer, _into_data])
+def test_weights_that_are_replaced_are_noticed(change):
+    module = build("plain")
+    network, (x, _, _) = network_of("plain", module), batch_of("plain")
+    change(module)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="plain, for 3 states: the weights of plain changed"):
+        network(x, 0.5)
+
+
+@pytest.mark.parametrize("derivative", ["auto", "difference"])
+def test_a_module_may_write_into_what_it_is_given(derivative):
+    module = build("plain")
+
+    def call(x, t, cond):
+        x *= 1 + t
+        t += 0.1
+        return module(x, t.expand(len(x)))
+
+    networks = [
+        interop.pytorch_network(module, (4, 8, 8), call=one, derivative=derivative)
+        for one in (call, lambda x, t, cond: call(x.clone(), t.clone(), cond))
+    ]
+    x, dx, _ = batch_of("plain")
+    found, expected = (jax.jvp(network, (x, 0.5), (dx, 1.0)) for network in networks)
+    chex.assert_trees_all_equal(found, expected)
+    assert not networks[0].host.lacks
+
+
+def test_where_a_module_rounds_inside_its_derivatives_are_not_compared_with_differences():
+    """In half precision the output does not move with a small step of the time, and derivatives by it would be 0."""
+    module = build("plain")
+
+    def call(x, t, cond):
+        with torch.autocast("cpu", torch.bfloat16):
+            return module(x, t.expand(len(x))).float()
+
+    network = interop.pytorch_network(module, (4, 8, 8), call=call)
+    x, dx, _ = batch_of("plain")
+    assert (network.derivative, network.host.lacks) == ("double reverse", "")
+    found, expected = (jax.jvp(one, (x, 0.5), (0 * dx, 1.0))[1] for one in (network, network_of("plain")))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.05 * np.abs(expected).max())
+    with pytest.raises(ValueError, match="differences need single precision, and it rounds more"):
+        interop.pytorch_network(module, (4, 8, 8), call=call, derivative="difference")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_half_precision_a_derivative_of_0_is_not_taken(dtype):
+    """As of whole numbers, whose derivative PyTorch has as 0."""
+    module = build("plain").to(dtype)
+    with pytest.raises(
+        ValueError, match=r"cannot be differentiated \(double reverse: it is .* differences need single"
+    ):
+        interop.pytorch_network(
+            module, (4, 8, 8), call=lambda x, t, cond: module.layers[2].bias.mean() + x.mul(64).round()
+        )
+
+
+def test_a_time_that_is_rounded_is_told_of(caplog):
+    module = build("plain")
+    interop.pytorch_network(module, (4, 8, 8), call=lambda x, t, cond: module(x, (10 * t).round().expand(len(x))))
+    interop.pytorch_network(module, (4, 8, 8), call=lambda x, t, cond: module(x, torch.ones(len(x))))
+    assert [one.getMessage()[:37] for one in caplog.records if one.levelname == "WARNING"] == [
+        "PlainCNN changes with its time, and i"
+    ]
 
 
 def test_a_failure_while_sampling_is_one_line(capfd):

@@ -11,16 +11,14 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch.overrides import TorchFunctionMode
 
 from ld3_jax import extras
-from ld3_jax.disk import read_json
+from ld3_jax.interop import pipeline_files
 from ld3_jax.interop.encoded_prompts import Encoded
 from ld3_jax.interop.pipeline_noise import BY_HAND
 
@@ -227,11 +225,10 @@ def opened(folder: str, dtype: torch.dtype, options: Mapping[str, Any]) -> Drive
         ValueError: if it holds no pipeline that can be loaded, or one that cannot be driven; if an option is not one of
             its call's, or must not be set.
     """
-    _require_whole(folder)
+    pipeline_files.require_whole(folder)
     extras.load("accelerate", "loading a pipeline of diffusers")  # some networks are not loaded without it
     with naming(folder):
-        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+        pipe = pipeline_files.read(folder, dtype).to("cuda" if torch.cuda.is_available() else "cpu")
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False)
@@ -242,20 +239,6 @@ def opened(folder: str, dtype: torch.dtype, options: Mapping[str, Any]) -> Drive
     driven = Driven(pipe, dict(options))
     check(driven, folder)
     return driven
-
-
-def _require_whole(folder: str) -> None:
-    """Refuse what is no folder of a pipeline, or lacks a part of it."""
-    path = Path(folder)
-    if not folder or not path.is_dir():
-        raise FileNotFoundError(f"no folder {folder!r}: network.file must name that of a saved pipeline of diffusers")
-    if not (path / "model_index.json").is_file():
-        raise ValueError(f"{folder}: not the folder of a pipeline of diffusers, which has a model_index.json")
-    if not isinstance(index := read_json(path / "model_index.json"), dict):
-        raise ValueError(f"{folder}: its model_index.json must be an object, got {index!r:.80}")
-    parts = [name for name, of in index.items() if isinstance(of, list) and len(of) == 2 and of[0]]
-    if missing := [name for name in parts if not (path / name).is_dir()]:
-        raise ValueError(f"{folder}: lacks {missing}, which its model_index.json names")
 
 
 def check(driven: Driven, folder: str) -> None:

@@ -112,8 +112,8 @@ class _Host:
         return tuple(arrays) if several else arrays[0]
 
     def _checked(self, x: torch.Tensor, t: torch.Tensor, cond: Any) -> torch.Tensor:
-        """The module's output, in the states' dtype."""
-        output = self.call(x, t, cond)
+        """The module's output, in the states' dtype; it may write into what it is given."""
+        output = self.call(x.clone(), t.clone(), jax.tree.map(torch.clone, cond))
         if not isinstance(output, torch.Tensor):
             raise ValueError(
                 f"it must give a tensor, got {type(output).__name__}: give call=, such as "
@@ -166,13 +166,15 @@ class PyTorchNetwork:
     def __call__(self, x: Any, t: Any, cond: PyTree = None) -> Array:
         """The module's output, shaped like x."""
         host, given = self.host, jax.tree.map(lambda leaf: np.shape(leaf)[1:], cond)
-        if np.shape(x)[1:] != host.shape or np.ndim(t) != 0:
+        if np.shape(x)[1:] != host.shape or np.ndim(t) != 0 or not jnp.issubdtype(jnp.result_type(x), jnp.floating):
             raise ValueError(
-                f"{host.name} takes states (batch, {', '.join(map(str, host.shape))}) and a scalar time, "
+                f"{host.name} takes states (batch, {', '.join(map(str, host.shape))}) of floats and a scalar time, "
                 f"got {shown(x)} and {shown(t)}"
             )
-        if jax.tree.structure(cond) != jax.tree.structure(host.like) or given != jax.tree.map(np.shape, host.like):
-            raise ValueError(f"{host.name} takes conditions (batch, ...) of {shown(host.like)}, got {shown(cond)}")
+        rows = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(cond)} <= {np.shape(x)[:1]}
+        known = jax.tree.structure(cond) == jax.tree.structure(host.like)
+        if not rows or not known or given != jax.tree.map(np.shape, host.like):
+            raise ValueError(f"{host.name} takes conditions ({len(x)}, ...) of {shown(host.like)}, got {shown(cond)}")
         return callbacks.apply(host, x, t, *jax.tree.leaves(cond))
 
     @property

@@ -8,24 +8,27 @@ from typing import Any, NamedTuple
 
 import torch
 
+_SOME = 64  # parameters that are looked at in each call
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class Weights(NamedTuple):
     """All that some modules compute with."""
 
-    parts: list[torch.nn.Module]  # all modules in them
+    modules: list[torch.nn.Module]
     tensors: list[torch.Tensor]  # those whose changes PyTorch counts
     changes: int
+    seen: tuple[list[int], bytes]  # of parameters: which there are, and some of their numbers
     device: torch.device  # of the first one
     dtype: torch.dtype  # that most of their numbers have; some modules keep norms and embeddings in single precision
     digest: bytes  # SHA-256 of the modules' text, of names, shapes, dtypes and bytes
 
     def require_unchanged(self, name: str) -> None:
-        """Refuse modules that were changed in place, or put into training mode, with a ValueError."""
-        if sum(one._version for one in self.tensors) != self.changes:
+        """Refuse modules whose weights were changed or replaced, or put into training mode, with a ValueError."""
+        parts = _parts(self.modules)
+        if sum(one._version for one in self.tensors) != self.changes or _seen(parts) != self.seen:
             raise ValueError(f"the weights of {name} changed after it was made a network: make it one again")
-        require_eval(self.parts, name)
+        require_eval(parts, name)
 
 
 def weights_of(modules: Sequence[torch.nn.Module], name: str) -> Weights:
@@ -34,7 +37,7 @@ def weights_of(modules: Sequence[torch.nn.Module], name: str) -> Weights:
     Raises:
         ValueError: if a module is in training mode, or weights are on the device "meta".
     """
-    parts = [part for module in modules for part in module.modules()]
+    parts = _parts(modules)
     require_eval(parts, name)
     states = [list(_leaves(module.state_dict())) for module in modules]
     tensors = [leaf for state in states for _, leaf in state if isinstance(leaf, torch.Tensor)]
@@ -52,7 +55,24 @@ def weights_of(modules: Sequence[torch.nn.Module], name: str) -> Weights:
             found.update(_bytes(leaf) if isinstance(leaf, torch.Tensor) else b"")
     counted = [one for one in tensors if not one.is_inference()]
     changes = sum(one._version for one in counted)
-    return Weights(parts, counted, changes, floats[0].device, sizes.most_common(1)[0][0], found.digest())
+    dtype = sizes.most_common(1)[0][0]
+    return Weights([*modules], counted, changes, _seen(parts), floats[0].device, dtype, found.digest())
+
+
+def _parts(modules: Sequence[torch.nn.Module]) -> list[torch.nn.Module]:
+    return [part for module in modules for part in module.modules()]
+
+
+def _seen(parts: Sequence[torch.nn.Module]) -> tuple[list[int], bytes]:
+    """Which parameters there are, and a number of some of them: PyTorch counts no change that is made through `data`,
+    and none of what another tensor replaces."""
+    found = [one for part in parts for one in part._parameters.values() if one is not None]
+    groups: dict[Any, list[torch.Tensor]] = {}
+    for one in found[:: -(-len(found) // _SOME) or 1]:
+        if one.numel() and not (one.is_quantized or hasattr(one, "__tensor_flatten__")):
+            number = one.detach()[tuple(size // 2 for size in one.shape)]
+            groups.setdefault((one.device, one.dtype), []).append(number)
+    return [*map(id, found)], b"".join(_bytes(torch.stack(numbers)) for numbers in groups.values())
 
 
 def require_eval(parts: Sequence[torch.nn.Module], name: str) -> None:

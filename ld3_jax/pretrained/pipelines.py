@@ -44,18 +44,30 @@ def load(name: str, settings: Settings, on_progress: OnProgress) -> Pretrained:
 def _options(given: str) -> dict[str, Any]:
     """The keywords of a pipeline's call, from JSON."""
     try:
-        options = json.loads(given or "{}")
+        options = json.loads(given or "{}", object_pairs_hook=_once, parse_constant=_no_number)
     except ValueError as error:
-        options = error
+        options, why = None, f" ({error})"
+    else:
+        why = ""
     if not isinstance(options, dict):
         raise ValueError(
-            f"network.options must be an object of JSON, such as '{{\"height\": 512}}', got {given!r:.200}"
+            f"network.options must be an object of JSON, such as '{{\"height\": 512}}', got {given!r:.200}{why}"
         )
     # JSON has lists for tuples; a list of texts is a list to the pipelines, too.
     return {
         name: tuple(one) if isinstance(one, list) and str not in map(type, one) else one
         for name, one in options.items()
     }
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def _prompts(settings: Settings, pipe: Any) -> list[str]:
