@@ -335,7 +335,7 @@ REFUSED = [
         "ddpm",
         {"options": '{"a": 1, "a": 2}'},
         None,
-        "network.options must be an object of JSON.* a name is there twice",
+        "network.options must be an object of JSON.*a name is there twice",
     ),
     ("ddpm", {}, _without("model_index.json"), "not the folder of a pipeline of diffusers, which has a model_index"),
     ("ddpm", {}, _without("unet/*.safetensors"), "no file named diffusion_pytorch_model"),

@@ -7,6 +7,7 @@ width). Beside JAX on one GPU, XLA_PYTHON_CLIENT_PREALLOCATE=false leaves PyTorc
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,10 @@ _AUTO = "auto"
 logging.getLogger("jax._src.callback").addFilter(
     lambda record: not (record.exc_info and isinstance(record.exc_info[1], PyTorchError))
 )
+_NAME = "ld3_jax.interop.pytorch"
+# JAX calls back from several threads. PyTorch keeps a team of threads for each one that calls it, and teams are in each
+# other's way: of a small network on two cores, learning took three times as long. So modules run one at a time, too.
+_THREAD = ThreadPoolExecutor(1, _NAME)
 _MEMORY = "allocate memory"  # in the errors of PyTorch's allocators
 
 
@@ -53,7 +58,6 @@ class _Host:
     derivative: str = "difference"
     lacks: str = ""
     output: str = ""
-    lock: Any = field(default_factory=threading.Lock, init=False)  # a module may hold what it is called with
     linear: list[Any] = field(
         default_factory=list, init=False
     )  # the last point of `along` and the linear map there, if any
@@ -98,18 +102,21 @@ class _Host:
         directions: int = 0,
     ) -> Any:
         """What PyTorch computes, as arrays of the states' dtype."""
-        with self.lock, torch.inference_mode(False):
+
+        def run() -> Any:
             try:
                 self.weights.require_unchanged(self.name)
                 states, time, *leaves = self._tensors(x, t, *cond)
                 condition = jax.tree.unflatten(jax.tree.structure(self.like), leaves)
                 found = compute(At(self._checked, states, time, condition))
-                several = isinstance(found, tuple)
-                arrays = [_array(one, x.dtype) for one in (found if several else (found,))]
+                if isinstance(found, tuple):
+                    return tuple(_array(one, x.dtype) for one in found)
+                return _array(found, x.dtype)
             except Exception as error:
                 of = f"{directions} directions of {len(x)} states" if directions else f"{len(x)} states"
                 raise PyTorchError(self._said(error, of)) from None
-        return tuple(arrays) if several else arrays[0]
+
+        return run() if threading.current_thread().name.startswith(_NAME) else _THREAD.submit(run).result()
 
     def _checked(self, x: torch.Tensor, t: torch.Tensor, cond: Any) -> torch.Tensor:
         """The module's output, in the states' dtype; it may write into what it is given."""
