@@ -68,8 +68,9 @@ class Run:
         learn, of = config.learn, config.teacher
         with naming("solver", config.solver):
             solver = configuration.solver(config.solver)
-        with naming("solver.start"):
-            _ = starts.parse(config.solver.start) if config.solver.start else None
+        if config.solver.start:
+            with naming("solver.start"):
+                starts.parse(config.solver.start)
         init = configuration.start(learn.init, solver)
         with naming("learn", learn, configuration.KEYS):
             parametrisation = configuration.parametrisation(learn, init)

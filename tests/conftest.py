@@ -63,6 +63,17 @@ def _let_go():
         libc.malloc_trim(0)  # freed memory is returned to the system
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """PyTorch has one thread: tiny networks are slower on several, above all beside other tests."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def float64():
     """Run the test in double precision."""

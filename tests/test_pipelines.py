@@ -29,20 +29,12 @@ from ld3_jax.programs import of_model  # noqa: E402
 from ld3_jax.solvers import Solver  # noqa: E402
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of diffusers and transformers, which change every month
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 SOLVER = Solver("dpmpp", 3, 2)
 LABELS = [3, 5]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small networks are slower on several, above all beside other tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -444,8 +436,13 @@ def test_a_pipeline_that_cannot_be_driven_is_told_what_it_lacks_and_where_to_go(
 
 def test_lists_among_the_options_are_tuples(saved, prompts):
     """To which SDXL's call adds others."""
-    options = json.dumps({"crops_coords_top_left": [3, 4]})
-    pretrained.load("diffusers", file=str(saved("sdxl")[2]), prompts=str(prompts), options=options, decoded=False)
+    cropped, whole = (
+        pretrained.load("diffusers", file=str(saved("sdxl")[2]), prompts=str(prompts), options=options, decoded=False)
+        for options in (json.dumps({"crops_coords_top_left": [3, 4]}), "")
+    )
+    x, cond = whole.draw(jax.random.key(0), 2)
+    outputs = [one.model(x, jnp.float32(0.5), cond) for one in (cropped, whole)]
+    assert float(jnp.abs(outputs[0] - outputs[1]).max()) > 1e-6  # the network is told of the crop
 
 
 def test_classes_are_named_or_numbered_or_all_of_them(saved, tmp_path):

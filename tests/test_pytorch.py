@@ -20,13 +20,7 @@ from ld3_jax.teacher import Teacher, draw_noise
 _SCHEDULE = RectifiedFlow()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The modules are tiny, and XLA has threads of its own."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def network_of(name, module=None, **options):

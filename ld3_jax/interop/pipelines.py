@@ -72,10 +72,9 @@ class _StandIn:
         model_output: torch.Tensor,
         timestep: Any,
         sample: torch.Tensor,
-        generator: Any = None,
+        *_: Any,
         return_dict: bool = True,
-        eta: float = 0.0,
-        **options: Any,
+        **__: Any,
     ) -> Any:
         self._outputs.append(model_output)
         if len(self._outputs) == len(self.timesteps):

@@ -21,7 +21,7 @@ from ld3_jax.interop import callbacks
 from ld3_jax.interop.pytorch_derivatives import DERIVATIVES, At, Call, back
 from ld3_jax.interop.pytorch_trial import PyTorchError, tried
 from ld3_jax.interop.pytorch_weights import Weights, weights_of
-from ld3_jax.ranges import ARRAYS, COUNT, NUMBER, TEXT, Kind, entrance, one_of, shown
+from ld3_jax.ranges import ARRAYS, COUNT, POSITIVE, TEXT, Kind, entrance, one_of, shown
 
 _AUTO = "auto"
 # JAX logs what a callback raises with its traceback, and raises it as well.
@@ -58,9 +58,8 @@ class _Host:
     derivative: str = "difference"
     lacks: str = ""
     output: str = ""
-    linear: list[Any] = field(
-        default_factory=list, init=False
-    )  # the last point of `along` and the linear map there, if any
+    # The last point of `along` with the linear map there, if any.
+    linear: list[Any] = field(default_factory=list, init=False)
 
     def __repr__(self) -> str:
         digest = self.weights.digest.hex()[:16]
@@ -209,7 +208,7 @@ _SHAPE = Kind(
 )
 
 
-@entrance(module=_MODULES, shape=_SHAPE, cond=ARRAYS, t=NUMBER, derivative=one_of((_AUTO, *DERIVATIVES)), name=TEXT)
+@entrance(module=_MODULES, shape=_SHAPE, cond=ARRAYS, t=POSITIVE, derivative=one_of((_AUTO, *DERIVATIVES)), name=TEXT)
 def pytorch_network(
     module: torch.nn.Module | Sequence[torch.nn.Module],
     shape: Sequence[int],

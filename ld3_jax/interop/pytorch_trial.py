@@ -46,11 +46,8 @@ def tried(host: Any, t: np.ndarray, derivatives: Sequence[str]) -> Any:
     eps = torch.finfo(host.weights.dtype).eps
     exact = eps < _SINGLE and not _rounds(host, output, dx, where)
     # Of a difference of numbers of this size, by the steps of `pytorch_derivatives.difference`.
-    rounding = (
-        3
-        * np.linalg.norm(output)
-        * np.array([eps**0.6 * _norms(dx[None])[0] / _norms(x[None])[0], eps**0.5 / float(t)])
-    )
+    of_steps = np.array([eps**0.6 * np.linalg.norm(dx) / np.linalg.norm(x), eps**0.5 / float(t)])
+    rounding = 3 * np.linalg.norm(output) * of_steps
     if exact:
         expected = host.along(*directions, *where)
         allowed = _SHARE * _norms(expected) + rounding
