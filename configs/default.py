@@ -47,6 +47,9 @@ def get_config() -> config_dict.ConfigDict:
 
     c.data = config_dict.ConfigDict()  # how many pairs of noise and teacher's sample
     c.data.train = 100  # for the gradient
+    # Noises that the pairs of train and valid are chosen among, by 15 network calls for each; 0: all that are drawn are
+    # taken. None: ten for each pair, but none with solver.start or network.prompts, nor for poses.
+    c.data.candidates = config_dict.placeholder(int)
     c.data.valid = 0  # to choose the best step; 0: those of the gradient do both
     c.data.test = 100  # for the comparison at the end: never seen while learning
     c.data.file = ""  # of solver.start: states to start from, .npy, .npz or a folder; "": the teacher's own samples
@@ -63,10 +66,10 @@ def get_config() -> config_dict.ConfigDict:
     c.learn.tangents = 40  # of gn and lm: directions times samples in a network call; more on an accelerator
     c.learn.ridge = 0.0  # of gn: weight of a pull back to the start; 0.001 steadies learning for 8 and more calls
     c.learn.space = "lambda"  # where gaps and shifts are measured: lambda (half-log-SNR) or t
-    c.learn.steps = 32
+    c.learn.steps = 24
     c.learn.batch_size = 10
     c.learn.max_shift = 0.5  # bound on |t_c - t|, in smallest gaps
-    c.learn.validate_every = 16
+    c.learn.validate_every = 12
     c.learn.valid_batch = 25
     # The rest is of the learner optax alone.
     c.learn.logits_rule = "adam"  # adam rmsprop sgd

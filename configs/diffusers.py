@@ -26,6 +26,7 @@ def get_config() -> config_dict.ConfigDict:
     c.teacher.nfe = 30
     c.teacher.batch_size = c.learn.valid_batch = 2
     c.data.train, c.data.test = 24, 8
+    c.data.candidates = 0
     c.learn.batch_size, c.learn.steps, c.learn.validate_every = 4, 24, 12
     c.learn.tangents = 4
     return c

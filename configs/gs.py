@@ -34,6 +34,7 @@ def with_gs_settings(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
     c.solver.name, c.solver.order, c.solver.lower_order_final = "dpmpp", 3, False
     c.teacher.name, c.teacher.order, c.teacher.nfe = "unipc", 3, 20
     c.data.train, c.data.valid = 1400, 0
+    c.data.candidates = 0
     learn = c.learn
     learn.learner, learn.loss, learn.what = "optax", "lpips", ("times", "shifts", "coefficients")
     learn.init, learn.space = "uniform", "t"

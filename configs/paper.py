@@ -41,6 +41,7 @@ def with_paper_settings(
     learn = c.learn
     learn.learner, learn.what = "optax", ("times", "shifts")
     c.data.train = c.data.valid = pairs
+    c.data.candidates = 0
     learn.space = space
     learn.init, learn.shifts_rate, floor = _SPACES[space]
     learn.batch_size = batch_size

@@ -35,6 +35,7 @@ _ALLOWED = {
     "data.train": COUNT,
     "data.valid": COUNT_OR_ZERO,
     "data.test": COUNT,
+    "data.candidates": COUNT_OR_ZERO.or_none(),
     "learn.learner": one_of(LEARNERS),
     "learn.patience": COUNT_OR_ZERO,
     "learn.gamma": NOT_NEGATIVE,

@@ -28,12 +28,14 @@ from ld3_jax.learning import Discretization, Ended, Learned, Student, Task
 from ld3_jax.learning.parametrisation import Parametrisation
 from ld3_jax.learning.task import Learner
 from ld3_jax.pretrained import Pretrained, drawn, starting
+from ld3_jax.ranges import COUNT, check
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, Teacher
 
 # What a schedule's model is read from, and the flags that say where it is now.
 _MOVED = {"file": "weights", "first_stage": "first_stage", "prompts": "prompts", "text_encoder": "text_encoder"}
 _TEACHER = Teacher()
+_CANDIDATES = 10  # noises for each pair, by default
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +101,11 @@ class Run:
         with naming("teacher"):
             self.teacher.solver.takes(schedule)
             grids.grid(self.teacher.grid, schedule, self.teacher.solver.n_steps)
+        with naming("data.candidates"):
+            if among := self.candidates:
+                schedule.space.require_vectors("choosing among candidates")
+                count = self.config.data.train + self.config.data.valid
+                check({"candidates": among}, {"candidates": COUNT._replace(least=count)})
         with naming("learn.init"):
             if isinstance(init := self.init, Learned):
                 init.check_range(schedule)
@@ -137,10 +144,27 @@ class Run:
     def pairs(self) -> tuple[Pairs, Pairs]:
         """The pairs to learn from, the teacher's or those of teacher.pairs, and the teacher's held-out ones."""
         config, teacher = self.config, self.teacher
-        keys, count = jax.random.split(jax.random.key(config.seed)), config.data.train + config.data.valid
-        known = self.pairs_of_others or teacher_pairs("teacher", self.model, teacher, keys[0], count)
+        count, keys, among = config.data.train + config.data.valid, self.keys, self.candidates
+        known = self.pairs_of_others or teacher_pairs("teacher", self.model, teacher, keys[0], count, among=among)
         first = count if config.data.file else 0  # held-out images, too
         return known, teacher_pairs("teacher, held-out noise", self.model, teacher, keys[1], config.data.test, first)
+
+    @property
+    def candidates(self) -> int:
+        """How many noises the pairs to learn from are chosen among; 0: none are chosen.
+
+        By default there are ten for each, where another one costs nothing: no prompt to encode, no image to make.
+        """
+        config, data, model = self.config, self.config.data, self.model
+        if data.candidates is not None:
+            return data.candidates
+        free = model.schedule.space.flat and not (config.solver.start or config.network.prompts or config.teacher.pairs)
+        return _CANDIDATES * (data.train + data.valid) if free else 0
+
+    @property
+    def keys(self) -> Array:
+        """Keys of the noise to learn from, of the held-out noise, and of the order of the batches."""
+        return jax.random.split(jax.random.key(self.config.seed), 3)
 
     @cached_property
     def pairs_of_others(self) -> Pairs | None:
@@ -168,8 +192,7 @@ class Run:
     @cached_property
     def task(self) -> Task:
         """All that does not change while learning."""
-        key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
-        return learning.make_task(self.student, self.pairs[0], key, self.parametrisation, self.learner)
+        return learning.make_task(self.student, self.pairs[0], self.keys[2], self.parametrisation, self.learner)
 
     @cached_property
     def judge(self) -> Judge:
@@ -199,10 +222,13 @@ def load_model(name: str, settings: dict[str, Any]) -> Pretrained:
         return pretrained.load(name, on_progress=on_progress, **settings)
 
 
-def teacher_pairs(label: str, model: Pretrained, teacher: Teacher, key: Array, count: int, first: int = 0) -> Pairs:
-    """The teacher's pairs from noise of that key, decoded, with a progress bar."""
-    with command.progress(label, equal_batches(count, teacher.batch_size)[0]) as update:
-        return drawn.teacher_pairs(model, teacher, key, count, lambda done, total: update(done), first)
+def teacher_pairs(
+    label: str, model: Pretrained, teacher: Teacher, key: Array, count: int, first: int = 0, among: int = 0
+) -> Pairs:
+    """The teacher's pairs from noise of that key, decoded, with a progress bar; see `drawn.teacher_pairs`."""
+    batches = sum(equal_batches(n, teacher.batch_size)[0] for n in (count, among) if n)
+    with command.progress(label, batches) as update:
+        return drawn.teacher_pairs(model, teacher, key, count, lambda done, total: update(done), first, among)
 
 
 def schedule_flags() -> None:

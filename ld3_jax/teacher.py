@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from ld3_jax import solvers
-from ld3_jax.batches import check_finite, count_of, divide, equal_batches, finite, replicate
+from ld3_jax import candidates, solvers
+from ld3_jax.batches import check_finite, count_of, divide, equal_batches, finite, replicate, to_host
 from ld3_jax.denoisers import Model, as_pytree
 from ld3_jax.grids import grid
-from ld3_jax.ranges import COUNT, FLAG, FUNCTION, PATH, STATES, TEXT, entrance, instance, settle
+from ld3_jax.ranges import COUNT, FLAG, FUNCTION, PATH, STATES, TEXT, check, entrance, instance, settle
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 
@@ -25,6 +25,7 @@ class Pairs(NamedTuple):
     x_T: PyTree  # scaled by the prior
     x_0: PyTree
     cond: PyTree = None
+    weight: Float[Array, "n"] | None = None  # of each in means over the pairs, of mean 1; None: all the same
 
 
 _ACCURATE = Solver("unipc", 40)
@@ -65,7 +66,8 @@ class Teacher:
 _TEACHER = Teacher()
 
 
-@entrance(schedule=instance(NoiseSchedule), x_T=STATES, teacher=instance(Teacher), on_batch=FUNCTION)
+@entrance(schedule=instance(NoiseSchedule), x_T=STATES, teacher=instance(Teacher), choose=COUNT.or_none())
+@entrance(on_batch=FUNCTION)
 def make_pairs(
     model: Model,
     schedule: NoiseSchedule,
@@ -73,6 +75,7 @@ def make_pairs(
     cond: PyTree = None,
     *,
     teacher: Teacher = _TEACHER,
+    choose: int | None = None,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Pairs:
     """Integrate initial noise with the teacher.
@@ -83,48 +86,84 @@ def make_pairs(
         x_T: (n, ...) initial states, scaled by `schedule.prior_scale`; an array or a pytree of arrays.
         cond: n conditions, or None.
         teacher: solver, grid, batches, cache.
+        choose: how many of the n to make pairs of: those that few calls get wrong above all, and weighted. It takes 15
+            network calls for each of the n; see `candidates`. None: all.
         on_batch: called as on_batch(batches done, batches in all).
 
     Returns:
         The pairs, on the device, and on each device of the mesh in context.
 
     Raises:
-        ValueError: if there is no sample, the leading axes differ, or the grid is unknown.
+        ValueError: if there is no sample, the leading axes differ, the grid is unknown, or `choose` is not from 1 to n.
         FloatingPointError: if a sample is not finite; it says which. With `drop_not_finite`, if none is finite.
         OSError: if the disk does not take a batch; earlier batches stay.
     """
-    from ld3_jax import teacher_cache  # it loads jax.extend, which takes a tenth of JAX's time
-
-    count, model = count_of((x_T, cond), "x_T and cond"), as_pytree(model)
-    if count < 1:
+    n, model = count_of((x_T, cond), "x_T and cond"), replicate(as_pytree(model))
+    if n < 1:
         raise ValueError("there must be at least 1 sample, got x_T of length 0")
+    if choose is not None:
+        check({"choose": choose}, {"choose": COUNT._replace(most=n)})
+        schedule.space.require_vectors("choosing among candidates")
     x_T = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32)), x_T)
-    t = grid(teacher.grid, schedule, teacher.solver.n_steps)
-    n_batches, size = equal_batches(count, teacher.batch_size)
-    folder = None
-    if teacher.cache is not None:
-        how = (t, teacher.solver, size, teacher.identity)
-        folder, model = teacher_cache.folder(teacher.cache, model, schedule, (x_T, cond), *how)
-    model = replicate(model)
-    samples = []
-    for i in range(n_batches):
-        indices = jnp.arange(i * size, (i + 1) * size) % count  # the last batch is filled up with the first samples
-        inputs = jax.tree.map(lambda leaf, indices=indices: leaf[indices], (x_T, cond))
-        path = folder / f"batch_{i:05d}.npz" if folder else None
-        x_0 = teacher_cache.read(path, inputs[0]) if path else None
-        if x_0 is None:
-            x_0 = _integrate(model, schedule, teacher.solver, t, divide(inputs))
-            if path:
-                teacher_cache.write(path, x_0)
-        samples.append(x_0)
-        on_batch(i + 1, n_batches)
-    x_0 = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *samples)
-    pairs = Pairs(x_T, x_0, cond)
+    t, weight, inputs = grid(teacher.grid, schedule, teacher.solver.n_steps), None, (x_T, cond)
+    tried = 0 if choose is None else equal_batches(n, teacher.batch_size)[0]
+    total = tried + equal_batches(choose or n, teacher.batch_size)[0]
+    if choose is not None:
+        last = candidates.SOLVERS[-1]
+        times = grid(candidates.GRID, schedule, last.n_steps)
+        judging = _Work("difference", last, times, candidates.differences, lambda batch: jnp.zeros(count_of(batch)))
+        difference = _in_batches(judging, model, schedule, inputs, teacher, lambda i: on_batch(i, total))
+        indices, weight = candidates.choose(to_host(difference), choose)
+        inputs = jax.tree.map(lambda leaf: leaf[indices], inputs)
+    integrating = _Work("batch", teacher.solver, t, partial(_integrate, teacher.solver, t), lambda batch: batch[0])
+    x_0 = _in_batches(integrating, model, schedule, inputs, teacher, lambda i: on_batch(tried + i, total))
+    pairs = Pairs(inputs[0], x_0, inputs[1], None if weight is None else jnp.asarray(weight, jnp.float32))
     good = finite(x_0)
     if teacher.drop_not_finite and good.any() and not good.all():
         return replicate(jax.tree.map(lambda leaf: leaf[good], pairs))
     check_finite(x_0, "the teacher's samples", "; Teacher(drop_not_finite=True) leaves them out")
     return replicate(pairs)
+
+
+class _Work(NamedTuple):
+    """What is computed of batches, and what the cache knows it by."""
+
+    name: str
+    solver: Solver
+    t: Array
+    compute: Callable[..., PyTree]  # compute(model, schedule, batch)
+    like: Callable[[PyTree], PyTree]  # from a batch to arrays shaped like what is computed
+
+
+def _in_batches(
+    work: _Work,
+    model: Model,
+    schedule: NoiseSchedule,
+    inputs: tuple[PyTree, PyTree],
+    teacher: Teacher,
+    on_batch: Callable[[int], None],
+) -> PyTree:
+    """What is computed of all inputs, each batch as the cache has it, or made and kept now."""
+    from ld3_jax import teacher_cache  # it loads jax.extend, which takes a tenth of JAX's time
+
+    count = count_of(inputs)
+    n_batches, size = equal_batches(count, teacher.batch_size)
+    folder, outputs = None, []
+    if teacher.cache is not None:
+        how = (work.t, work.solver, size, teacher.identity)
+        folder, model = teacher_cache.folder(teacher.cache, model, schedule, inputs, *how)
+    for i in range(n_batches):
+        indices = jnp.arange(i * size, (i + 1) * size) % count  # the last batch is filled up with the first samples
+        batch = jax.tree.map(lambda leaf, indices=indices: leaf[indices], inputs)
+        path = folder / f"{work.name}_{i:05d}.npz" if folder else None
+        made = teacher_cache.read(path, work.like(batch)) if path else None
+        if made is None:
+            made = work.compute(model, schedule, divide(batch))
+            if path:
+                teacher_cache.write(path, made)
+        outputs.append(made)
+        on_batch(i + 1)
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *outputs)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -138,7 +177,7 @@ def draw_noise(key: PRNGKeyArray, count: int, shape: tuple[int, ...], first: int
 
 @jax.jit
 def _integrate(
-    model: Model, schedule: NoiseSchedule, solver: Solver, t: Array, inputs: tuple[PyTree, PyTree]
+    solver: Solver, t: Array, model: Model, schedule: NoiseSchedule, inputs: tuple[PyTree, PyTree]
 ) -> PyTree:
     x_T, cond = inputs
     return solvers.sample(model, schedule, x_T, t, solver=solver, cond=cond)

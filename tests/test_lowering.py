@@ -50,7 +50,7 @@ MODELS = {
 
 def _teacher(model, x_T):
     t = grids.grid("logsnr", SCHEDULE, 10)
-    return teacher._integrate, (model, SCHEDULE, Solver("unipc", 10), t, (x_T, None))
+    return teacher._integrate, (Solver("unipc", 10), t, model, SCHEDULE, (x_T, None))
 
 
 def _task(model, x_T, learner, parametrisation=_GAPS):

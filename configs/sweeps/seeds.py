@@ -1,4 +1,4 @@
-"""How much depends on the training pairs: five calls, two other seeds of the pairs and of the held-out noises.
+"""How much depends on the training pairs: five calls, four other seeds of the pairs and of the held-out noises.
 
 python -m experiments.sweep --config=configs/sweeps/seeds.py --workdir=runs/seeds
 """
@@ -13,7 +13,7 @@ def get_config() -> config_dict.ConfigDict:
     c = galaxies.get_config()
     c.networks = ("hsc32", "ztf32", "lsst60", "quasar72")
     c.nfes = (5,)
-    c.seeds = (1, 2)
+    c.seeds = (1, 2, 3, 4)
     c.baselines = ()
     c.run.data.test = 500
     return c

@@ -21,12 +21,13 @@ from ld3_jax.learning.discretization import Discretization
 from ld3_jax.learning.gauss_newton import GaussNewton
 from ld3_jax.learning.learned import Learned
 from ld3_jax.learning.parametrisation import Parametrisation
-from ld3_jax.learning.race import Advance, Heat, Start, best_of_each_grid, race, rank
-from ld3_jax.learning.task import START, Learner, StepMetrics, Student, Task, TrainState, begin, move, validation_is_due
+from ld3_jax.learning.race import Advance, Heat, Start, entrants, race, rank
+from ld3_jax.learning.task import START, Learner, StepMetrics, Student, Task, TrainState, begin, judge_start, move
 from ld3_jax.ranges import COUNT, FUNCTION, STATES, Kind, check, entrance, instance, static
 from ld3_jax.teacher import Pairs
 
 _EVERYTHING, _GAUSS_NEWTON = WithCoefficients(), GaussNewton()
+_WEIGHTS = Kind("an array of positive numbers, one for each pair", lambda given: _positive(given))
 
 
 def fit(
@@ -74,7 +75,7 @@ def make_task(
     Args and Raises: see `fit`.
     """
     count = count_of(pairs, "pairs")
-    check(pairs._asdict(), {"x_T": STATES, "x_0": STATES})
+    check(pairs._asdict(), {"x_T": STATES, "x_0": STATES, "weight": _WEIGHTS.or_none()})
     check_finite((pairs.x_T, pairs.x_0), "the pairs to learn from")
     if learner.held_out >= count:
         raise ValueError(f"held_out must be less than the {count} pairs, got {learner.held_out}")
@@ -117,11 +118,14 @@ def learn(task: Task, start: str | Discretization = "race", advance: Advance | N
     """
     advance = partial(_advance, task) if advance is None else advance
     ranked = rank(task) if isinstance(start, str) and start == "race" else []
-    starts = best_of_each_grid(ranked) or {start if isinstance(start, str) else "given": start}
-    states = {name: begin(task, discretization) for name, discretization in starts.items()}
+    starts = entrants(ranked) or {start if isinstance(start, str) else "given": start}
+    losses = {start.name: start.loss for start in ranked}  # on some pairs, as good as any until one has won
+    states = {name: begin(task, discretization, losses.get(name)) for name, discretization in starts.items()}
     name, state, heats = race(task, states, advance)
+    if ranked:
+        state = judge_start(task, state, states[name].params)
     last = advance(name, state, task.learner.steps)
-    return Ended(last, name, ranked, heats, _network_calls(task, last, len(ranked), len(states), heats))
+    return Ended(last, name, ranked, heats, _network_calls(task, last, len(ranked), heats))
 
 
 @entrance(task=instance(Task), state=instance(TrainState), until=COUNT.or_none())
@@ -171,6 +175,10 @@ def describe(task: Task, state: TrainState) -> Learned:
     return Learned(student.solver, discretization, lam, model, figures, schedule.t_start)
 
 
+def _positive(weights: Any) -> bool:
+    return not STATES.lacks(weights) and np.ndim(weights) == 1 and bool(np.all(np.asarray(weights) > 0))
+
+
 def _is_key(key: Any) -> bool:
     try:
         return jax.random.key_data(key).ndim == 1
@@ -185,18 +193,21 @@ def _advance(task: Task, name: str, state: TrainState, step: int) -> TrainState:
     return reached
 
 
-def _network_calls(task: Task, last: TrainState, ranked: int, starts: int, heats: list[Heat]) -> int:
-    """The calls of the steps, and those of the samples that were drawn to judge."""
+def _network_calls(task: Task, last: TrainState, ranked: int, heats: list[Heat]) -> int:
+    """The calls of the steps, of what follows them, and of the samples that were drawn to judge."""
     learner, n_train, n_valid = task.learner, *(len(jax.tree.leaves(pairs)[0]) for pairs in (task.train, task.valid))
     ends = [0, *(heat.step for heat in heats)]
     legs = [(len(heat.losses), *leg) for heat, leg in zip(heats, pairwise(ends), strict=True)]
-    steps_of = [(count, range(begun + 1, end + 1)) for count, begun, end in [*legs, (1, ends[-1], int(last.step))]]
-    made = sum(count * len(steps) for count, steps in steps_of)
-    validations = sum(count * sum(validation_is_due(task, step) for step in steps) for count, steps in steps_of)
-    samples = ranked * min(learner.valid_batch, n_train)
+    taken = [
+        step
+        for count, begun, end in [*legs, (1, ends[-1], int(last.step))]
+        for step in [*range(begun + 1, end + 1)] * count
+    ]
+    samples = ranked * min(learner.valid_batch, n_train) + n_valid  # the start's validation
     samples += sum(len(heat.losses) for heat in heats) * min(2 * learner.valid_batch, n_valid)
-    samples += (starts + validations) * n_valid
-    return made * learner.batch_size * learner.calls(task, last.params) + samples * task.student.solver.calls
+    of_steps = len(taken) * learner.batch_size * learner.calls(task, last.params)
+    after = n_valid * sum(learner.calls_after_step(task, last.params, step) for step in taken)
+    return of_steps + after + samples * task.student.solver.calls
 
 
 def _checked(state: TrainState, figures: StepMetrics) -> tuple[TrainState, StepMetrics]:

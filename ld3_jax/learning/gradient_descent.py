@@ -147,10 +147,19 @@ class GradientDescent(Learner):
         """A validation where one is due, and at a round's end a step of the validation noise."""
         if validation_is_due(task, step):
             state = judge(self, task, state, validation_loss(task, state.params, _validation_pairs(self, task, state)))
+        return end_round(self, task, state) if self._moves_validation_noise(task, step) else state
+
+    def calls_after_step(self, task: Task, params: Params, step: int) -> int:
+        """Those of a validation, and where validation noise moves its step and another validation."""
+        moves = self._moves_validation_noise(task, step)
+        return super().calls_after_step(task, params, step) + moves * (
+            self.calls(task, params) + task.student.solver.calls
+        )
+
+    def _moves_validation_noise(self, task: Task, step: int) -> bool:
+        """Whether validation noise moves after the step of that number: the last one of a round."""
         per_round = len(jax.tree.leaves(task.train)[0]) // self.batch_size
-        if self.surrogate and self.surrogate.move_validation and step % per_round == 0:
-            state = end_round(self, task, state)
-        return state
+        return self.surrogate is not None and self.surrogate.move_validation and step % per_round == 0
 
 
 class Memory(NamedTuple):

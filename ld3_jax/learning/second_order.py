@@ -25,13 +25,14 @@ from ld3_jax.batches import in_batches
 from ld3_jax.learning.discretization import Discretization
 from ld3_jax.learning.jacobian import Directions, every_factor, passes, sample_and_jacobian, sample_and_jacobian_of_each
 from ld3_jax.learning.parametrisation import Params
-from ld3_jax.learning.task import Learner, StepMetrics, Student, Task, TrainState
+from ld3_jax.learning.task import Learner, StepMetrics, Student, Task, TrainState, weighted
 from ld3_jax.losses import squares
 from ld3_jax.ranges import COUNT, settle
 from ld3_jax.solvers import Expansion, expand, integrate
 from ld3_jax.teacher import Pairs
 
 _BOUND_ROUNDS = 3  # solutions in which more numbers may reach their bounds
+_ROUNDING = 1e-6  # of a number, relative to it: a larger difference from the nearest within its bounds is a bound's
 _HELD = 64  # states held for each tangent that passes through the network at a time
 
 
@@ -95,7 +96,7 @@ def quadratic_model(task: Task, params: Params, pairs: Pairs, tangents: int) -> 
 
     A sample's loss is phi(|r|^2), see `losses.Loss`. Around the numbers it is modelled by w |r + J step|^2,
     w = phi'(|r|^2), the least-squares problem of an iterated reweighting: gradient = 2 J^T w r, matrix = 2 J^T w J,
-    averaged over the batch.
+    averaged over the batch. Loss and w are multiplied by the pair's weight.
 
     Args:
         task: what is learned.
@@ -112,7 +113,7 @@ def quadratic_model(task: Task, params: Params, pairs: Pairs, tangents: int) -> 
         x, moved = sample(pairs)
         r, linear = jax.linearize(lambda x: loss.parts(student.decode(x), pairs.x_0), x)
         columns = jax.lax.map(linear, moved)
-        value, weight = jax.vmap(jax.value_and_grad(loss.phi))(squares(r))
+        value, weight = (weighted(part, pairs) for part in jax.vmap(jax.value_and_grad(loss.phi))(squares(r)))
         gradient = sum(product("qnd,nd,n->nq", part, of_r, weight) for part, of_r in zip(columns, r, strict=True))
         matrix = sum(product("qnd,rnd,n->nqr", part, part, weight) for part in columns)
         return value, jnp.asarray(2 * gradient), jnp.asarray(2 * matrix)
@@ -148,9 +149,10 @@ def solution(model: Quadratic, damping: Float[Array, ""], params: Params, task: 
         right = jnp.where(at_bound, given, -model.gradient - held)
         free = ~at_bound
         step = jnp.linalg.solve(jnp.where(free[:, None] & free[None], damped, jnp.eye(len(flat))), right)
-        within = ravel_pytree(project(task, unravel(flat + step)))[0] - flat
-        at_bound |= jnp.abs(within - step) > 1e-6 * jnp.abs(step)
-        step = within
+        reached = ravel_pytree(project(task, unravel(flat + step)))[0]
+        beyond = jnp.abs(reached - (flat + step)) > _ROUNDING * jnp.abs(reached)
+        at_bound |= beyond
+        step = jnp.where(beyond, reached - flat, step)
     return _shortened(unravel(step), task)
 
 

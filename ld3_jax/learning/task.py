@@ -90,8 +90,9 @@ def run(
 def sample_losses(
     student: Student, discretization: Discretization, pairs: Pairs, *, remat: bool = False
 ) -> Float[Array, "batch"]:
-    """The loss of each sample of `run` against `pairs.x_0`, the teacher's sample, decoded."""
-    return each(student.judged_by, run(student, discretization, pairs.x_T, pairs.cond, remat=remat), pairs.x_0)
+    """The loss of each sample of `run` against `pairs.x_0`, the teacher's sample, decoded, times the pair's weight."""
+    x_0 = run(student, discretization, pairs.x_T, pairs.cond, remat=remat)
+    return weighted(each(student.judged_by, x_0, pairs.x_0), pairs)
 
 
 @entrance(student=instance(Student), discretization=instance(Discretization), pairs=instance(Pairs), batch_size=COUNT)
@@ -113,7 +114,12 @@ def distances(
     """
     count_of(pairs, "pairs")
     samples = run_in_batches(student, discretization, pairs.x_T, pairs.cond, batch_size=batch_size)
-    return losses_in_batches(student.judged_by, samples, pairs.x_0, batch_size=batch_size)
+    return weighted(losses_in_batches(student.judged_by, samples, pairs.x_0, batch_size=batch_size), pairs)
+
+
+def weighted(values: Float[Array, "n"], pairs: Pairs) -> Float[Array, "n"]:
+    """Values of pairs, times the pairs' weights where they have any."""
+    return values if pairs.weight is None else values * pairs.weight
 
 
 def run_in_batches(
@@ -159,9 +165,9 @@ class Learner(abc.ABC):
         ValueError: if a number is out of its range.
     """
 
-    steps: int = 32
+    steps: int = 24
     batch_size: int = 10
-    validate_every: int = 16
+    validate_every: int = 12
     held_out: int = 0
     valid_batch: int = 25
 
@@ -198,6 +204,10 @@ class Learner(abc.ABC):
         if not validation_is_due(task, step):
             return state
         return judge(state, validation_loss(task, state.params, task.valid))
+
+    def calls_after_step(self, task: "Task", params: Params, step: int) -> int:
+        """Network calls that `after_step` makes for each validation sample."""
+        return task.student.solver.calls if validation_is_due(task, step) else 0
 
 
 class Task(NamedTuple):
@@ -240,18 +250,19 @@ class TrainState(NamedTuple):
 
 
 @entrance(task=instance(Task), start=START)
-def begin(task: Task, start: str | Discretization) -> TrainState:
+def begin(task: Task, start: str | Discretization, loss: Float[Array, ""] | float | None = None) -> TrainState:
     """The state before the first step, in which the start is the best so far.
 
     Args:
         task: what is learned.
-        start: a hand-made grid's name, or the times to start from.
+        start: a standard grid's name, or the times to start from.
+        loss: of the start, if it was judged before; on some pairs will do until `judge_start`.
     """
     schedule, solver = task.student.schedule, task.student.solver
     times = on_grid(start, schedule, solver) if isinstance(start, str) else start
     check_times(times.t, times.t_c, schedule, whole=True)
     params = first_numbers(task.parametrisation, times, schedule, solver)
-    loss = validation_loss(task, params, task.valid)
+    loss = jnp.asarray(validation_loss(task, params, task.valid) if loss is None else loss)
     first = task.discretization(params)
     check_times(first.t, first.t_c, schedule, whole=True)
     if not isinstance(loss, Tracer) and loss < 0:
@@ -267,6 +278,21 @@ def begin(task: Task, start: str | Discretization) -> TrainState:
         done=jnp.zeros((), bool),
     )
     return replicate(jax.tree.map(jnp.asarray, state))  # a learner may remember Python's numbers
+
+
+def judge_start(task: Task, state: TrainState, start: Params) -> TrainState:
+    """The state with its start, that was judged on some pairs, judged on all that validate."""
+    return _with_start(state, start, validation_loss(task, start, task.valid))
+
+
+@jax.jit
+def _with_start(state: TrainState, start: Params, loss: Float[Array, ""]) -> TrainState:
+    only_start, known = state.best_loss >= finite_or_inf(state.start_loss), finite_or_inf(loss)
+    best_is_start = only_start | (known < state.best_loss)
+    best = jax.tree.map(lambda first, best: jnp.where(best_is_start, first, best), start, state.best)
+    valid_loss = jnp.where(state.valid_loss == state.start_loss, loss, state.valid_loss)
+    best_loss = jnp.where(best_is_start, known, state.best_loss)
+    return whole(state._replace(best=best, best_loss=best_loss, start_loss=loss, valid_loss=valid_loss))
 
 
 @jax.jit
@@ -290,8 +316,23 @@ def batch_indices(task: Task, step: Array) -> Int[Array, "batch"]:
 
 
 def order_of_round(task: Task, number: Int[Array, ""]) -> Int[Array, "n"]:
-    """The permutation of the training pairs in a round."""
-    return jax.random.permutation(jax.random.fold_in(task.key, number), len(jax.tree.leaves(task.train)[0]))
+    """The permutation of the training pairs in a round.
+
+    Pairs with weights are sorted by these, which say how hard they are, and cut into as many parts as a batch has
+    samples. A batch takes one of each part, so that batches differ little.
+    """
+    key, count, size = (
+        jax.random.fold_in(task.key, number),
+        len(jax.tree.leaves(task.train)[0]),
+        task.learner.batch_size,
+    )
+    order = jax.random.permutation(key, count)
+    if task.train.weight is None:
+        return order
+    used, rest = jnp.split(order, [count // size * size])
+    parts = used[jnp.argsort(task.train.weight[used])].reshape(size, -1)
+    parts = jax.random.permutation(jax.random.fold_in(key, 0), parts, axis=1, independent=True)
+    return jnp.concatenate([parts.T.ravel(), rest])
 
 
 def validation_is_due(task: Task, step: int) -> bool:

@@ -25,9 +25,14 @@ def teacher_pairs(
     count: int,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
     first: int = 0,
+    among: int = 0,
 ) -> Pairs:
-    """The teacher's pairs from noise of that key, from number `first` on, decoded; see `make_pairs`."""
-    pairs = make_pairs(model.model, model.schedule, *model.draw(key, count, first), teacher=teacher, on_batch=on_batch)
+    """The teacher's pairs from noise of that key, from number `first` on, decoded; see `make_pairs`.
+
+    With `among` they are chosen among so many noises.
+    """
+    drawn, chosen = model.draw(key, among or count, first), {"choose": count} if among else {}
+    pairs = make_pairs(model.model, model.schedule, *drawn, teacher=teacher, on_batch=on_batch, **chosen)
     return pairs._replace(x_0=_decode(model.decode, pairs.x_0, teacher.batch_size))
 
 
