@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ld3_jax import learning
+from ld3_jax import candidates, learning
 from ld3_jax.learning import Task
 from ld3_jax.losses import Loss, l2
 
@@ -29,7 +29,7 @@ def calls(run: "Run") -> str:
     data, of, each = run.config.data, run.learner, run.model.seconds
     if each is None:
         return ""
-    pairs = run.teacher.solver.calls * (data.train + data.valid + data.test)
+    pairs = run.teacher.solver.calls * (data.train + data.valid + data.test) + candidates.CALLS * run.candidates
     steps = of.steps * of.batch_size * of.calls(task(run), first_numbers(run))
     return (
         f"teacher: {pairs:,} network calls of about {each:.2g} s each, about {_time(pairs * each)}; "

@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_dict
 
-from experiments import command, outline, workdir
+from experiments import certainty, command, outline, workdir
 from experiments.run import Run
 from ld3_jax import comparison, recording
 from ld3_jax.learning import Ended, Learned
@@ -49,6 +49,7 @@ def _write(folder: Path, this_run: Run, ended: Ended) -> None:
         {"start": start.discretization} if isinstance(start, Learned) else {}
     )
     compared = comparison.compare(this_run.judge, times, str(model), model.shown)
+    workdir.report_certainty(folder, certainty.of(this_run, learned, compared))
     unseen = {f"unseen {measure}": compared.summaries(measure) for measure in compared.apart}
     unseen = {"unseen": unseen.pop(f"unseen {comparison.SQUARED_ERROR}")} | unseen
     learned = dataclasses.replace(learned, losses={"loss": this_run.config.learn.loss, **learned.losses, **unseen})

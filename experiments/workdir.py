@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from experiments import ending
+from experiments.certainty import Certainty
 from experiments.command import progress
 from experiments.configuration import differences
 from experiments.run import Run
@@ -114,7 +115,7 @@ def report(folder: Path, ended: Ended, seconds: Mapping[str, float]) -> None:
         "loss": {"start": before, "learned": after},
         "network_calls": ended.network_calls,
     }
-    if json.dumps(record) == json.dumps({key: value for key, value in earlier.items() if key != "seconds"}):
+    if json.dumps(record) == json.dumps({key: earlier.get(key) for key in record}):
         seconds = earlier["seconds"]
     else:
         seconds = _sum(earlier, seconds)
@@ -127,6 +128,13 @@ def report(folder: Path, ended: Ended, seconds: Mapping[str, float]) -> None:
         + f"; {ended.network_calls:,} network calls to learn",
         flush=True,
     )
+
+
+def report_certainty(folder: Path, found: Certainty) -> None:
+    """Print how sure the result is, and add it to report.json."""
+    path = folder / "report.json"
+    _write_report(path, _read_report(path) | {"certainty": found._asdict()})
+    print(*found.lines(), sep="\n", flush=True)
 
 
 @contextmanager
