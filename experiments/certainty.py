@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -52,7 +53,7 @@ def of(run: Run, learned: Learned, compared: Comparison) -> Certainty:
     """How sure what a run learned is."""
     pairs, test = run.pairs
     judge = Judge.of(run.student, pairs, run.model, run.learner.valid_batch)
-    errors = np.asarray(weighted(judge(learned.discretization).errors[SQUARED_ERROR], pairs))
+    errors = np.asarray(weighted(jnp.asarray(judge(learned.discretization).errors[SQUARED_ERROR]), pairs))
     halves = (float(errors[::2].mean()), float(errors[1::2].mean()) if len(errors) > 1 else float(errors.mean()))
     beyond = int((_norms(test.x_0) > _norms(pairs.x_0).max()).sum()) if run.model.schedule.space.flat else 0
     held_out = compared.intervals(SQUARED_ERROR, "learned")["mean"]

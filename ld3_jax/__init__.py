@@ -2,12 +2,12 @@
 
     schedule = ld3_jax.schedules.VPLinear()
     model = ld3_jax.to_noise(jax.tree_util.Partial(network, weights), schedule, "noise")
-    x_T = schedule.prior_scale * jax.random.normal(key, (100, 32, 32, 3))
-    pairs = ld3_jax.make_pairs(model, schedule, x_T)
+    x_T = schedule.prior_scale * jax.random.normal(key, (1000, 32, 32, 3))
+    pairs = ld3_jax.make_pairs(model, schedule, x_T, choose=100)
     student = ld3_jax.make_student(model, schedule, ld3_jax.Solver("dpmpp", nfe=5))
     learned = ld3_jax.fit(student, pairs, key)
     learned.save("schedule.json", schedule)
-    x_0 = ld3_jax.load("schedule.json").sample(model, schedule, x_T)
+    x_0 = ld3_jax.load("schedule.json").sample(model, schedule, x_T[:16])
 
 `network(weights, x, t, cond)` is any function; `ld3_jax.pretrained.load(name)` gives networks that others have trained.
 """
@@ -39,7 +39,7 @@ if importlib.util.find_spec("jax"):  # ld3_jax.interop runs tables without
     from ld3_jax.starts import noised, starting_at
     from ld3_jax.teacher import Pairs, Teacher, make_pairs
 
-__version__ = "0.8.0"
+__version__ = "0.9.0"
 
 # Some need an extra, and the others take a second to load.
 _ON_DEMAND = (

@@ -67,7 +67,10 @@ def choose(difference: Float[np.ndarray, "candidates"], count: int) -> Chosen:
     order = np.argsort(difference, kind="stable")  # NaN comes last
     order = order[np.isfinite(difference[order])]
     if len(order) < count:
-        raise FloatingPointError(f"of {len(difference)} candidate noises {len(order)} have finite samples, not {count}")
+        raise FloatingPointError(
+            f"of {len(difference)} candidate noises {len(order)} have finite samples with few calls, not {count}; with "
+            "choose=None (data.candidates=0) all noises are taken"
+        )
     d = np.asarray(difference, float)[order]
     share = _shares(_EVEN / len(d) + (1 - _EVEN) * d / max(d.sum(), np.finfo(float).tiny), count)
     taken = np.searchsorted(np.cumsum(share), np.arange(count) + 0.5).clip(max=len(d) - 1)

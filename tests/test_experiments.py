@@ -636,6 +636,7 @@ def test_nan_from_the_teacher_stops_the_run_before_it_claims_its_workdir(config,
     ring = pretrained.load("ring")
     broken = replace(ring, model=Partial(lambda inner, x, t, cond=None: inner(x, t) / (x[:, :1] > 0), ring.model))
     monkeypatch.setattr(run, "load_model", lambda name, settings: broken)
+    config.data.candidates = 0
     with pytest.raises(FloatingPointError, match=r"the teacher's samples: \d+ of 40 are not finite, namely number \d+"):
         train_main.run(config, tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {".lock"}
@@ -652,6 +653,7 @@ def test_nan_from_the_network_names_the_step_and_the_last_good_checkpoint(config
     broken = replace(ring, model=Partial(noise, ring.model))
     monkeypatch.setattr(run, "load_model", lambda name, settings: broken)
     config.learn.init, config.teacher.grid, config.teacher.nfe = "uniform", "uniform", 5
+    config.data.candidates = 0
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+; last good checkpoint: .*checkpoints"):
         train_main.run(config, tmp_path / "run")
     logged = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

@@ -31,13 +31,14 @@ def network(variance, x, t, cond):
 def test_the_library_in_ten_lines_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (snippet,) = SNIPPETS
-    snippet = snippet.replace("(100, 32, 32, 3)", "(100, 4, 4, 3)")  # smaller images
+    snippet = snippet.replace("(1000, 32, 32, 3)", "(1000, 4, 4, 3)")  # smaller images
     names = {"network": network, "weights": jnp.linspace(0.2, 2.0, 3)[None, None, None]}
     exec(compile(snippet, "README.md", "exec"), names)
     losses = names["learned"].losses["valid"]
     assert losses["learned"] < 0.5 * losses["start"]
-    assert names["x_0"].shape == names["x_T"].shape
-    again = jax.jit(ld3_jax.load("schedule.json").sample)(names["model"], names["schedule"], names["x_T"])
+    x_T = names["x_T"][:16]
+    assert names["x_0"].shape == x_T.shape
+    again = jax.jit(ld3_jax.load("schedule.json").sample)(names["model"], names["schedule"], x_T)
     np.testing.assert_allclose(again, names["x_0"], rtol=1e-4, atol=1e-5)
     assert ld3_jax.interop.read("schedule.json").calls == 5  # other programs can run it
 
