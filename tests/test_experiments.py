@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import jax
 import jax.numpy as jnp
 import jaxtyping
 import mains
@@ -31,6 +32,7 @@ import experiments
 from configs import gaussian as gaussian_config
 from experiments import command, configuration, ending, run, workdir
 from experiments import train as train_main
+from experiments.certainty import Certainty
 from experiments.run import Run
 from ld3_jax import checkpoint, comparison, learning, metrics, poses, pretrained, recording
 from ld3_jax.grids import GRIDS, grid
@@ -825,6 +827,39 @@ def test_starts_race_and_the_report_says_which_one_won(config, tmp_path, capsys)
     assert f"{report['network_calls']:,} network calls" in printed
     assert report["loss"]["learned"] < report["loss"]["start"]
     assert {"teacher", "compiling", "learning"} == set(report["seconds"])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_noise_to_learn_from_held_out_noise_and_the_order_of_batches_are_independent(config, seed):
+    config.seed, config.data.train, config.data.test, config.data.candidates = seed, 300, 300, 0
+    this_run = run.Run.of(config)
+    keys = [*this_run.keys, *(key for one in this_run.keys for key in jax.random.split(one))]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 9
+    assert (jax.random.key_data(this_run.task.key) == jax.random.key_data(this_run.keys[2])).all()
+    known, unseen = (np.asarray(pairs.x_T).ravel() for pairs in this_run.pairs)
+    assert abs(np.corrcoef(known, unseen)[0, 1]) < 4 / np.sqrt(len(known))
+    assert not {*known.tolist()} & {*unseen.tolist()}
+
+
+def test_a_run_says_how_sure_its_result_is(config, tmp_path, capsys):
+    config.learn.steps, config.learn.batch_size, config.data.train, config.data.candidates = 4, 2, 2, 0
+    train_main.run(config, tmp_path / "run")
+    said = json.loads((tmp_path / "run" / "report.json").read_text())["certainty"]
+    printed = capsys.readouterr().out
+    value, low, high = said["held_out"]
+    assert low < value < high
+    assert said["pairs"] == pytest.approx(np.mean(said["halves"]))
+    assert f"mean squared error: {said['pairs']:.4g} on the pairs" in printed
+    assert ("warning: the error on held-out noise" in printed) == (low > max(said["halves"]))
+    assert said["count"] == config.data.test
+
+
+def test_a_run_warns_of_too_few_pairs_and_of_samples_beyond_them():
+    sure = Certainty(pairs=1.0, halves=(0.9, 1.1), held_out=metrics.Interval(1.2, 1.0, 1.4), beyond=0, count=20)
+    assert len(sure.lines()) == 1
+    unsure = sure._replace(held_out=metrics.Interval(2.0, 1.5, 2.5), beyond=3).lines()
+    assert "held-out noise is higher than on the pairs; increase data.train" in unsure[1]
+    assert "3 of 20 held-out samples are larger than those of all pairs" in unsure[2]
 
 
 def test_a_terminal_gets_a_bar(monkeypatch, capsys):

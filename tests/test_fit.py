@@ -242,6 +242,17 @@ def test_network_calls_count_every_validation(pairs):
     assert learning.learn(task, "edm").network_calls == steps + validations
 
 
+def test_network_calls_count_the_steps_of_validation_noise(pairs):
+    known, student = part(pairs, 0, 16), make_student()
+    surrogate = SoftSurrogate(gamma=0.5, move_validation=True)
+    learner = GradientDescent(steps=8, batch_size=4, validate_every=8, surrogate=surrogate, held_out=8)
+    task = learning.make_task(student, known, KEY, Gaps(), learner)
+    nfe, each = student.solver.nfe, learner.calls(task, learning.begin(task, "edm").params)
+    rounds = 8 // 2  # of the two batches of the 8 training pairs: validation noise moves after each, and is judged
+    expected = 8 * 4 * each + 8 * nfe * 2 + rounds * 8 * (each + nfe)  # validations of the start and after step 8
+    assert learning.learn(task, "edm").network_calls == expected
+
+
 def _tree_model(variance, x, t, cond):
     """Exact for Gaussian data."""
     alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)

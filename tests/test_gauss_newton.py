@@ -148,6 +148,15 @@ def test_numbers_stay_within_their_bounds_and_the_others_are_solved_for_again():
     np.testing.assert_allclose(step, [0.5, *others], rtol=1e-5)
 
 
+def test_rounding_of_a_number_is_no_bound():
+    params = {"shifts": jnp.full(2, 1e3)}
+    model = Quadratic(jnp.zeros(()), jnp.full(2, -1e-3), jnp.eye(2))
+    free = SimpleNamespace(project=lambda params, schedule: params, groups=lambda solver: {"shifts": Group(0.1)})
+    student = learning.make_student(MODEL, SCHEDULE, Solver("dpmpp", 4))
+    step = solution(model, jnp.zeros(()), params, learning.Task(student, None, None, KEY, free, GaussNewton()))
+    np.testing.assert_allclose(step["shifts"], 1e-3, rtol=1e-6)  # (1000 + 0.001) - 1000 in float32 is 0.00098
+
+
 def _traced(network, solver):
     """The shapes of a step: nothing is compiled."""
     x = jnp.ones((10, 2), jnp.float32)
