@@ -831,7 +831,8 @@ def test_starts_race_and_the_report_says_which_one_won(config, tmp_path, capsys)
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_noise_to_learn_from_held_out_noise_and_the_order_of_batches_are_independent(config, seed):
-    config.seed, config.data.train, config.data.test, config.data.candidates = seed, 300, 300, 0
+    config.seed, config.data.train, config.data.valid, config.data.test = seed, 300, 0, 300
+    config.data.candidates = 0
     this_run = run.Run.of(config)
     keys = [*this_run.keys, *(key for one in this_run.keys for key in jax.random.split(one))]
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 9
