@@ -59,7 +59,7 @@ def choose(difference: Float[np.ndarray, "candidates"], count: int) -> Chosen:
 
     Args:
         difference: d of each candidate; those that are not finite are never taken.
-        count: how many to take, fewer than there are.
+        count: how many to take, at most as many as there are.
 
     Raises:
         FloatingPointError: if fewer differences are finite.
