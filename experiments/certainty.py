@@ -15,6 +15,9 @@ from ld3_jax.learning.task import weighted
 from ld3_jax.metrics import Interval
 
 
+_BEYOND = 1.2  # times the largest norm of the pairs
+
+
 class Certainty(NamedTuple):
     """Mean squared errors, and how far the pairs reach.
 
@@ -22,7 +25,7 @@ class Certainty(NamedTuple):
         pairs: the mean on the pairs that were learned from, with their weights.
         halves: the means on two halves of them.
         held_out: the mean on held-out noise, with its 95 % interval.
-        beyond: how many of the teacher's held-out samples have a larger norm than all pairs; 0 on a manifold.
+        beyond: how many of the teacher's held-out samples have a norm a fifth above that of all pairs; 0 on a manifold.
         count: how many held-out samples there are.
     """
 
@@ -43,8 +46,8 @@ class Certainty(NamedTuple):
             said.append("warning: the error on held-out noise is higher than on the pairs; increase data.train")
         if self.beyond:
             said.append(
-                f"warning: {self.beyond} of {self.count} held-out samples are larger than those of all pairs, beyond "
-                "what was learned from; increase data.train or data.candidates"
+                f"warning: {self.beyond} of {self.count} held-out samples are larger than those of all pairs by more than "
+                "a fifth, beyond what was learned from; increase data.train or data.candidates"
             )
         return said
 
@@ -55,7 +58,8 @@ def of(run: Run, learned: Learned, compared: Comparison) -> Certainty:
     judge = Judge.of(run.student, pairs, run.model, run.learner.valid_batch)
     errors = np.asarray(weighted(jnp.asarray(judge(learned.discretization).errors[SQUARED_ERROR]), pairs))
     halves = (float(errors[::2].mean()), float(errors[1::2].mean()) if len(errors) > 1 else float(errors.mean()))
-    beyond = int((_norms(test.x_0) > _norms(pairs.x_0).max()).sum()) if run.model.schedule.space.flat else 0
+    reach = _BEYOND * _norms(pairs.x_0).max() if run.model.schedule.space.flat else np.inf
+    beyond = int((_norms(test.x_0) > reach).sum())
     held_out = compared.intervals(SQUARED_ERROR, "learned")["mean"]
     return Certainty(float(errors.mean()), halves, held_out, beyond, len(_norms(test.x_0)))
 

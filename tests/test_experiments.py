@@ -860,7 +860,7 @@ def test_a_run_warns_of_too_few_pairs_and_of_samples_beyond_them():
     assert len(sure.lines()) == 1
     unsure = sure._replace(held_out=metrics.Interval(2.0, 1.5, 2.5), beyond=3).lines()
     assert "held-out noise is higher than on the pairs; increase data.train" in unsure[1]
-    assert "3 of 20 held-out samples are larger than those of all pairs" in unsure[2]
+    assert "3 of 20 held-out samples are larger than those of all pairs by more than a fifth" in unsure[2]
 
 
 def test_a_terminal_gets_a_bar(monkeypatch, capsys):

@@ -304,7 +304,10 @@ def test_the_documentation_has_the_shares_of_the_cells():
         assert f"| {network} | {' | '.join(map(shown, ratios))} | {above} of 6 |" in text
     five = [one for one in committed("galaxies") if one.cell.nfe == 5] + committed("seeds")
     for network in seeds.get_config().networks:
-        of_seed = [[one for one in five if one.cell[0] == network and one.cell.seed == seed] for seed in (0, 1, 2)]
+        of_seed = [
+            [one for one in five if one.cell[0] == network and one.cell.seed == seed]
+            for seed in (0, *seeds.get_config().seeds)
+        ]
         row = (shown(page.shares(some, "everything")) for some in of_seed)
         assert f"| {network} | {' | '.join(row)} |" in text
 
