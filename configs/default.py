@@ -57,14 +57,14 @@ def get_config() -> config_dict.ConfigDict:
     c.learn = config_dict.ConfigDict()
     # l1 l2 rmse lpips inception, or both: l2 and rmse. The comparison at the end is in squared error, too.
     c.learn.loss = "both"
-    c.learn.init = "race"  # between the hand-made grids; or a grid's name; or a schedule.json to go on from
+    c.learn.init = "race"  # between the standard grids; or a grid's name; or a schedule.json to go on from
     c.learn.what = ("times", "shifts", "coefficients")  # what is learned
     c.learn.by_part = False  # for each part of a state that has several (a pose) its own times and coefficients
     c.learn.consistent = False  # whether constants must still integrate exactly when coefficients are learned
     c.learn.history = config_dict.placeholder(int)  # predictions that coefficients look back at; None: all
     c.learn.learner = "gn"  # gn: Gauss-Newton, lm: Levenberg-Marquardt, both without rates; or optax: gradient descent
     c.learn.tangents = 40  # of gn and lm: directions times samples in a network call; more on an accelerator
-    c.learn.ridge = 0.0  # of gn: weight of a pull back to the start; 0.001 steadies learning for 8 and more calls
+    c.learn.ridge = 0.0  # of gn: weight of a pull back to the start
     c.learn.space = "lambda"  # where gaps and shifts are measured: lambda (half-log-SNR) or t
     c.learn.steps = 24
     c.learn.batch_size = 10

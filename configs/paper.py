@@ -3,7 +3,7 @@
 python -m experiments.train --config=configs/paper.py --workdir=runs/paper
 
 Measured on 2 CPU cores. Squared error against the teacher on 100 held-out noises, mean (median): 0.00680 (0.00287);
-best hand-made grid, quadratic: 0.01174 (0.00379).
+best standard grid, quadratic: 0.01174 (0.00379).
 """
 
 from ml_collections import config_dict

@@ -1,4 +1,4 @@
-"""How sure it is that what was learned holds on other noise: beside the error on the pairs that on held-out noise."""
+"""How sure it is that what was learned holds on other noise: its error on the pairs and on held-out noise."""
 
 from typing import NamedTuple
 

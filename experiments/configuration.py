@@ -80,7 +80,8 @@ def flat(config: config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
 def differences(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Where two configurations differ, a line each. A key that one lacks, as of an earlier version, has its default."""
     usual = json.loads(default.get_config().to_json())  # as a file has it: lists for tuples
-    a, b = (flat(config_dict.ConfigDict(usual)) | flat(config_dict.ConfigDict(c)) for c in (config, other))
+    earlier = flat(config_dict.ConfigDict(usual)) | {"data.candidates": 0}  # before there were any
+    a, b = (earlier | flat(config_dict.ConfigDict(c)) for c in (config, other))
     same = [key for key in a | b if _of_today(key, a.get(key)) == _of_today(key, b.get(key))]
     return [f"{key}: {a.get(key)!r}, here {b.get(key)!r}" for key in sorted(a | b) if key not in same]
 
@@ -117,6 +118,11 @@ def check_run(config: config_dict.ConfigDict) -> None:
         raise ValueError(f"learn.what must be some of {list(GROUPS)}, got {list(learn.what)}")
     if config.data.file and not config.solver.start:
         raise ValueError(f"data.file is what solver.start adds noise to, and there is none, got {config.data.file!r}")
+    if config.data.candidates and (config.data.file or config.teacher.pairs):
+        raise ValueError(
+            "data.candidates are noises that are drawn, and data.file and teacher.pairs give states or pairs, "
+            f"got {config.data.candidates}"
+        )
     if config.teacher.pairs and config.solver.start:
         raise ValueError(f"teacher.pairs are of full noise, and solver.start is {config.solver.start!r}")
     if not config.teacher.cache:

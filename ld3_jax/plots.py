@@ -62,12 +62,7 @@ def losses(path: Path, steps: Sequence[dict], baseline: tuple[str, float], title
         own = sorted((line for line in steps if line["start"] == name), key=lambda line: line["step"])
         x, losses = [line["step"] for line in own], [line["loss"] for line in own]
         axes.semilogy(x, losses, color=_color_of_grid(name), linewidth=1, label=f"training batch, from {name}")
-    judged = [
-        after
-        for before, after in pairwise([{"valid_loss": baseline[1]}, *own])
-        if after["valid_loss"] != before["valid_loss"]
-    ]
-    x, losses = ([line[name] for line in judged] for name in ("step", "valid_loss"))
+    x, losses = ([line[name] for line in _validations(own, baseline[1])] for name in ("step", "valid_loss"))
     axes.semilogy(x, losses, "o-", color=_LEARNED[0], linewidth=2, markersize=4, label="validation")
     axes.axhline(baseline[1], color=_START, linestyle="--", linewidth=1, label=baseline[0])
     axes.set(xlabel="step", ylabel="loss", title=title)
@@ -75,6 +70,14 @@ def losses(path: Path, steps: Sequence[dict], baseline: tuple[str, float], title
     axes.grid(alpha=0.25, which="both")
     axes.legend(frameon=False)
     _save(figure, path)
+
+
+def _validations(own: Sequence[dict], start: float) -> list[dict]:
+    """The steps that a validation followed. Before a race is won, steps show the start's loss on some pairs alone."""
+    raced = any(line["valid_loss"] == start for line in own)
+    of_start = {start, own[0]["valid_loss"]} if raced else {start}
+    changed = [b for a, b in pairwise([{"valid_loss": start}, *own]) if a["valid_loss"] != b["valid_loss"]]
+    return [line for line in changed if line["valid_loss"] not in of_start]
 
 
 def image_rows(path: Path, rows: Mapping[str, np.ndarray], title: str, notes: Mapping[str, Sequence[str]]) -> None:

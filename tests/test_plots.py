@@ -48,3 +48,10 @@ def test_images_keep_their_colors(tmp_path):
     with Image.open(tmp_path / "red.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert (pixels == [255, 0, 0]).all(-1).mean() > 0.5
+
+
+def test_a_start_that_was_judged_on_some_pairs_in_a_race_is_no_validation():
+    of = [0.15] * 3 + [0.18] * 2 + [0.09] * 3 + [0.08]  # in the race, after it, and two validations
+    own = [{"step": step, "valid_loss": loss} for step, loss in enumerate(of, 1)]
+    assert [line["step"] for line in plots._validations(own, 0.18)] == [6, 9]
+    assert [line["step"] for line in plots._validations(own[5:], 0.18)] == [6, 9]

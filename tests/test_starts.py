@@ -357,6 +357,10 @@ def test_the_commands_learn_and_sample_from_a_start(tmp_path):
         ({"solver.start": "half"}, "solver.start: it must be one of t=NUMBER"),
         ({"solver.start": "t=2"}, "solver.start: a start must lie above t_min = 0.001"),
         ({"data.file": "data.npy"}, "data.file is what solver.start adds noise to, and there is none"),
+        (
+            {"solver.start": "t=0.5", "data.file": "data.npy", "data.candidates": "9"},
+            "data.candidates are noises that are drawn, and data.file and teacher.pairs give states or pairs, got 9",
+        ),
         ({"solver.start": "t=0.5", "teacher.pairs": "pairs"}, "teacher.pairs are of full noise"),
         ({"solver.start": "t=0.5", "data.file": "{}/few.npy"}, "has 3 states, train + valid + test are 14"),
         (

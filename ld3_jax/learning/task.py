@@ -321,11 +321,8 @@ def order_of_round(task: Task, number: Int[Array, ""]) -> Int[Array, "n"]:
     Pairs with weights are sorted by these, which say how hard they are, and cut into as many parts as a batch has
     samples. A batch takes one of each part, so that batches differ little.
     """
-    key, count, size = (
-        jax.random.fold_in(task.key, number),
-        len(jax.tree.leaves(task.train)[0]),
-        task.learner.batch_size,
-    )
+    count, size = len(jax.tree.leaves(task.train)[0]), task.learner.batch_size
+    key = jax.random.fold_in(task.key, number)
     order = jax.random.permutation(key, count)
     if task.train.weight is None:
         return order
