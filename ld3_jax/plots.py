@@ -72,6 +72,24 @@ def losses(path: Path, steps: Sequence[dict], baseline: tuple[str, float], title
     _save(figure, path)
 
 
+def training(path: Path, lines: Sequence[dict]) -> None:
+    """Training and held-out loss of a network over the steps, on log axes.
+
+    Args:
+        path: where to write a PNG.
+        lines: with "step", "loss", "held_out".
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    steps = [line["step"] for line in lines]
+    axes.plot(steps, [line["loss"] for line in lines], color=_START, label="training")
+    axes.plot(steps, [line["held_out"] for line in lines], color=_LEARNED[0], label="held-out, moving average")
+    axes.set(xlabel="step", ylabel="loss", xscale="log", yscale="log")
+    axes.grid(alpha=0.25, which="both")
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
 def _validations(own: Sequence[dict], start: float) -> list[dict]:
     """The steps that a validation followed. Before a race is won, steps show the start's loss on some pairs alone."""
     raced = any(line["valid_loss"] == start for line in own)

@@ -7,53 +7,21 @@ Reference: Vincent, Neural Computation 23 (2011); Xu et al., arXiv:2302.00670 (t
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ld3_jax.networks import weights
+from ld3_jax.networks import training, weights
+from ld3_jax.networks.training import Recipe
 from ld3_jax.poses import Pose, PoseNoise, add_noise, noise_model
 from ld3_jax.poses import network as networks
 from ld3_jax.poses.network import Context, PoseNet
-from ld3_jax.ranges import COUNT, POSITIVE, check
 
 _JITTER = 0.2  # of a part's time about that of the pose: learned schedules give parts their own times
 _LEAST = 0.1  # unit that errors are divided by: where there is nothing but noise, nothing is to be learned
-_AT_A_TIME = 25  # steps between reports
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Adam with a rate that rises, then falls by a cosine to 0; the result is a moving average of the parameters.
-
-    Attributes:
-        steps: of Adam.
-        batch_size: noisy poses of each.
-        rate: its largest.
-        average: share of the moving average that a step keeps.
-
-    Raises:
-        ValueError: if a number is out of its range.
-    """
-
-    steps: int = 2500
-    batch_size: int = 16
-    rate: float = 3e-3
-    average: float = 0.998
-
-    def __post_init__(self) -> None:
-        check(vars(self), {"steps": COUNT, "batch_size": COUNT, "rate": POSITIVE, "average": POSITIVE})
-
-
-class _State(NamedTuple):
-    params: PyTree
-    average: PyTree
-    adam: PyTree
+_USUAL = Recipe()
 
 
 def train(
@@ -61,7 +29,7 @@ def train(
     data: Pose,
     context: Context,
     noise: PoseNoise,
-    recipe: Recipe = Recipe(),
+    recipe: Recipe = _USUAL,
     network: PoseNet | None = None,
 ) -> Iterator[tuple[int, float, PyTree]]:
     """Train a network on poses.
@@ -77,29 +45,15 @@ def train(
     Yields:
         Now and then, and at the end: steps done, mean loss since, moving average of the parameters.
     """
-    rate = optax.warmup_cosine_decay_schedule(0.0, recipe.rate, min(200, recipe.steps // 10), recipe.steps)
-    rule = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     seed_key, key = jax.random.split(key)
     seed = int(jax.random.randint(seed_key, (), 0, 2**31 - 1))
     params = jax.tree.map(jnp.asarray, weights.random(networks.shapes(context, network), seed))
-    state = _State(params, params, rule.init(params))
 
-    @jax.jit
-    def step(state: _State, i: Array, data: Pose, context: Context) -> tuple[_State, Array]:
-        of_step = jax.random.fold_in(key, i)
-        value, slope = jax.value_and_grad(loss)(state.params, of_step, data, context, noise, recipe.batch_size)
-        change, adam = rule.update(slope, state.adam)
-        params = optax.apply_updates(state.params, change)
-        kept = jnp.minimum(recipe.average, (1 + i) / (10 + i))  # the first parameters are soon forgotten
-        return _State(params, optax.incremental_update(params, state.average, 1 - kept), adam), value
+    def of_batch(params: PyTree, key: PRNGKeyArray, data: Pose, context: Context) -> Array:
+        return loss(params, key, data, context, noise, recipe.batch_size)
 
-    values = []
-    for i in range(recipe.steps):
-        state, value = step(state, jnp.asarray(i), data, context)
-        values.append(value)
-        if len(values) == _AT_A_TIME or i + 1 == recipe.steps:
-            yield i + 1, float(jnp.stack(values).mean()), state.average
-            values = []
+    for state, value in training.train(of_batch, training.begin(params, recipe), key, recipe, data, context):
+        yield int(state.step), value, state.average
 
 
 def loss(

@@ -8,7 +8,7 @@ A model of one's own is a function that is registered under a name, in any modul
 """
 
 from ld3_jax.poses import models  # noqa: F401  importing a family registers its models
-from ld3_jax.pretrained import edm, galaxies, latent, pipelines, ring  # noqa: F401
+from ld3_jax.pretrained import edm, galaxies, latent, pipelines, ring, trained  # noqa: F401
 from ld3_jax.pretrained.model import MODELS, Pretrained, Settings, load, register
 
 __all__ = ["MODELS", "Pretrained", "Settings", "load", "register"]

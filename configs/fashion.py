@@ -1,0 +1,18 @@
+"""Clothes of Fashion-MNIST, 28 x 28 pixels, one of ten classes; the network comes with this package.
+
+python -m experiments.train --config=configs/fashion.py --workdir=runs/fashion
+
+--config.network.guidance=2 follows the class more closely. The network was trained by configs/pretrain_fashion.py;
+--config.network.file takes another one.
+"""
+
+from ml_collections import config_dict
+
+from configs import default
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The default configuration on the network of clothes."""
+    c = default.get_config()
+    c.network.name = "fashion28"
+    return c
