@@ -2,7 +2,7 @@
 
 python -m experiments.train --config=configs/fashion.py --workdir=runs/fashion
 
---config.network.guidance=2 follows the class more closely. The network was trained by configs/pretrain_fashion.py;
+--config.network.guidance=2 follows the class more closely. The network was trained by configs/pretraining/fashion.py;
 --config.network.file takes another one.
 """
 

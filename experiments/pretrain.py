@@ -1,6 +1,6 @@
 """Train a network of small images with classes, from scratch, as the model that --config.network.file then names.
 
-python -m experiments.pretrain --config=configs/pretrain_fashion.py --workdir=runs/fashion28
+python -m experiments.pretrain --config=configs/pretraining/fashion.py --workdir=runs/fashion28
 
 The same command continues an interrupted run, with the same bits. The workdir then holds model.safetensors, samples.png
 (a row of samples for each class), loss.png, metrics.jsonl and checkpoints. To learn few steps for that network, give
@@ -9,6 +9,7 @@ The same command continues an interrupted run, with the same bits. The workdir t
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -29,7 +30,7 @@ _WORKDIR = command.path_flag("workdir", None, "Where the network, its samples an
 flags.mark_flags_as_required(["config", "workdir"])
 
 LOG = "metrics.jsonl"
-_HELD_OUT, _SHOWN, _CALLS = 2000, 10, 36
+_HELD_OUT, _SHOWN, _CALLS, _REPORT_EVERY = 2000, 10, 36, 25
 
 
 def main() -> None:
@@ -48,7 +49,8 @@ def run(config: config_dict.ConfigDict, folder: Path) -> None:
         lines = [line for line in _read(folder / LOG) if line["step"] <= int(begun.step)]
         evaluate, values = jax.jit(dataclasses.replace(loss, batch_size=_HELD_OUT)), []
         with command.progress("training", recipe.steps) as update:
-            for state, value in training.train(loss, begun, batches, recipe, *map(jnp.asarray, seen)):
+            data, every = map(jnp.asarray, seen), math.gcd(config.train.save_every, _REPORT_EVERY)
+            for state, value in training.train(loss, begun, batches, recipe, *data, every=every):
                 values.append(value)
                 step = int(state.step)
                 update(step, loss=value)

