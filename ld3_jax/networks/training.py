@@ -5,7 +5,7 @@ Reference: Kingma and Ba, arXiv:1412.6980 (Adam); Jordan et al., kellerjordan.gi
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -175,6 +175,6 @@ class Denoising:
         sigma = jnp.exp(self.log_mean + self.log_deviation * jax.random.normal(level, shape))
         x = y + sigma * jax.random.normal(noise, y.shape)
         total = sigma**2 + self.sigma_data**2
-        output = self.network.apply({"params": params}, x * total**-0.5, jnp.log(sigma[:, 0, 0, 0]) / 4, one_hot)
+        output: Any = self.network.apply({"params": params}, x * total**-0.5, jnp.log(sigma[:, 0, 0, 0]) / 4, one_hot)
         wanted = (y - self.sigma_data**2 / total * x) / (sigma * self.sigma_data * total**-0.5)
         return jnp.mean((output - wanted) ** 2)
