@@ -18,12 +18,15 @@ import numpy as np
 from absl import flags
 from ml_collections import config_dict
 
+from configs.pretraining import fashion
 from experiments import command, workdir
+from experiments.configuration import flat
 from ld3_jax import checkpoint, datasets, grid, plots, sample
 from ld3_jax.disk import write_atomically
 from ld3_jax.networks import training, transformer
 from ld3_jax.pretrained import images
 from ld3_jax.pretrained.model import DTYPES
+from ld3_jax.ranges import COUNT, check
 
 _CONFIG = command.config_flag("Configuration file.")
 _WORKDIR = command.path_flag("workdir", None, "Where the network, its samples and checkpoints go.")
@@ -39,12 +42,15 @@ def main() -> None:
 
 def run(config: config_dict.ConfigDict, folder: Path) -> None:
     """Train, going on where an earlier run of the workdir stopped."""
+    if (keys := flat(config).keys()) != (wanted := flat(fashion.get_config()).keys()):
+        raise ValueError(f"a configuration of pre-training has the keys {[*wanted]}, this one has {[*keys]}")
+    check({"train.save_every": config.train.save_every}, {"train.save_every": COUNT})
     seen, unseen = datasets.load(config.data.name, config.data.folder)
     network, recipe, loss = _of(config, seen)
     init, batches, noise = jax.random.split(jax.random.key(config.seed), 3)
     with workdir.held(folder, config):
-        workdir.claim(folder, config)
         fresh = training.begin(transformer.initial(network, init), recipe)
+        workdir.claim(folder, config)
         begun = checkpoint.restore(folder / "checkpoints", fresh)
         lines = [line for line in _read(folder / LOG) if line["step"] <= int(begun.step)]
         evaluate, values = jax.jit(dataclasses.replace(loss, batch_size=_HELD_OUT)), []

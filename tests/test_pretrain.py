@@ -183,6 +183,25 @@ def test_both_rules_reach_a_minimum(rule):
     assert float(loss(states[-1].params, KEY)) < 0.02
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--config.network.width=40", "the width of the network must be a multiple of 32, got 40"),
+        ("--config.train.save_every=0", "train.save_every must be at least 1, got 0"),
+        ("--config.train.label_dropout=2.0", "label_dropout must be at most 1, got 2.0"),
+        ("--config.train.rule=sgd", "rule must be one of ['adam', 'muon'], got 'sgd'"),
+        ("--config=configs/gaussian.py", "a configuration of pre-training has the keys"),
+    ],
+)
+def test_bad_settings_end_in_one_line(given, message, clothes, tmp_path):
+    keys = ("--config=configs/pretraining/fashion.py", f"--config.data.folder={clothes}")
+    ended = main("pretrain", *(keys * (given[:9] != "--config=")), given, f"--workdir={tmp_path / 'run'}", check=False)
+    assert ended.returncode == 1
+    assert message in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 def test_a_loss_that_is_not_finite_ends_training():
     state = training.begin({"a": jnp.zeros(())}, training.Recipe(steps=2))
     with pytest.raises(FloatingPointError, match="not finite by step 2"):

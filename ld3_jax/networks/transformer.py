@@ -60,10 +60,13 @@ class DiffusionTransformer(nn.Module):
             labels: one-hot classes; zeros, or None, for no class.
 
         Raises:
-            ValueError: if the sides are no multiples of the patch, or the labels are of another width.
+            ValueError: if the width is no multiple of 32, the sides are none of the patch, or the labels are of another
+                width.
         """
         batch, height, width, channels = x.shape
         p = self.patch
+        if self.width % _HEAD:
+            raise ValueError(f"the width of the network must be a multiple of {_HEAD}, got {self.width}")
         if height % p or width % p:
             raise ValueError(f"the sides of x must be multiples of {p}, got {height} and {width}")
         if labels is not None and labels.shape[-1] != self.label_dim:

@@ -1,0 +1,15 @@
+"""Every method on the network of clothes.
+
+python -m experiments.sweep --config=configs/sweeps/fashion.py --workdir=runs/fashion_sweep
+"""
+
+from ml_collections import config_dict
+
+from configs.sweeps import galaxies
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The configuration."""
+    c = galaxies.get_config()
+    c.networks = ("fashion28",)
+    return c
