@@ -7,7 +7,7 @@ And PyTorch modules as networks to learn for.
     x = interop.sample_learned(model, x, sigmas, table=table)                    # k-diffusion
     network = interop.pytorch_network(module, (4, 64, 64))                       # network(x, t, cond), in JAX
 
-Nothing here is loaded before it is asked for; docs/interop.md says which program takes what.
+Nothing here is loaded before it is asked for; docs/guides/other-programs.md says which program takes what.
 """
 
 from typing import Any
