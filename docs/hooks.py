@@ -1,4 +1,4 @@
-"""What mkdocs needs beside its plugins: formulas as MathML, the changelog, and files of the repository that pages link to."""
+"""What mkdocs needs beside its plugins: formulas as MathML, the changelog, and copies of files outside of docs/."""
 
 import html
 import re
@@ -16,9 +16,7 @@ def on_files(files, config):
     """Pages link to files outside of docs/ as a code host shows them; the site gets a copy of each."""
     pages = [file for file in files.documentation_pages() if (ROOT / "docs" / file.src_uri).exists()]
     for name in sorted({name for page in pages for name in _LINK.findall(page.content_string)}):
-        copy = File.generated(
-            config, f"../{name}", abs_src_path=str(ROOT / name), inclusion=InclusionLevel.NOT_IN_NAV
-        )
+        copy = File.generated(config, f"../{name}", abs_src_path=str(ROOT / name), inclusion=InclusionLevel.NOT_IN_NAV)
         copy.dest_uri = f"files/{name.removesuffix('.md')}{'.html' * name.endswith('.md')}"
         files.append(copy)
     return files
@@ -29,6 +27,12 @@ def on_page_markdown(markdown, page, **_):
     if page.file.src_uri == "changelog.md":
         return (ROOT / "CHANGELOG.md").read_text().replace("](docs/", "](")
     return markdown
+
+
+def on_post_page(output, page, **_):
+    """The theme fetches one script from the network; the site has a copy of it."""
+    depth = "../" * page.url.count("/")
+    return output.replace("https://unpkg.com/iframe-worker/shim", f"{depth}assets/iframe-worker.js")
 
 
 def on_page_content(content, **_):
