@@ -9,6 +9,7 @@ from mkdocs.structure.files import File, InclusionLevel
 
 ROOT = Path(__file__).parent.parent
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+_SHIM = "https://unpkg.com/iframe-worker/shim"
 _LINK = re.compile(r"\]\((?:\.\./)+((?:configs|experiments|ld3_jax|results|tests)/[^)#]+)\)")
 
 
@@ -31,8 +32,12 @@ def on_page_markdown(markdown, page, **_):
 
 def on_post_page(output, page, **_):
     """The theme fetches one script from the network; the site has a copy of it."""
-    depth = "../" * page.url.count("/")
-    return output.replace("https://unpkg.com/iframe-worker/shim", f"{depth}assets/iframe-worker.js")
+    return output.replace(_SHIM, "../" * page.url.count("/") + "assets/iframe-worker.js")
+
+
+def on_post_template(output_content, template_name, **_):
+    """The same in the page for addresses that do not exist, which a server shows."""
+    return output_content.replace(_SHIM, "/assets/iframe-worker.js") if template_name == "404.html" else output_content
 
 
 def on_page_content(content, **_):
