@@ -85,7 +85,7 @@ def test_a_download_goes_on_where_it_broke_off(server, tmp_path):
     path = tmp_path / "weights"
     for kept in ("1,500,000", "4,000,000"):
         with pytest.raises(
-            ConnectionError, match=rf"broken off.*goes on from the {kept} bytes in .*put it at .*weights"
+            ConnectionError, match=rf"broken off.*continues from the {kept} bytes in .*put it at .*weights"
         ):
             download.download(server.url, DIGEST, path)
         assert not path.exists()
@@ -210,7 +210,9 @@ def test_an_official_file_is_downloaded_once(server, tmp_path, monkeypatch):
     calls = []
     download.fetch(tmp_path / "again" / "weights", lambda *call: calls.append(call))
     assert calls[-1] == ("weights", len(CONTENT), len(CONTENT))
-    with pytest.raises(FileNotFoundError, match=r"no file .*other; by these names .*edm-cifar10-32x32-uncond-vp\.pkl"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no file .*other; files with these names .*edm-cifar10-32x32-uncond-vp\.pkl"
+    ):
         download.fetch(tmp_path / "other")
 
 

@@ -1,4 +1,4 @@
-"""Learning for poses, what was learned as a file, its form for DiffDock; real molecules where the extra is there."""
+"""Learning for poses, the schedule's file, its format for DiffDock; real molecules if the extra is installed."""
 
 import importlib.util
 import json
@@ -62,7 +62,7 @@ def setting():
     return student, jax.tree.map(lambda leaf: leaf[:30], pairs), jax.tree.map(lambda leaf: leaf[30:], pairs)
 
 
-def test_learning_on_the_manifold_beats_the_hand_made_grids_on_unseen_noise(setting):
+def test_learning_on_the_manifold_beats_the_standard_grids_on_unseen_noise(setting):
     student, known, unseen = setting
     learner = GaussNewton(steps=8, batch_size=10, validate_every=4, tangents=2000)
     learned = learning.fit(student, known, KEY, parametrisation=ByPart(), learner=learner, start="edm")
@@ -278,7 +278,7 @@ def test_a_broken_sdf_is_named(tmp_path):
         molecules.read_sdf(tmp_path / "none.sdf")
     for content in ("", "nothing\n\n\n  7  7\nbroken\n$$$$\n"):
         (tmp_path / "broken.sdf").write_text(content)
-        with pytest.raises(ValueError, match=r"broken\.sdf: record 1 is no molecule"):
+        with pytest.raises(ValueError, match=r"broken\.sdf: record 1 is not a molecule"):
             molecules.read_sdf(tmp_path / "broken.sdf")
 
 

@@ -205,7 +205,7 @@ def test_evaluate_prints_the_comparison_on_other_noise_and_writes_it(finished, t
     ("flag", "message"),
     [
         ("--baselines=dmn,ays", "--baselines takes some of ['dmn', 'gits', 'oss'], got ['ays']"),
-        ("--distances", "--distances compares images; the samples of ring are none"),
+        ("--distances", "--distances compares images, and the samples of ring are not images"),
     ],
 )
 def test_evaluate_names_what_it_cannot_compare(finished, flag, message):
@@ -274,7 +274,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert error.endswith("interrupted; the same command goes on from here\n")
+    assert error.endswith("interrupted; the same command continues from here\n")
     assert error.count("interrupted") == 1
     assert "Traceback" not in error
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
@@ -289,7 +289,7 @@ def test_a_signal_ends_a_command_at_once_or_after_the_step(monkeypatch, capfd):
     monkeypatch.setattr(experiments, "ending", SimpleNamespace(number=0, waits=True))
     experiments._end(signal.SIGTERM, None)
     assert (ended, experiments.ending.number) == ([], signal.SIGTERM)
-    assert capfd.readouterr().err == "terminated; the same command goes on from here\n"
+    assert capfd.readouterr().err == "terminated; the same command continues from here\n"
     experiments.ending.waits = False
     experiments._end(signal.SIGTERM, None)
     assert (ended, capfd.readouterr().err) == ([143], "")
@@ -439,7 +439,7 @@ def test_a_bad_command_line_is_one_clear_error(arguments, message, tmp_path):
 
 def test_the_learner_of_second_order_refuses_a_loss_that_is_no_function_of_squares(config):
     config.learn.learner, config.learn.loss = "lm", "l1"
-    with pytest.raises(ValueError, match=r"learn .loss 'l1'.: steps of second order .* need a loss that has residuals"):
+    with pytest.raises(ValueError, match=r"learn .loss 'l1'.: second-order steps .* need a loss that has residuals"):
         Run.of(config).check()
 
 
@@ -718,7 +718,7 @@ STEP = {"start": "edm", "step": 1, "loss": 1.0, "valid_loss": 1.0, "best_loss": 
 def test_a_record_of_steps_of_another_program_is_named(change, tmp_path):
     path, line = tmp_path / "metrics.jsonl", json.dumps(STEP) + "\n"
     path.write_text(line + json.dumps(STEP | change if isinstance(change, dict) and change else change) + "\n" + line)
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is no record of a step .*if you move it away"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is not the record of a step .*if you move it away"):
         recording.read_log(path)
     path.write_text(line + line[:20])
     assert recording.read_log(path) == [STEP]
@@ -757,7 +757,7 @@ def test_what_follows_a_colon_goes_to_the_configuration(tmp_path):
             (RuntimeError(text), "^not enough memory; .*3 GB")
             for text in ("RESOURCE_EXHAUSTED: 3 GB", "std::bad_alloc 3 GB", "CUDA: Out of memory, 3 GB")
         ),
-        (TypeError("unhashable"), "^TypeError: unhashable. This is a fault of ld3_jax; its traceback is in .*txt"),
+        (TypeError("unhashable"), "^TypeError: unhashable. This is an error in ld3_jax; its traceback is in .*txt"),
     ],
 )
 def test_any_error_is_one_line(error, message, tmp_path, monkeypatch):

@@ -551,7 +551,7 @@ def test_what_is_no_json_is_no_table(content, tmp_path):
 
 @pytest.mark.parametrize("path", ["", ".", "tests"])
 def test_a_folder_is_no_table(path):
-    with pytest.raises(ValueError, match=r"a folder, where a schedule\.json is wanted"):
+    with pytest.raises(ValueError, match=r"is a folder, not a schedule\.json"):
         interop.read(path)
 
 

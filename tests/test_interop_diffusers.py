@@ -305,7 +305,7 @@ def test_terminal_snr_of_zero_is_another_noise(tmp_path):
         (SD, None, "epsilon", None, "epsilon"),
         (SD, "v", "v_prediction", None, "v_prediction"),
         (SD, "data", None, None, "sample"),
-        (SD, None, None, None, "what is not said by the file, what is not said by like="),
+        (SD, None, None, None, "unknown by the file, unknown by like="),
         (SD, "noise", "v_prediction", None, "predicts epsilon by the file, v_prediction by like="),
         (SD, "score", "epsilon", None, "predicts score by the file, epsilon by like="),
         (SD, "noise", "v_prediction", "v_prediction", "v_prediction"),
