@@ -45,8 +45,8 @@ class Certainty(NamedTuple):
             said.append("warning: the error on held-out noise is higher than on the pairs; increase data.train")
         if self.beyond:
             said.append(
-                f"warning: {self.beyond} of {self.count} held-out samples are larger than those of all pairs by more "
-                "than a fifth, beyond what was learned from; increase data.train or data.candidates"
+                f"warning: {self.beyond} of {self.count} held-out samples are larger than all samples of the "
+                "pairs by more than a fifth; increase data.train or data.candidates"
             )
         return said
 

@@ -92,10 +92,10 @@ def summary(cells: Sequence[Measured]) -> list[str]:
         images = [one.methods for one in cells if one.methods[name].frechet is not None]
         nearer = sum(methods[name].frechet < min(methods[grid].frechet for grid in GRIDS) for methods in images)
         lines.append(
-            f"{label(name)}, {len(cells)} cells: the geometric mean of learned / best standard grid is {mean:.3f} for means "
-            f"and {median:.3f} for medians; the mean is above it in {above[0]} cells, the median in {above[1]}; in "
-            f"{sum(twice)} of {len(twice)} the mean is no higher than that of the best standard grid with twice the "
-            f"calls; the Frechet distance is below that of every standard grid in {nearer} of {len(images)}"
+            f"{label(name)}, {len(cells)} cells: the geometric mean of learned / best standard grid is {mean:.3f} for "
+            f"means and {median:.3f} for medians; the mean is above it in {above[0]} cells, the median in {above[1]}; "
+            f"in {sum(twice)} of {len(twice)} the mean is no higher than that of the best standard grid with twice "
+            f"the calls; the Frechet distance is below that of every standard grid in {nearer} of {len(images)}"
         )
     return lines
 

@@ -149,7 +149,7 @@ def dmn_bound(lam: Float[np.ndarray, "*s points"], smoothing: float = 0.0) -> Fl
 
     Args:
         lam: half-log-SNRs, in double precision.
-        smoothing: e in sqrt(w^2 + e^2), in place of that absolute value.
+        smoothing: e in sqrt(w^2 + e^2), instead of the absolute value.
     """
     n, h = lam.shape[-1] - 1, np.diff(lam)
     order = np.minimum(np.minimum(np.arange(n) + 1, n - np.arange(n)), 3)

@@ -20,7 +20,7 @@ from ld3_jax.processes import is_first, of_first
 
 _KEEP, _ROOM = 2, 1 << 18
 _NAME = re.compile(r"\.?\d{8}\b")
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)  # pages on what it raises, too
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)  # pages about errors
 
 
 def save(folder: Path, step: int, state: PyTree) -> None:

@@ -219,7 +219,7 @@ def baselines(
 
 
 def _known(path: Path, points: int) -> jax.Array | None:
-    """The times in a file; None if it is missing or damaged. With several processes, all get those of the first one."""
+    """The times in a file; None if it is missing or damaged. With several processes, all get the first one's."""
     t, known = np.zeros(points, jnp.result_type(float)), False
     if is_first() and path.exists():
         with contextlib.suppress(ValueError):

@@ -95,7 +95,7 @@ def frechet(a: Statistics, b: Statistics) -> float:
     _check_covariance(b.covariance)
     values, vectors = _check_covariance(a.covariance)
     root = vectors * np.sqrt(np.maximum(values, 0))
-    # The eigenvalues of A B are those of the symmetric root^T B root.
+    # A B has the eigenvalues of the symmetric root^T B root.
     product = np.linalg.eigvalsh(root.T @ b.covariance @ root)
     trace = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(np.maximum(product, 0)).sum()
     return float(((a.mean - b.mean) ** 2).sum() + trace)

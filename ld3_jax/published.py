@@ -70,7 +70,7 @@ class Levels:
             )
         if not np.allclose(here, mine, rtol=SAME_END) or not here[0] > self.values[1] > self.values[-2] > here[1]:
             raise ValueError(
-                f"these noise levels run from {mine[0]:g} to {mine[1]:g}, those of the noise schedule from "
+                f"these noise levels run from {mine[0]:g} to {mine[1]:g}, but the noise schedule's from "
                 f"{here[0]:g} to {here[1]:g}{if_timesteps(mine[0], here[0])}"
             )
 

@@ -67,7 +67,7 @@ def server():
 
 
 def names(folder):
-    """Of the files but locks, which some versions of filelock leave."""
+    """The files except locks, which some versions of filelock leave."""
     return [path.name for path in folder.iterdir() if path.suffix != ".lock"]
 
 
@@ -129,7 +129,7 @@ def test_a_server_without_ranges_starts_over(server, tmp_path):
         ({"more": {"ETag": '"1"'}, "shift": 10}, CONTENT[:1000], '"1"', ["bytes=1000-", None]),
         ({"more": {"ETag": '"1"'}}, CONTENT + b"more", '"1"', [f"bytes={len(CONTENT) + 4}-", None]),
     ],
-    ids=["no length", "no length, goes on", "cut", "no version", "changed", "other bytes", "too long"],
+    ids=["no length", "no length, continues", "cut", "no version", "changed", "other bytes", "too long"],
 )
 def test_without_a_hash_only_the_whole_of_one_file_is_taken(server, server_is, part, version, asked, tmp_path):
     for name, value in server_is.items():

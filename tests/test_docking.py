@@ -35,7 +35,7 @@ FEW = Solver("dpmpp", 3, 2)
 
 @Partial
 def smooth(x, t, cond=None):
-    """In place of a score: smooth, not linear, with all parts depending on one another; it compiles fast."""
+    """Stands in for a score: smooth, not linear, with all parts depending on one another; it compiles fast."""
     sigma = NOISE.sigmas(t)
     down = jax.vmap(rotations.rotate)(rotations.inverse(x.rotation), jnp.ones((len(x.rotation), 1, 3)))[:, 0]
     pull = x.translation * sigma.translation / (1 + sigma.translation**2)
@@ -46,7 +46,7 @@ def smooth(x, t, cond=None):
 
 @Partial
 def coordinates(pose):
-    """In place of atoms: numbers that tell poses apart; they compile fast."""
+    """Stands in for atoms: numbers that tell poses apart; they compile fast."""
     axes = jax.vmap(rotations.rotate)(pose.rotation, jnp.broadcast_to(jnp.eye(3), (len(pose.rotation), 3, 3)))
     parts = (pose.translation, axes.reshape(-1, 9), jnp.cos(pose.torsions), jnp.sin(pose.torsions))
     return jnp.concatenate(parts, -1)

@@ -1,4 +1,4 @@
-"""The mains as a user meets them: what they write and print, how they fail, and that a killed run goes on."""
+"""The mains as a user meets them: what they write and print, how they fail, and that a killed run continues."""
 
 import contextlib
 import errno
@@ -323,7 +323,7 @@ def test_a_workdir_that_is_deleted_meanwhile_or_holds_files_of_others_is_told_of
     with pytest.raises(OSError, match="run was deleted meanwhile"), workdir.held(tmp_path / "run", config):
         shutil.rmtree(tmp_path / "run")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "log.txt").touch()  # what a shell writes there is no hindrance
+    (tmp_path / "run" / "log.txt").touch()  # a file that the shell writes there does not matter
     with workdir.held(tmp_path / "run", config):
         pass
     (tmp_path / "run" / "schedule.json").touch()
@@ -531,7 +531,7 @@ def test_a_learner_that_does_not_fit_the_states_is_refused_before_the_teacher_ru
 
 def test_a_loss_that_does_not_take_the_samples_is_refused_before_anything_is_computed(config, tmp_path):
     config.learn.loss = "lpips"
-    with pytest.raises((ValueError, jaxtyping.TypeCheckError)):  # the tests check types, too
+    with pytest.raises((ValueError, jaxtyping.TypeCheckError)):  # the tests also check types
         train_main.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -792,7 +792,7 @@ def test_a_bad_flag_is_one_clear_error(name, arguments, message):
 
 @pytest.mark.parametrize("name", ["sample", "evaluate", "convert", "export"])
 def test_a_main_runs_in_a_process_of_its_own(name):
-    """All other tests of these share one process with whatever has been imported; those of train do not all."""
+    """The other tests of these mains share one process with everything imported; not all tests of train do."""
     result = subprocess.run(mains.command(name), capture_output=True, text=True, timeout=240)
     assert result.returncode == 1
     assert result.stderr.startswith("error: flag --")
@@ -860,7 +860,7 @@ def test_a_run_warns_of_too_few_pairs_and_of_samples_beyond_them():
     assert len(sure.lines()) == 1
     unsure = sure._replace(held_out=metrics.Interval(2.0, 1.5, 2.5), beyond=3).lines()
     assert "held-out noise is higher than on the pairs; increase data.train" in unsure[1]
-    assert "3 of 20 held-out samples are larger than those of all pairs by more than a fifth" in unsure[2]
+    assert "3 of 20 held-out samples are larger than all samples of the pairs by more than a fifth" in unsure[2]
 
 
 def test_a_terminal_gets_a_bar(monkeypatch, capsys):

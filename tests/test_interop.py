@@ -117,7 +117,7 @@ def test_a_file_with_a_table_is_read_as_before(tmp_path):
         (lambda record: record["table"]["t"].__setitem__(0, 10**400), "must be finite"),
         (lambda record: record["table"].update(process="VP"), r"process must be one of .* or null, got 'VP'"),
         (lambda record: record["table"].update(output="epsilon"), "output must be one of .* or null, got 'epsilon'"),
-        (lambda record: record["table"].update(process="flow"), "alpha and sigma are not those of the process flow"),
+        (lambda record: record["table"].update(process="flow"), "alpha and sigma do not fit the process flow"),
         (lambda record: record["table"].update(prior_scale=-1), "the prior_scale is not positive"),
         (lambda record: record["table"]["alpha"].__setitem__(0, -0.1), "alpha and sigma are not those"),
         (

@@ -132,7 +132,7 @@ def test_the_interval_of_kid_covers_the_truth_in_95_of_100_cases(shift, rng):
 
 
 def test_kid_is_unbiased(rng):
-    # Of one dimension the kernel's moments are known: k(x, y) = (x y + 1)^3 has the features 1, x, x^2, x^3.
+    # In one dimension the kernel's moments are known: k(x, y) = (x y + 1)^3 has the features 1, x, x^2, x^3.
     x, y = rng.standard_normal((20000, 1)), 0.5 + rng.standard_normal((20000, 1))
     moments = np.array([0.5, 1.25 - 1, 0.5 * (3 + 0.25)])  # differences of the first three
     expected = (np.array([3, 3, 1]) * moments**2).sum()

@@ -35,7 +35,7 @@ HALF = starting_at(WHOLE, t=float(WHOLE.inverse_lam(WHOLE.lam(jnp.array([WHOLE.t
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Of the teacher's own samples: some to learn from, others to judge by."""
+    """Pairs from the teacher's own samples: some to learn from, others to judge by."""
     model = RING.starting_at(starting.by_teacher(RING), HALF.t_start)
     return [make_pairs(RING.model, HALF, *model.draw(jax.random.key(seed), 100)) for seed in (0, 1)]
 

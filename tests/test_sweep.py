@@ -1,4 +1,4 @@
-"""The sweep as a user meets it; the figures of README and documentation are those of the committed one."""
+"""The sweep as a user meets it; README and documentation have the figures of the committed one."""
 
 import csv
 import functools
@@ -274,7 +274,7 @@ def test_the_readme_has_the_figures_of_the_cells():
 
 
 @pytest.mark.parametrize("sweep", [galaxies, networks, seeds])
-def test_the_committed_cells_are_all_and_those_of_the_configuration(sweep):
+def test_the_committed_cells_are_the_cells_of_the_configuration(sweep):
     config, found = sweep.get_config(), committed(sweep.__name__.rpartition(".")[2])
     assert {one.cell for one in found} == {*cells.all_cells(config)}
     assert len(found) == len(cells.all_cells(config))

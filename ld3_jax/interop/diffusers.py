@@ -87,7 +87,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             FileNotFoundError: if there is no such file.
             ValueError: if it has no table; if `like` is not a scheduler; if the kind of noise, its levels or the
-                prediction differ from those of `like`, or are unknown without it.
+                prediction differ from `like`, or are unknown without it.
         """
         table = read(path)
         if not isinstance(like, SchedulerMixin | None):
@@ -108,7 +108,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         """The scheduler that this one replaces, unchanged; a ValueError if diffusers has none with its name."""
         name, ours = self.config["replaces"], ("table", "timesteps", "replaces")
         if not hasattr(diffusers, str(name)):
-            raise ValueError(f"it replaces {name}, which is no scheduler of diffusers: give the pipeline's own (like=)")
+            raise ValueError(f"it replaces {name}, which is not a diffusers scheduler: give the pipeline's own (like=)")
         return getattr(diffusers, name).from_config({key: self.config[key] for key in self.config if key not in ours})
 
     def __len__(self) -> int:
@@ -295,7 +295,7 @@ def _timesteps(table: Table, steps: int, like: Any) -> list[float]:
     if noise_alone or off > 1e-3 or (by_time and np.abs(found - by_time).max() > _CLOSE):
         why = " (rescale_betas_zero_snr; leave it out of like= if the network was not trained so)" * noise_alone
         raise ValueError(
-            "it was learned for other noise levels than those of the pipeline's scheduler: alpha begins at "
+            "it was learned for other noise levels than the pipeline's scheduler has: alpha begins at "
             f"{start:.3g}, and there at {alphas[-1] ** 0.5:.3g}{why}; give a schedule.json of this model"
         )
     return by_time or found.tolist()

@@ -47,7 +47,7 @@ def sigmas(learned: Learned, table: PlainTable, last: str = "kept") -> Listed:
     k-diffusion).
 
     Args:
-        learned: what was learned.
+        learned: the learned schedule.
         table: its table.
         last: "kept": n + 1 numbers, the last one 0 if learned that way; "zero": the last one is 0; "dropped": n
             numbers, for programs that append a 0.
@@ -75,7 +75,7 @@ def sigmas(learned: Learned, table: PlainTable, last: str = "kept") -> Listed:
 
 _LAST = {
     "kept": "the last of the n + 1 numbers is {last}: a program that expects 0 there leaves that noise in the sample",
-    "zero": "the last of the n + 1 numbers is 0 in place of {last}: the last step goes to the data prediction",
+    "zero": "the last of the n + 1 numbers is 0 instead of {last}: the last step goes to the data prediction",
     "dropped": "n numbers, for programs that append 0: the last step goes there, and not to {last}",
 }
 
@@ -155,7 +155,7 @@ def as_run(listed: Listed, learned: Learned, schedule: NoiseSchedule) -> Table:
 
     Args:
         listed: the list.
-        learned: what was learned.
+        learned: the learned schedule.
         schedule: its noise schedule.
     """
     t = jnp.asarray(listed.t, learned.t.dtype)
@@ -175,7 +175,7 @@ def distance(
 
     Args:
         listed: the list.
-        learned: what was learned.
+        learned: the learned schedule.
         model, schedule: the model that it was learned for, and its noise schedule.
         x_T, cond: noises, and their conditions.
         batch_size: the most samples at a time.

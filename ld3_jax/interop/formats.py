@@ -21,7 +21,7 @@ class Source:
     """The learned schedule to export.
 
     Attributes:
-        learned: what was learned.
+        learned: the learned schedule.
         record: the content of its schedule.json; {} if it is for another number of calls than the file.
         schedule: schedule() -> its model's noise schedule, called only if needed: a model may take gigabytes.
     """
@@ -76,7 +76,7 @@ def json_text(record: Any) -> str:
 
 def _table(source: Source) -> Written:
     if not source.record:
-        raise ValueError("a table of another number of calls is no schedule.json; leave --nfe out")
+        raise ValueError("a table for another number of calls is not a schedule.json; leave --nfe out")
     table = source.table()
     return Written(json_text({**source.record, "table": table}), f"{len(table['t'])} network calls")
 

@@ -45,7 +45,7 @@ def fit(
         student: what to run, from `make_student`.
         pairs: the teacher's pairs; the loss compares with `x_0`, so it is decoded if the student decodes.
         key: fixes the order of the batches.
-        parametrisation: what is learned.
+        parametrisation: the numbers to learn: `WithCoefficients`, `Gaps` or your own.
         learner: how it is learned.
         start: the times to start from: a standard grid's name, "race" for a race of them (`learning.race`), or an
             earlier result (`Learned.discretization`).

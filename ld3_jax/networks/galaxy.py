@@ -114,7 +114,7 @@ def read_weights(path: Path, size: int) -> PyTree:
         The parameters of `GalaxyNet`, float32.
 
     Raises:
-        ValueError: if the file is cut short, goes on after its end, or holds an array of another shape.
+        ValueError: if the file is cut short, continues after its end, or holds an array of another shape.
     """
     patches, hidden, mix = (size // _PATCH) ** 2, _HIDDEN, _MIX
     with path.open("rb") as file:
@@ -157,7 +157,7 @@ def read_weights(path: Path, size: int) -> PyTree:
         weights["norm"] = layer_norm_transposed()
         read()  # the scale of t
         if file.read(1):
-            raise ValueError(f"{path}: goes on after the last array; not this network's file?")
+            raise ValueError(f"{path}: continues after the last array; not this network's file?")
     return weights
 
 

@@ -34,7 +34,7 @@ class UNet(nn.Module):
         context_dim: channels of the context's tokens, for spatial transformers; None for plain self-attention.
         transformer_depth: transformer blocks in each spatial transformer.
         new_attention_order: self-attention's projection holds all queries, then all keys, then all values; by default,
-            as in the published files, the queries, keys and values of the first head, then those of the second, and so
+            as in the published files, the queries, keys and values of the first head, then of the second head, and so
             on.
         dtype: of the computation inside; parameters, input and output are float32.
     """

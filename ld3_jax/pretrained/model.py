@@ -226,7 +226,7 @@ def load(name: str, *, on_progress: OnProgress = lambda label, done, total: None
         close = "".join(f"; did you mean {one!r}?" for one in difflib.get_close_matches(name, MODELS, 1))
         raise ValueError(f"network.name must be one of {sorted(MODELS)}, got {name!r}{close}")
     if unknown := settings.keys() - _USUAL.keys():
-        raise ValueError(f"{sorted(unknown)} are no settings of a model; see ld3_jax.pretrained.Settings")
+        raise ValueError(f"{sorted(unknown)} are not settings of a model; see ld3_jax.pretrained.Settings")
     for setting, given in settings.items():
         kind = type(_USUAL[setting])
         if type(given) not in ((float, int) if kind is float else (kind,)):

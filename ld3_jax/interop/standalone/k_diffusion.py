@@ -92,7 +92,7 @@ def _check(sigmas: torch.Tensor, table: Table) -> None:
     same = len(given) == len(wanted) and all(abs(a - b) <= _TOLERANCE * b for a, b in zip(given, wanted, strict=True))
     if not same:
         raise ValueError(
-            f"it was learned for the sigmas {wanted}, got {given}: give all of table.levels, in ComfyUI those of "
+            f"it was learned for the sigmas {wanted}, got {given}: give all of table.levels, in ComfyUI the output of "
             f"Learned sigmas with the same file, none of them split off; it was learned {_start(table)}"
         )
 

@@ -166,7 +166,7 @@ def _check_fit(table: Table) -> None:
     pairs, one = [*grid, *zip(table.alpha, table.sigma, strict=True)], _PROCESSES[table.process]
     before = (row[i + 1 :] for rows in (table.correct_history, table.predict_history) for i, row in enumerate(rows))
     wrong = {
-        f"alpha and sigma are not those of the process {table.process}": any(
+        f"alpha and sigma do not fit the process {table.process}": any(
             min(pair) < 0 or abs(one(*pair) - 1) > _CLOSE for pair in pairs
         ),
         "the noise of grid_alpha and grid_sigma does not fall": any(
