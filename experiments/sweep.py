@@ -22,7 +22,7 @@ _CONFIG = command.config_flag("Configuration file.")
 _WORKDIR = command.path_flag("workdir", None, "Where cells, sweep.csv, sweep.html and sweep.png go.")
 flags.mark_flags_as_required(["config", "workdir"])
 
-# Errors that end one cell: learning that fails, missing files or packages of a network, too little memory. Anything
+# Errors that end one cell: learning that fails, missing files or packages of a network, lack of memory. Anything
 # else, above all a full disk, would also end every other cell after minutes of work.
 _OF_A_CELL = (ValueError, FloatingPointError, RuntimeError, FileNotFoundError, ImportError)
 

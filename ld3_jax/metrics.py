@@ -230,7 +230,7 @@ def share(hits: Bool[np.ndarray, "n"]) -> Interval:
 
 
 def mean_of_two_kinds(values: Num[np.ndarray, "n"], rare: Bool[np.ndarray, "n"], typical: float) -> Interval:
-    """The mean of errors, a rare kind of which is many times larger, with a 95 % interval.
+    """The mean of errors if a rare kind is many times larger, with a 95 % interval.
 
     Resampling knows nothing about rare errors that were not drawn. With p the share of the rare kind, in Wilson's
     interval, m_1 and m_2 the mean errors of both kinds, s the standard error within them,

@@ -157,7 +157,7 @@ def test_without_a_hash_only_the_whole_of_one_file_is_taken(server, server_is, p
             "a web page in place",
         ),
         ({"content": b"<html>sign in</html>"}, ValueError, "begins with b'<html>.*a web page.*; deleted"),
-        ({"more": {"Content-Encoding": "gzip"}}, ConnectionError, "answers with gzip in place of the file"),
+        ({"more": {"Content-Encoding": "gzip"}}, ConnectionError, "answers with gzip instead of the file"),
         ({"content": gzip.compress(b"weights")}, ValueError, r"\(gzip\); deleted"),
         ({"length": False, "cuts": [1000]}, ValueError, "cut short or damaged.*; deleted"),
         ({"content": b""}, ConnectionError, "416"),

@@ -95,7 +95,7 @@ def test_what_is_no_covariance_has_no_distance(bad):
     for pair in ((good, odd), (odd, good)):
         with pytest.raises(ValueError, match="a covariance must be finite and symmetric, without negative eigenvalues"):
             metrics.frechet(*pair)
-    # Those of features that depend on each other, rounded to float32, are covariances.
+    # Covariances of dependent features, rounded to float32, are accepted.
     flat = np.cov(np.random.default_rng(0).standard_normal((50, 8)) @ np.ones((8, 30)), rowvar=False).astype(np.float32)
     assert metrics.frechet(Statistics(np.zeros(30), flat), Statistics(np.zeros(30), flat)) == pytest.approx(0, abs=1e-2)
 

@@ -134,7 +134,7 @@ def _receive(url: str, sha256: str | None, part: Path, on_progress: Callable[[in
             part.unlink()
             return _receive(url, sha256, part, on_progress)
         if given.get_content_type() == "text/html" or given["Content-Encoding"] not in (None, "identity"):
-            raise ConnectionError(f"answers with {given['Content-Encoding'] or 'a web page'} in place of the file")
+            raise ConnectionError(f"answers with {given['Content-Encoding'] or 'a web page'} instead of the file")
         here, total = (here, int(resumed[1])) if resumed else (0, response.length)
         note.write_text(now)
         with part.open("ab" if resumed else "wb") as file:
