@@ -76,7 +76,7 @@ class Sigma:
 
 
 class Scheme(NamedTuple):
-    """Of swirl-dynamics: x_t = s (x_0 + sigma eps)."""
+    """A scheme of swirl-dynamics: x_t = s (x_0 + sigma eps)."""
 
     scale: Any
     sigma: Any
@@ -140,7 +140,7 @@ def test_an_ode_sampler_runs_what_was_learned(adapters, kind, solver):
 
 
 class Cosine:
-    """Of hackable-diffusion: a GaussianSchedule."""
+    """A GaussianSchedule of hackable-diffusion."""
 
     def alpha(self, time):
         return jnp.cos(0.5 * jnp.pi * time)
@@ -156,7 +156,7 @@ COSINE = Cosine()
 
 
 class Process:
-    """Of hackable-diffusion: a GaussianProcess, of a network that predicts the noise."""
+    """A GaussianProcess of hackable-diffusion, for a network that predicts the noise."""
 
     schedule = COSINE
 

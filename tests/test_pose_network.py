@@ -34,7 +34,7 @@ def setting():
 
 
 def moved(context, x, rotation, shift):
-    """Ligand and pocket turned and moved together; improper rotations mirror the reference conformer, too."""
+    """Ligand and pocket turned and moved together; improper rotations also mirror the reference conformer."""
     flip = float(np.linalg.det(rotation))
     turn = jnp.asarray(np.roll(Rotation.from_matrix(flip * rotation).as_quat(), 1), jnp.float32)
     own = context.ligand._replace(positions=flip * context.ligand.positions)

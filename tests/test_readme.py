@@ -1,4 +1,4 @@
-"""What the README shows works: its library runs as it stands there, and its files exist."""
+"""The README works: its code runs as written, and its links lead somewhere."""
 
 import functools
 import re
