@@ -7,7 +7,7 @@ It needs the extra `docking`, whose packages ship the molecules. The score is th
 dynamics run; --config.network.name=1ia1 (1of6, 1s3v, 1uou) takes the pose of a crystal, and
 --config.network.name=ergotamine_network a network that was trained on the 250 poses.
 
-Measured: docs/docking.md.
+Measured: docs/guides/docking.md.
 """
 
 from ml_collections import config_dict

@@ -216,7 +216,7 @@ def test_the_documented_wrapper_gives_diffdocks_sampler_what_was_learned(tmp_pat
     inference.get_parser = lambda: SimpleNamespace(parse_args=lambda: SimpleNamespace(**scales))
     inference.main = main
     monkeypatch.setitem(sys.modules, "inference", inference)
-    (block,) = re.findall(r"```py\n(.*?)```", Path("docs/docking.md").read_text(), re.DOTALL)
+    (block,) = re.findall(r"```py\n(.*?)```", Path("docs/guides/docking.md").read_text(), re.DOTALL)
     monkeypatch.setattr(sys, "argv", ["learned_inference.py", str(tmp_path / "diffdock.json")])
     exec(block, {})
     start, given = calls
@@ -348,7 +348,7 @@ def test_a_share_has_wilsons_interval_and_a_median_that_of_order_statistics():
 
 
 def test_the_documentation_has_the_figures_of_the_benchmark():
-    exact, network = Path("docs/docking.md").read_text().partition("The same with the trained network")[::2]
+    exact, network = Path("docs/guides/docking.md").read_text().partition("The same with the trained network")[::2]
     crystals = network.partition("The crystal complexes")[2].partition("\n## ")[0]
     measured, found = json.loads(Path("results/docking.json").read_text())["rows"], 0
     for text, suffix in ((exact, ""), (network, ", ergotamine_network")):

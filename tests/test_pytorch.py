@@ -403,7 +403,7 @@ def test_without_gradients_gauss_newton_still_learns():
 
 
 def test_the_page_on_pytorch_runs(tmp_path, monkeypatch):
-    (code,) = re.findall("```python\n(.*?)```", Path("docs/pytorch.md").read_text(), re.DOTALL)
+    (code,) = re.findall("```python\n(.*?)```", Path("docs/guides/own-pytorch-network.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     code = code.replace("64, 64", "8, 8").replace(" 100, ", " 6, ").replace("key(1))", "key(1), learner=learner)")
     learner = learning.GaussNewton(steps=1, batch_size=6, validate_every=1)

@@ -257,8 +257,8 @@ def test_a_committed_csv_is_as_a_sweep_writes_it(sweep):
     assert (RESULTS / f"{sweep}.csv").read_bytes() == page.as_csv(committed(sweep))
 
 
-def test_the_readme_has_the_figures_of_the_cells():
-    section = Path("README.md").read_text().partition("## Results")[2].partition("\n## ")[0]
+def test_the_page_of_results_has_the_figures_of_the_cells():
+    section = Path("docs/results.md").read_text().partition("## Five calls")[2].partition("\n## ")[0]
     header, _, *rows = (line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|"))
     assert rows
     meant = {"best standard grid": GRIDS, "times learned": ["times"], "times + coefficients": ["everything"]}
