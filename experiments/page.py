@@ -39,7 +39,7 @@ METHODS = {
     "dmn": Method("DMN", "#b5651d", "v", "▼", "DMN's grid, arXiv:2402.17376"),
     "gits": Method("GITS", "#1f98a6", "P", "✚", "GITS' grid, arXiv:2405.11326"),
     "oss": Method("Optimal Steps", "#9068cf", "X", "✖", "Optimal Steps' grid, arXiv:2503.21774"),
-    "times": Method("times learned", "#3b82c4", "D", "◆", "times and network times learned"),
+    "times": Method("times", "#3b82c4", "D", "◆", "times and network times learned"),
     "everything": Method("times + coefficients", "#d9415a", "*", "★", "times, network times and coefficients learned"),
 }
 # What pictures show against the number of calls.

@@ -215,7 +215,7 @@ def test_the_summary_counts_cells_and_takes_geometric_means():
     ]
     of_times, everything = page.summary(found)
     assert (
-        "times learned, 2 cells: the geometric mean of learned / best standard grid is 1.000 for means and 1.095"
+        "times, 2 cells: the geometric mean of learned / best standard grid is 1.000 for means and 1.095"
         in of_times
     )
     assert "the mean is above it in 1 cells, the median in 1;" in of_times
