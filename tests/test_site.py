@@ -62,7 +62,7 @@ def test_the_code_of_a_page_runs_as_it_stands(page, block, tmp_path, monkeypatch
 
 
 def _start(student, pairs, *args, **options):
-    """The start of learning on a standard grid, instead of its result."""
+    """What learning would start from on a standard grid, instead of what it would end with."""
     inspect.signature(learning.fit).bind(student, pairs, *args, **options)
     grid = learning.on_grid("logsnr", student.schedule, student.solver)
     return learning.Learned(student.solver, grid, np.asarray(grid.lam(student.schedule)))
