@@ -2,8 +2,8 @@
 
 python -m experiments.benchmark --out=runs/benchmark.json
 
-Each row is printed and saved once it is measured; rows that the file already has are not measured again. The tables
-are written next to it as Markdown. experiments.sweep compares methods on many networks, solvers and numbers of calls.
+Each row is printed and saved once it is measured; rows that the file already has are not measured again. The tables are
+written next to it as Markdown. experiments.sweep compares methods on many networks, solvers and numbers of calls.
 """
 
 import json

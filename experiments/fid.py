@@ -3,8 +3,8 @@
 python -m experiments.sample --schedule=runs/cifar10/schedule.json --num=50000 --out=runs/cifar10/many/
 python -m experiments.fid --samples=runs/cifar10/many/ --reference=cifar10-32x32.npz
 
-A folder is one that experiments.sample filled, or any folder of images, including its subfolders; it is read batch
-by batch. A .npz holds images (n, h, w, channels): `samples` in [-1, 1], or 8 bits as guided-diffusion's `arr_0`.
+A folder is one that experiments.sample filled, or any folder of images, including its subfolders; it is read batch by
+batch. A .npz holds images (n, h, w, channels): `samples` in [-1, 1], or 8 bits as guided-diffusion's `arr_0`.
 """
 
 import itertools

@@ -126,9 +126,9 @@ def network_table(quick: bool) -> list[tuple[str, Measure]]:
 
 
 def transfer_table(quick: bool) -> list[tuple[str, Measure]]:
-    """Schedules learned for DPM-Solver++ 3M with 5 calls, used elsewhere: on another network, with
-    another solver, with times interpolated to another number of calls, at another guidance scale. Guidance leads
-    from hsc32 to ztf32, eps = eps_hsc32 + scale (eps_ztf32 - eps_hsc32).
+    """Schedules learned for DPM-Solver++ 3M with 5 calls, used elsewhere: on another network, with another solver, with
+    times interpolated to another number of calls, at another guidance scale. Guidance leads from hsc32 to ztf32, eps =
+    eps_hsc32 + scale (eps_ztf32 - eps_hsc32).
     """
     networks = ("hsc32",) if quick else ("hsc32", "ztf32", "quasar72")
     cells = []

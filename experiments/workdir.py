@@ -102,8 +102,8 @@ def watched(label: str, total: int) -> Iterator[Callable[..., None]]:
 def report(folder: Path, ended: Ended, seconds: Mapping[str, float]) -> None:
     """Print which start won and by how much, and what learning cost; and write it to report.json.
 
-    The seconds include earlier parts of the run that were interrupted after a step, but not killed. If
-    nothing was learned, because the run had already ended, they are the seconds of that run.
+    The seconds include earlier parts of the run that were interrupted after a step, but not killed. If nothing was
+    learned, because the run had already ended, they are the seconds of that run.
     """
     path = folder / "report.json"
     earlier = _read_report(path)

@@ -202,8 +202,8 @@ def optimal_steps(schedule: NoiseSchedule, n: int, probe: Probe) -> Float[Array,
     trajectory there, among those that come from a point where k - 1 steps led; the path that ends at the last point is
     traced back. Steps are the medians over the states. n times 60 network calls for each state.
 
-    Reference: Pei et al., arXiv:2503.21774. Differs from the published code: the trajectory and the candidates are
-    the same as in `gits`, so that the result does not depend on how a model measures time; always n steps, never fewer.
+    Reference: Pei et al., arXiv:2503.21774. Differs from the published code: the trajectory and the candidates are the
+    same as in `gits`, so that the result does not depend on how a model measures time; always n steps, never fewer.
     """
     path = trajectory(schedule, probe, n)
     choices = np.asarray(_optimal_choices(probe, schedule.alpha(path.t), path, n))

@@ -1,7 +1,7 @@
 """Which noises to make the teacher's pairs from: mostly the candidates that a solver with few calls gets wrong.
 
-A few samples hold most of a student's error: the brightest 3 % of a survey's galaxies hold more than half of it.
-A hundred noises drawn at random contain two or three of these, or none, and the result depends on which. How far two
+A few samples hold most of a student's error: the brightest 3 % of a survey's galaxies hold more than half of it. A
+hundred noises drawn at random contain two or three of these, or none, and the result depends on which. How far two
 cheap solvers end from each other tells which noises they are. These are drawn more often, and each pair's weight is the
 inverse of its probability of being drawn, so that weighted means estimate the means over all candidates.
 

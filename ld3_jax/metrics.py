@@ -196,8 +196,8 @@ def bootstrap(statistic: Callable, *values: Num[np.ndarray, "n"], resamples: int
     Args:
         statistic: a function of arrays with samples along the last axis; it reduces that axis, as `np.mean` with
             axis=-1.
-        *values: one number for each sample; the same samples are drawn from several arrays, so that values measured
-            on the same noise stay paired: `bootstrap(lambda a, b: a.mean(-1) / b.mean(-1), a, b)`.
+        *values: one number for each sample; the same samples are drawn from several arrays, so that values measured on
+            the same noise stay paired: `bootstrap(lambda a, b: a.mean(-1) / b.mean(-1), a, b)`.
         resamples: how many.
         seed: the seed of the draws.
 

@@ -1,7 +1,7 @@
 """Several processes of JAX's distributed runtime: only the first one reads and writes the files that all depend on.
 
-All processes run the same program on a mesh of all their devices, so a value is the same in each of them; only the
-disk differs. With one process, nothing here does anything.
+All processes run the same program on a mesh of all their devices, so a value is the same in each of them; only the disk
+differs. With one process, nothing here does anything.
 """
 
 import os

@@ -92,8 +92,8 @@ def starting_at(
         sigma: or its noise level, as programs count it: sigma for flows (alpha + sigma = 1), sigma / alpha for others.
         strength: or a share s in (0, 1), as `strength` of diffusers and `denoise` of ComfyUI; 1 would be full noise.
             Variance-preserving noise, and any other not named here: t_s = s t_max, a share of the training steps.
-            Flows: sigma = s, the level before a pipeline's shift. Variance-exploding noise: s of the way from
-            sigma_min to sigma_max in sigma^(1/7), Karras' grid.
+            Flows: sigma = s, the level before a pipeline's shift. Variance-exploding noise: s of the way from sigma_min
+            to sigma_max in sigma^(1/7), Karras' grid.
 
     Returns:
         The noise schedule with t_max = t_s.

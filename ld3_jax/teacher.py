@@ -39,8 +39,8 @@ class Teacher:
         solver: the accurate solver, with its number of network calls.
         grid: the standard grid that it runs on.
         batch_size: the most samples to integrate at a time; the batches are made equal.
-        cache: a folder in which to keep the pairs. Existing pairs are not made again; a damaged file is named in
-            a warning and made again. Pairs of other models, solvers, grids or noise have their own subfolders.
+        cache: a folder in which to keep the pairs. Existing pairs are not made again; a damaged file is named in a
+            warning and made again. Pairs of other models, solvers, grids or noise have their own subfolders.
         identity: a name of the model, under which its pairs are kept. It stands for what JAX does not trace: a model
             that calls back to Python or runs native code has its pairs cached only if it has a name.
         drop_not_finite: leave out pairs whose sample is not finite, instead of refusing them all.

@@ -9,7 +9,7 @@ import pytest
 PHRASES = {
     r"hand-?made": "standard grid",
     r"everything (?:that )?(?:is |was )?learned|learned,? everything": "times + coefficients",
-    r"what (?:is|was) learned": "the learned schedule, or its name",
+    r"what was learned": "the learned schedule, or its name",
     r"nobody foresaw": "an unexpected error",
     r"\bthose of\b": "repeat the noun, or use 's",
     r", too(?=[.,;:)\"]| )(?! (?:few|many|much|small|large|long|short))": "also",
@@ -20,7 +20,6 @@ PHRASES = {
     r"|tensor|vectors?)\b": "is not a",
     r"\bone's own\b": "your own",
     r"the disk does not take": "cannot be written to the disk",
-    r"\bin place of\b": "instead of",
 }
 PLACES = (
     "*.md",

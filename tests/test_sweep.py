@@ -214,10 +214,7 @@ def test_the_summary_counts_cells_and_takes_geometric_means():
         measured(Cell("a", "ddim", 8, 0), logsnr=judged(0.1), times=judged(0.2), everything=judged(0.1)),
     ]
     of_times, everything = page.summary(found)
-    assert (
-        "times, 2 cells: the geometric mean of learned / best standard grid is 1.000 for means and 1.095"
-        in of_times
-    )
+    assert "times, 2 cells: the geometric mean of learned / best standard grid is 1.000 for means and 1.095" in of_times
     assert "the mean is above it in 1 cells, the median in 1;" in of_times
     assert "in 0 of 1 the mean is no higher" in of_times
     assert "is 0.500 for means and 0.316 for medians" in everything
@@ -271,6 +268,19 @@ def test_the_page_of_results_has_the_figures_of_the_cells():
             best = min((methods[name] for name in meant[method]), key=lambda one: one.frechet if kind else one.mean)
             expected = f"{best.frechet:.4f}" if kind else f"{best.mean:.4f} ({best.median:.4f})"
             assert figure == expected, (network, solver, column)
+
+
+def test_the_readme_has_the_figures_of_the_cells():
+    section = Path("README.md").read_text().partition("## Results")[2].partition("\n## ")[0]
+    header, _, *rows = (line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|"))
+    assert 1 < len(rows) <= 6
+    by_cell = {one.cell: one for one in committed("galaxies")}
+    for network, *figures in rows:
+        for column, figure in zip(header[1:], figures, strict=True):
+            method, calls = re.fullmatch(r"(.*), (\d+) calls", column).groups()
+            cell = by_cell[network, "dpmpp", int(calls), 0]
+            labels = {page.label(name): one for name, one in cell.methods.items()} | {page.BEST: cell.best_grid}
+            assert figure == f"{labels[method].mean:.4f}", (network, column)
 
 
 @pytest.mark.parametrize("sweep", [galaxies, networks, seeds])

@@ -2,8 +2,8 @@
 
 Three operations refer to each other: the output, its derivative along q directions, and the gradient of q cotangents.
     With
-their rules such a network is like any other under jit, grad, vmap, linearize, scan and rematerialisation.
-The time is one scalar for the whole batch, as in every network here, so a map over times runs them one by one.
+their rules such a network is like any other under jit, grad, vmap, linearize, scan and rematerialisation. The time is
+one scalar for the whole batch, as in every network here, so a map over times runs them one by one.
 """
 
 from collections.abc import Callable, Sequence

@@ -25,11 +25,11 @@ _NOISE_ALONE = 1e-3  # alpha of a state without signal
 class LearnedScheduler(SchedulerMixin, ConfigMixin):
     """Runs a learned solver in a pipeline: times, network times and coefficients, in any solver's form.
 
-    The network gets fractional timesteps. `num_inference_steps` counts network calls, and must be the learned number.
-    A solver that starts below full noise is for image to image and inpainting, with the strength that it was
-    learned for and a `num_inference_steps` that gives the learned number of calls at this strength: pipelines leave out
-    the timesteps before them. An error names both values.
-    The configuration keeps the one of the replaced scheduler: `X.from_config(pipe.scheduler.config)` gives any other.
+    The network gets fractional timesteps. `num_inference_steps` counts network calls, and must be the learned number. A
+    solver that starts below full noise is for image to image and inpainting, with the strength that it was learned for
+    and a `num_inference_steps` that gives the learned number of calls at this strength: pipelines leave out the
+    timesteps before them. An error names both values. The configuration keeps the one of the replaced scheduler:
+    `X.from_config(pipe.scheduler.config)` gives any other.
 
     Args:
         table: the table of a schedule.json.

@@ -23,8 +23,8 @@ class Encoded:
 
     Attributes:
         cond: arrays with an axis of prompts in front.
-        leaves: for each leaf of the outputs: how many rows a prompt has, and its dtype; or the leaf itself, if it
-            does not grow with the number of prompts.
+        leaves: for each leaf of the outputs: how many rows a prompt has, and its dtype; or the leaf itself, if it does
+            not grow with the number of prompts.
         structure: the structure of the outputs.
     """
 

@@ -23,9 +23,9 @@ _NUMBER = re.compile(r"[^\s,;\[\]()]+")
 def read_times(name: str, schedule: NoiseSchedule, n_steps: int) -> Discretization:
     """The times of a list.
 
-    Noise levels are sigma / alpha, or sigma for flows; their logarithm is interpolated linearly. The last one may
-    be 0, as in other programs, and stands for the noise schedule's own end; if it follows that end, t ends twice at
-    t_min, which a solver with last_sigma=0 takes. LD3's files must have the wanted number of steps.
+    Noise levels are sigma / alpha, or sigma for flows; their logarithm is interpolated linearly. The last one may be 0,
+    as in other programs, and stands for the noise schedule's own end; if it follows that end, t ends twice at t_min,
+    which a solver with last_sigma=0 takes. LD3's files must have the wanted number of steps.
 
     Args:
         name: a published grid, or a file: a text of numbers, or LD3's best_v1.pt or best_v2.pt.

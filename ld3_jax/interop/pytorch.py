@@ -227,8 +227,8 @@ def pytorch_network(
     states and times.
 
     Args:
-        module: the module, in eval mode; or all modules whose weights `call` uses. It runs on the device of
-            its first weight, in the dtype of most weights; t has at least single precision.
+        module: the module, in eval mode; or all modules whose weights `call` uses. It runs on the device of its first
+            weight, in the dtype of most weights; t has at least single precision.
         shape: shape of one state for the module, for instance (4, 64, 64).
         cond: the condition of one sample: a pytree of arrays without the batch axis.
         call: call(x, t, cond) -> tensor, for tensors x (batch, *shape), a scalar t, and cond with a batch axis; by

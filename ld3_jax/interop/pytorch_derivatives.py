@@ -1,8 +1,8 @@
 """How a PyTorch function changes along directions: in forward mode, in reverse mode twice, or by differences.
 
 A function is call(x, t, cond) with x (batch, ...), a scalar t and a pytree cond of tensors with leading axis batch.
-Each kind of derivative is a function of it and of a point, which gives a linear map of q directions
-dx (q, batch, ...) and dt (q,).
+Each kind of derivative is a function of it and of a point, which gives a linear map of q directions dx (q, batch, ...)
+and dt (q,).
 """
 
 from collections.abc import Callable

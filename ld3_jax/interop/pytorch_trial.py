@@ -34,8 +34,8 @@ def tried(host: Any, t: np.ndarray, derivatives: Sequence[str]) -> Any:
         derivatives: the names of the derivatives to try.
 
     Raises:
-        ValueError: if numbers are not finite, differ the second time, or depend on other samples; if no derivative
-            is right.
+        ValueError: if numbers are not finite, differ the second time, or depend on other samples; if no derivative is
+            right.
         PyTorchError: if the module does not run.
     """
     random = np.random.default_rng(0)

@@ -64,8 +64,8 @@ def _parts(modules: Sequence[torch.nn.Module]) -> list[torch.nn.Module]:
 
 
 def _seen(parts: Sequence[torch.nn.Module]) -> tuple[list[int], bytes]:
-    """Which parameters there are, and one number from some of them: PyTorch does not count changes through `data`,
-    nor tensors that are replaced."""
+    """Which parameters there are, and one number from some of them: PyTorch does not count changes through `data`, nor
+    tensors that are replaced."""
     found = [one for part in parts for one in part._parameters.values() if one is not None]
     groups: dict[Any, list[torch.Tensor]] = {}
     for one in found[:: -(-len(found) // _SOME) or 1]:

@@ -1,8 +1,7 @@
 """How diffusers pipelines ask for a start below full noise: by a strength, and a number of steps of which they skip
 some.
 
-An image-to-image pipeline makes int(number * strength) calls, and some round up; it skips the other
-timesteps.
+An image-to-image pipeline makes int(number * strength) calls, and some round up; it skips the other timesteps.
 """
 
 import math

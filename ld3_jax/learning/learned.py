@@ -41,8 +41,8 @@ class Learned:
         solver: the solver with its number of network calls.
         discretization: its times, the network's own times, and the changes of its coefficients.
         lam: half-log-SNR at the times.
-        model: what is needed to build the model again; its "digest" tells whether it is the same model, and
-            "predicts" what its network predicts, one of `denoisers.PREDICTIONS`.
+        model: what is needed to build the model again; its "digest" tells whether it is the same model, and "predicts"
+            what its network predicts, one of `denoisers.PREDICTIONS`.
         losses: figures measured while learning, at least the validation loss of the start and of the learned schedule.
         t_start: the time t_s below full noise at which it starts; None: full noise, t_max.
     """

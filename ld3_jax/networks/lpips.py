@@ -133,8 +133,7 @@ class LPIPS(nn.Module):
 def load(net: str = "vgg", cache: Path | None = None) -> Loss:
     """LPIPS as a loss.
 
-    Images of any size are compared as they are, without scaling, as in the published code of LD3 at
-    32 x 32.
+    Images of any size are compared as they are, without scaling, as in the published code of LD3 at 32 x 32.
 
     Args:
         net: the backbone, a name in BACKBONES.

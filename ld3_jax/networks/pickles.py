@@ -2,8 +2,8 @@
 
 A pickle names the functions that rebuild its objects, so reading one with `pickle.load` runs whatever its author chose;
 EDM's files even carry their networks' source, to be executed. Here names are looked up in a short table of this
-module's own functions, which make only arrays. Any other name becomes an `Inert` object, which is never
-imported. Names in Python and NumPy that do not stand for data are refused, because they are there to run code.
+module's own functions, which make only arrays. Any other name becomes an `Inert` object, which is never imported. Names
+in Python and NumPy that do not stand for data are refused, because they are there to run code.
 
 Tensors stay where they are in the file until `Tensor.array` is called, so an optimiser's state costs no memory. Time
 and memory are in proportion to the file, however it nests, repeats or shares objects.

@@ -1,7 +1,7 @@
 """Published arrays as Flax parameters.
 
-The Flax modules of this package give their submodules the names of the published PyTorch code (a name may
-contain dots), so that one rule serves every network: a parameter's path, joined by dots, is the name of its array, with
+The Flax modules of this package give their submodules the names of the published PyTorch code (a name may contain
+dots), so that one rule serves every network: a parameter's path, joined by dots, is the name of its array, with
 `kernel`, `scale` and `embedding` called `weight`.
 """
 

@@ -69,8 +69,8 @@ def download(
 
     Args:
         url: the address.
-        sha256: SHA-256 of the whole file, or None if unknown; then it must be readable as a file of weights, and
-            an earlier try continues only if the server says that its file has not changed.
+        sha256: SHA-256 of the whole file, or None if unknown; then it must be readable as a file of weights, and an
+            earlier try continues only if the server says that its file has not changed.
         path: where the file is put once it is complete and verified.
         on_progress: called with the bytes so far and the expected bytes, if the server says them.
 

@@ -166,8 +166,8 @@ class Pretrained:
         return dataclasses.replace(self, schedule=schedule, images=images)
 
     def identity(self) -> dict[str, Any]:
-        """What a schedule file must say about its model: digests of weights, guidance and decoder, and what
-        its network predicts."""
+        """What a schedule file must say about its model: digests of weights, guidance and decoder, and what its network
+        predicts."""
         digests = {"digest": digest(self.model)}
         if jax.tree.leaves(self.decode):
             digests["decoder"] = digest(self.decode)

@@ -55,8 +55,7 @@ def read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is none of these or damaged, or it does not hold real floating-point numbers of this
-            shape.
+        ValueError: if it is none of these or damaged, or it does not hold real floating-point numbers of this shape.
         FloatingPointError: if a state is not finite.
     """
     readers = {".npy": _of_npy, ".npz": lambda path: read_arrays(path, ["samples"])[0]}

@@ -46,8 +46,8 @@ class Solver:
             That step has one call, so heun and dpm2 need an odd nfe.
 
     Raises:
-        ValueError: if a value does not exist, or nfe is too small for the order, too large, or even where it
-            must be odd.
+        ValueError: if a value does not exist, or nfe is too small for the order, too large, or even where it must be
+            odd.
     """
 
     name: str = "dpmpp"

@@ -47,8 +47,8 @@ def sample_learned(
     """Integrate from x at sigmas[0] to sigmas[-1].
 
     Args:
-        model: model(x, sigma, **extra_args) -> data, with x in units in which alpha = 1, except for flows. What it
-            says about its kind and its range of noise, as models of ComfyUI and k-diffusion do, must fit the table.
+        model: model(x, sigma, **extra_args) -> data, with x in units in which alpha = 1, except for flows. What it says
+            about its kind and its range of noise, as models of ComfyUI and k-diffusion do, must fit the table.
         x: (batch, ...) the first state in these units: for VP and VE, noise times (prior_scale / alpha), which is
             sqrt(1 + sigma^2) for VP. If the table starts below full noise, data + sigmas[0] times noise, and for flows
             (1 - sigmas[0]) data + sigmas[0] noise.
