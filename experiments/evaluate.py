@@ -1,4 +1,4 @@
-"""Compare what was learned with other grids, against a converged teacher on noise of your choice.
+"""Compare a learned schedule with other grids, against a converged teacher on noise of your choice.
 
 python -m experiments.evaluate --schedule=runs/quasar5/schedule.json
 """
@@ -24,16 +24,16 @@ from ld3_jax.teacher import Teacher
 
 run.schedule_flags()
 _NUM = flags.DEFINE_integer("num", 200, "How many noises.", **command.COUNT)
-_SEED = flags.DEFINE_integer("seed", 1000, "Seed of the noise; not the one it was learned with.", **command.SEED)
+_SEED = flags.DEFINE_integer("seed", 1000, "Seed of the noise; different from the seed of learning.", **command.SEED)
 _TEACHER_NFE = flags.DEFINE_integer("teacher_nfe", 60, "Network calls of the teacher: UniPC-3 on the logsnr grid.")
 _CACHE = command.path_flag("cache", "runs/teacher", "Folder of the teacher's samples.")
 _BASELINES = flags.DEFINE_list("baselines", ["dmn"], f"Other methods' grids to compare with: {', '.join(BASELINES)}.")
-_DISTANCES = flags.DEFINE_bool("distances", False, "Compare the distributions of samples, too; use --num=2000.")
+_DISTANCES = flags.DEFINE_bool("distances", False, "Also compare the distributions of samples; use --num=2000.")
 _BATCH = flags.DEFINE_integer("batch_size", 25, "The most samples to integrate at a time.", **command.COUNT)
 _OUT = command.path_flag("out", None, "A JSON file for what is printed and the error of every noise.")
 flags.mark_flags_as_required(["schedule"])
 
-_PROBES, _FEW = 64, 100  # states that baselines look at the model with; numbers of a state up to which it has a bound
+_PROBES, _FEW = 64, 100  # states that baselines use; the largest size of a state for which the bound is computed
 
 
 def main() -> None:

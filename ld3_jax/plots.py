@@ -16,23 +16,23 @@ from PIL import Image
 from ld3_jax.disk import write_atomically
 from ld3_jax.grids import GRIDS
 
-_PIXELS, _GAP = 128, 4  # of an image's side in a sheet, and between images
+_PIXELS, _GAP = 128, 4  # the side of an image in a sheet, and the gap between images
 _LEARNED, _START = ("#c8102e", "#e07b00", "#7a0019"), "#404040"
 _COLORS = ("#4c72b0", "#55a868", "#8172b3", "#c28e3a", "#64b5cd", "#937860")
 
 
-def grids(path: Path, learned: Mapping[str, np.ndarray], hand_made: Mapping[str, np.ndarray], title: str) -> None:
+def grids(path: Path, learned: Mapping[str, np.ndarray], standard: Mapping[str, np.ndarray], title: str) -> None:
     """Half-log-SNR of each grid's points, step by step.
 
     Args:
         path: where to write a PNG.
         learned: name -> (n + 1,) lam; the first half is drawn as lines, the second as crosses (network times).
-        hand_made: name -> (n + 1,) lam.
-        title: of the picture.
+        standard: name -> (n + 1,) lam.
+        title: the title of the picture.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name, lam in hand_made.items():
+    for name, lam in standard.items():
         axes.plot(lam, "o--", color=_color_of_grid(name), label=name, markersize=4, linewidth=1, alpha=0.8)
     count = -(-len(learned) // 2)
     for i, (name, lam) in enumerate(learned.items()):
@@ -46,13 +46,13 @@ def grids(path: Path, learned: Mapping[str, np.ndarray], hand_made: Mapping[str,
 
 
 def losses(path: Path, steps: Sequence[dict], baseline: tuple[str, float], title: str) -> None:
-    """Training and validation loss over the steps, on a log axis; of starts that dropped out the training loss alone.
+    """Training and validation loss over the steps, on a log axis; for starts that dropped out, only the training loss.
 
     Args:
         path: where to write a PNG.
         steps: lines of metrics.jsonl, with "start", "step", "loss", "valid_loss".
         baseline: a name and a validation loss to draw as a level: the start.
-        title: of the picture.
+        title: the title of the picture.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -91,7 +91,7 @@ def training(path: Path, lines: Sequence[dict]) -> None:
 
 
 def _validations(own: Sequence[dict], start: float) -> list[dict]:
-    """The steps that a validation followed. Before a race is won, steps show the start's loss on some pairs alone."""
+    """The steps that a validation followed. Before a race is won, steps show the start's loss on some pairs only."""
     raced = any(line["valid_loss"] == start for line in own)
     of_start = {start, own[0]["valid_loss"]} if raced else {start}
     changed = [b for a, b in pairwise([{"valid_loss": start}, *own]) if a["valid_loss"] != b["valid_loss"]]
@@ -104,7 +104,7 @@ def image_rows(path: Path, rows: Mapping[str, np.ndarray], title: str, notes: Ma
     Args:
         path: where to write a PNG.
         rows: name -> (n, height, width, 1 or 3) images, clipped to [0, 1].
-        title: of the picture.
+        title: the title of the picture.
         notes: name of a row -> a short text under each of its images, for instance a loss.
     """
     count = len(next(iter(rows.values())))
@@ -142,12 +142,12 @@ def png(image: np.ndarray) -> bytes:
 
 
 def scatter_rows(path: Path, rows: Mapping[str, np.ndarray], title: str) -> None:
-    """Point clouds in the plane, side by side; the first one fits.
+    """Point clouds in the plane, side by side; the axes fit the first one.
 
     Args:
         path: where to write a PNG.
         rows: name -> (n, 1 or more) points; the first two coordinates are drawn, or a single one over n heights.
-        title: of the picture.
+        title: the title of the picture.
     """
     figure = Figure(figsize=(max(3.2 * len(rows), 5.5), 4), layout="constrained")  # wide enough for the title
     most = max(1.6, 1.2 * float(np.abs(next(iter(rows.values()))).max()))
@@ -160,7 +160,7 @@ def scatter_rows(path: Path, rows: Mapping[str, np.ndarray], title: str) -> None
 
 
 def _color_of_grid(name: str) -> str:
-    """The same in all pictures, for a name that begins with a grid's."""
+    """The colour of a grid, the same in all pictures, for a name that begins with the grid's name."""
     grids, grid = list(GRIDS), name.split()[0]
     return _COLORS[grids.index(grid) if grid in grids else len(grids)]
 

@@ -2,7 +2,7 @@
 
 python -m experiments.pretrain --config=configs/pretraining/fashion.py --workdir=runs/fashion28
 
-The images are those of Debian's package dataset-fashion-mnist.
+The images come from Debian's package dataset-fashion-mnist.
 """
 
 from ml_collections import config_dict

@@ -149,7 +149,7 @@ def write(path: Path, network: Network, params: PyTree) -> None:
     """Write a network as safetensors, in half precision.
 
     Raises:
-        OSError: if the disk does not take it.
+        OSError: if it cannot be written to the disk.
     """
     module = network.module
     config = {"width": module.width, "depth": module.depth, "patch": module.patch, "label_dim": module.label_dim}
