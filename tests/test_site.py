@@ -17,6 +17,7 @@ from absl import flags
 
 import configs.default
 import ld3_jax
+from configs.pretraining import fashion
 from docs import figures
 from experiments import command, configuration
 from ld3_jax import interop, learning, poses, pretrained, schedules, solvers
@@ -75,7 +76,7 @@ def test_a_command_has_the_flags_and_keys_of_its_program(page, line):
 
     def parsed_alone(main):
         command._parse_flags(sys.argv)
-        if "config" in flags.FLAGS and "run" not in flags.FLAGS.config:
+        if "config" in flags.FLAGS and "solver" in flags.FLAGS.config:
             configuration.check_run(flags.FLAGS.config)
 
     with mock.patch.object(command, "run", parsed_alone):
@@ -84,7 +85,7 @@ def test_a_command_has_the_flags_and_keys_of_its_program(page, line):
 
 
 def test_the_keys_that_pages_mention_exist():
-    known = configuration.flat(configs.default.get_config())
+    known = {*configuration.flat(configs.default.get_config()), *configuration.flat(fashion.get_config())}
     for page, text in TEXT.items():
         for key in re.findall(r"--config\.([a-z_]+\.[\w]+)", text):
             assert key in known, (page, key)
