@@ -106,7 +106,7 @@ def states(
     retract: Callable[[PyTree, PyTree], PyTree] = add,
     update_like: PyTree | None = None,
 ) -> PyTree[Float[Array, "..."]]:
-    """The states on the way: the initial one, and the one after each network call, of which the last is that of `solve`.
+    """The states on the way: the initial one, and the one after each network call. The last one is that of `solve`.
 
     Args and Raises: see `solve`.
 
