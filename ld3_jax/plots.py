@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Array
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,6 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ld3_jax.disk import write_atomically
 from ld3_jax.grids import GRIDS
+
+Numbers = np.ndarray | Array
 
 _PIXELS, _GAP = 128, 4  # of an image's side in a sheet, and between images
 _FRAME_DPI, _FRAME_MS, _FRAME_COLORS = 75, 900, 32  # of an animation: a GIF of noise is large
@@ -28,7 +31,7 @@ _COLORS = ("#4c72b0", "#55a868", "#8172b3", "#c28e3a", "#64b5cd", "#937860")
 
 
 def grids(
-    path: Path | None, learned: Mapping[str, np.ndarray], hand_made: Mapping[str, np.ndarray], title: str
+    path: Path | None, learned: Mapping[str, Numbers], hand_made: Mapping[str, Numbers], title: str
 ) -> Image.Image:
     """Half-log-SNR of each grid's points, step by step.
 
@@ -89,7 +92,7 @@ def _validations(own: Sequence[dict], start: float) -> list[dict]:
 
 
 def image_rows(
-    path: Path | None, rows: Mapping[str, np.ndarray], title: str, notes: Mapping[str, Sequence[str]] = _NO_NOTES
+    path: Path | None, rows: Mapping[str, Numbers], title: str, notes: Mapping[str, Sequence[str]] = _NO_NOTES
 ) -> Image.Image:
     """Rows of images from the same noise, side by side.
 
@@ -102,7 +105,7 @@ def image_rows(
     count = len(next(iter(rows.values())))
     figure = Figure(figsize=(1.25 * count + 1.2, 1.5 * len(rows) + 0.5), layout="constrained")
     for axes_row, (name, images) in zip(figure.subplots(len(rows), count, squeeze=False), rows.items(), strict=True):
-        for i, (axes, image) in enumerate(zip(axes_row, images, strict=True)):
+        for i, (axes, image) in enumerate(zip(axes_row, np.asarray(images), strict=True)):
             _show(axes, image)
             axes.set_xlabel(notes[name][i] if name in notes else "", fontsize=7, labelpad=2)
         axes_row[0].set_ylabel(name, fontsize=9)
@@ -110,13 +113,14 @@ def image_rows(
     return _save(figure, path)
 
 
-def image_grid(path: Path | None, images: np.ndarray) -> Image.Image:
+def image_grid(path: Path | None, images: Numbers) -> Image.Image:
     """Images in a square arrangement, pixel by pixel; small ones are enlarged.
 
     Args:
         path: where to write a PNG, or None.
         images: (n, height, width, 1 or 3), clipped to [0, 1].
     """
+    images = np.asarray(images)
     n, height, width, _ = images.shape
     side = math.ceil(math.sqrt(n))
     scale = max(1, _PIXELS // max(height, width))
@@ -133,7 +137,7 @@ def png(image: np.ndarray) -> bytes:
     return _contents(Image.fromarray(_colours(image)))
 
 
-def scatter_rows(path: Path | None, rows: Mapping[str, np.ndarray], title: str) -> Image.Image:
+def scatter_rows(path: Path | None, rows: Mapping[str, Numbers], title: str) -> Image.Image:
     """Point clouds in the plane, side by side; the first one fits.
 
     Args:
@@ -151,7 +155,7 @@ def scatter_rows(path: Path | None, rows: Mapping[str, np.ndarray], title: str) 
     return _save(figure, path)
 
 
-def image_paths(path: Path, frames: Sequence[Mapping[str, np.ndarray]], titles: Sequence[str]) -> None:
+def image_paths(path: Path, frames: Sequence[Mapping[str, Numbers]], titles: Sequence[str]) -> None:
     """Rows of images on the way from noise to samples, a frame for each step.
 
     Args:
@@ -162,7 +166,7 @@ def image_paths(path: Path, frames: Sequence[Mapping[str, np.ndarray]], titles: 
     _write_frames(path, [_sheet(rows, title) for rows, title in zip(frames, titles, strict=True)])
 
 
-def _sheet(rows: Mapping[str, np.ndarray], title: str) -> Image.Image:
+def _sheet(rows: Mapping[str, Numbers], title: str) -> Image.Image:
     """Rows of images, their names to the left. Pixels become squares of whole pixels, which take little of a GIF."""
     count, *shape, _ = next(iter(rows.values())).shape
     scale = _PANEL / max(shape)
@@ -179,9 +183,7 @@ def _sheet(rows: Mapping[str, np.ndarray], title: str) -> Image.Image:
     return sheet
 
 
-def point_paths(
-    path: Path, paths: Mapping[str, np.ndarray], clouds: Mapping[str, np.ndarray], titles: Sequence[str]
-) -> None:
+def point_paths(path: Path, paths: Mapping[str, Numbers], clouds: Mapping[str, Numbers], titles: Sequence[str]) -> None:
     """Paths of points in the plane, side by side, a frame for each step; the first ones fit.
 
     Args:
