@@ -1,4 +1,4 @@
-"""In ComfyUI's custom_nodes, a clone of this repository is the node of ld3_jax/interop/standalone, and needs no JAX."""
+"""Makes a clone in ComfyUI's custom_nodes the node of ld3_jax/interop/standalone, which needs no JAX."""
 
 import importlib
 from pathlib import Path

@@ -1,14 +1,14 @@
-"""Any saved pipeline of diffusers: Stable Diffusion 1 to 3, SDXL, DiT, PixArt, FLUX, Sana, Wan, Qwen-Image, DDPM.
+"""Any saved diffusers pipeline: Stable Diffusion 1 to 3, SDXL, DiT, PixArt, FLUX, Sana, Wan, Qwen-Image, DDPM.
 
 python -m experiments.train --config=configs/diffusers.py --workdir=runs/pipeline --config.network.file=FOLDER
 
-FOLDER is what the pipeline's save_pretrained writes. A pipeline of text needs --config.network.prompts=FILE, one prompt
-a line. What its call takes, such as guidance, size and frames, is said in JSON, and else is the pipeline's own default:
-  --config.network.options='{"guidance_scale": 3.0, "height": 512, "width": 512}'
-The network runs in PyTorch, on a GPU if PyTorch has one. JAX on the same GPU leaves it memory if it is started with
+FOLDER is written by the pipeline's save_pretrained. A text pipeline needs --config.network.prompts=FILE, one prompt
+per line. Arguments of its call, such as guidance, size and frames, are given as JSON; others have the pipeline's
+  defaults: --config.network.options='{"guidance_scale": 3.0, "height": 512, "width": 512}'
+The network runs in PyTorch, on a GPU if PyTorch has one. JAX leaves memory for it on the same GPU if it is started with
 XLA_PYTHON_CLIENT_PREALLOCATE=false; on a CPU --config.network.dtype=float32 is faster.
-Latents are compared; with --config.network.decoded=True --config.learn.loss=lpips pictures are. Each call of a big
-network takes long, so there are few pairs, and before the first one the number of calls and their time are printed.
+Latents are compared, or pictures with --config.network.decoded=True --config.learn.loss=lpips. Each call of a big
+network takes long, so there are few pairs, and the number of calls and their time are printed before the first one.
 Not measured.
 """
 

@@ -1,5 +1,6 @@
-"""Galaxies, a survey each: hsc32 hsc64 (Hyper Suprime-Cam), ztf32 ztf64 (Zwicky Transient Facility), lsst60 (as the
-Legacy Survey of Space and Time will see them), roman120 (as the Roman Space Telescope will), of so many pixels a side.
+"""Galaxies of several surveys: hsc32 hsc64 (Hyper Suprime-Cam), ztf32 ztf64 (Zwicky Transient Facility), lsst60 (as the
+Legacy Survey of Space and Time will see them), roman120 (as the Roman Space Telescope will); the number is the side in
+pixels.
 
 python -m experiments.train --config=configs/galaxies.py:hsc32 --workdir=runs/hsc32
 

@@ -16,5 +16,5 @@ def get_config() -> config_dict.ConfigDict:
     c = default.get_config()
     c.network.name = "ring"
     c.data.test = 200
-    c.learn.steps, c.learn.batch_size = 150, 50  # a sample has two numbers, so it takes more of them
+    c.learn.steps, c.learn.batch_size = 150, 50  # a sample has only two numbers, so more samples are needed
     return c

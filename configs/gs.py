@@ -3,8 +3,8 @@
 python -m experiments.train --config=configs/gs.py --workdir=runs/gs
 
 Measured on 2 CPU cores, 14 s. Squared error against the teacher on 200 held-out noises, mean (median): 0.00052
-(0.00019); the default settings, configs/gaussian.py: 0.00002 (below 0.00001), to a teacher of 40 calls; best standard
-grid with this solver, logsnr: 0.07384 (0.08272).
+(0.00019); the default settings, configs/gaussian.py: 0.00002 (below 0.00001), against a teacher of 40 calls; best
+standard grid with this solver, logsnr: 0.07384 (0.08272).
 """
 
 from ml_collections import config_dict
@@ -22,14 +22,14 @@ def get_config() -> config_dict.ConfigDict:
 def with_gs_settings(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """Change a configuration to the settings of GS's published code for pixel models, with LPIPS as the loss.
 
-    The same: DPM-Solver++ 3M to whose coefficients learned changes are added, for all past predictions; times, and
-    shifts of the network's, from times even in t; Adam with the rate 1e-3 for all numbers, gradients clipped to norm 1;
-    10,000 steps of 24 out of 1,400 pairs; a teacher of UniPC-3 with 20 calls; no soft surrogate.
+    The same: DPM-Solver++ 3M with learned changes added to its coefficients, for all past predictions; times, and
+    shifts of the network's times, starting even in t; Adam with the rate 1e-3 for all numbers, gradients clipped to
+    norm 1; 10,000 steps of 24 out of 1,400 pairs; a teacher of UniPC-3 with 20 calls; no soft surrogate.
 
-    Different: changes are relative to a row's weights, and those of past states, which are sums of the initial state
+    Different: changes are relative to a row's weights; changes of past states, which are sums of the initial state
     and past predictions, are in the factor of the base and in the history. Gaps are a softmax and not broken sticks,
-    shifts stay within half a gap and the first call has none. The rate falls along a cosine, by group of numbers. The
-    best step counts, and not an average of steps. There is no adversarial loss.
+    shifts stay within half a gap and the first call has none. The rate falls along a cosine, for each group of numbers.
+    The best step is used, not an average of steps. There is no adversarial loss.
     """
     c.solver.name, c.solver.order, c.solver.lower_order_final = "dpmpp", 3, False
     c.teacher.name, c.teacher.order, c.teacher.nfe = "unipc", 3, 20

@@ -3,9 +3,9 @@
 python -m experiments.train --config=configs/imagenet256.py --workdir=runs/imagenet256
 
 Needs the weights, some 1.8 GB: https://ommer-lab.com/files/latent-diffusion/nitro/cin/model.ckpt
-is downloaded to models/cin256-v2.ckpt if it is not there.
+is downloaded to models/cin256-v2.ckpt if it is missing.
 Solver, teacher and rates are the paper's (arXiv:2405.15506). With the published weights it has not been run here;
---config.network.random_weights=True tries the run out without them.
+--config.network.random_weights=True tries the run without them.
 """
 
 from ml_collections import config_dict

@@ -2,14 +2,14 @@
 
 python -m experiments.train --config=configs/instaflow.py --workdir=runs/instaflow
 
-Needs the weights of the flow, 3.4 GB, and Stable Diffusion's for the first stage; what is not there is downloaded:
+Needs the weights of the flow, 3.4 GB, and Stable Diffusion's for the first stage; missing files are downloaded:
 https://huggingface.co/XCLiu/2_rectified_flow_from_sd_1_5/resolve/main/unet/diffusion_pytorch_model.bin
 https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main/v1-5-pruned-emaonly.safetensors
-Needs a file of prompts, one a line or MS-COCO's captions, and the text encoder, a copy of
+Needs a file of prompts, one per line or MS-COCO's captions, and the text encoder, a copy of
 https://huggingface.co/openai/clip-vit-large-patch14; transformers and torch embed the prompts once:
   --config.network.prompts=captions_val2014.json --config.network.text_encoder=models/clip-vit-large-patch14
 Solver, teacher and rates are the paper's for Stable Diffusion (arXiv:2405.15506). With the published weights it has not
-been run here; --config.network.random_weights=True tries the run out without them.
+been run here; --config.network.random_weights=True tries the run without them.
 """
 
 from ml_collections import config_dict

@@ -3,9 +3,9 @@
 python -m experiments.train --config=configs/lsun_bedroom.py --workdir=runs/lsun_bedroom
 
 Needs the weights, some 2.4 GB: https://ommer-lab.com/files/latent-diffusion/lsun_bedrooms.zip
-is downloaded to models/ if it is not there.
+is downloaded to models/ if it is missing.
 Solver, teacher and rates are the paper's (arXiv:2405.15506). With the published weights it has not been run here;
---config.network.random_weights=True tries the run out without them.
+--config.network.random_weights=True tries the run without them.
 """
 
 from ml_collections import config_dict

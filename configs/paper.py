@@ -11,7 +11,7 @@ from ml_collections import config_dict
 from configs import galaxies
 
 _FROZEN_ROUNDS = 2
-# Where gaps and shifts are measured: the grid of equal gaps, the rate of the shifts (divided by n) and its floor.
+# Space of gaps and shifts -> the grid of equal gaps, the rate of the shifts (divided by n) and its floor.
 _SPACES = {"lambda": ("logsnr", 0.1, 1e-6), "t": ("uniform", 1e-3, 1e-6)}
 
 
@@ -28,14 +28,14 @@ def with_paper_settings(
     """Change a configuration's learning to the settings of arXiv:2405.15506.
 
     Equal gaps at the start, RMSprop for the gaps and plain gradient descent for the shifts, small batches, two rounds
-    with the shifts frozen and the others with everything, a validation after each step, and the soft surrogate on
+    with the shifts frozen and the others with times and shifts, a validation after each step, and the soft surrogate on
     training and validation noise.
 
     Args:
         c: the configuration to change.
         space: "lambda" for pixel-space models, "t" for latent ones.
-        pairs: pairs to learn from; as many validate.
-        batch_size: of a step.
+        pairs: number of pairs to learn from, and of pairs for validation.
+        batch_size: batch size of a step.
         rounds: passes over the pairs.
     """
     learn = c.learn
@@ -47,7 +47,7 @@ def with_paper_settings(
     learn.batch_size = batch_size
     learn.steps = rounds * pairs // batch_size
     learn.frozen_steps = _FROZEN_ROUNDS * pairs // batch_size
-    n = c.solver.get_ref("nfe").to_float()  # stays right when the command line sets another
+    n = c.solver.get_ref("nfe").to_float()  # stays right if the command line sets another nfe
     learn.logits_rule, learn.logits_rate, learn.logits_floor = "rmsprop", n * 5e-3, 5e-5 / 5e-3
     learn.shifts_rule, learn.shifts_floor = "sgd", n * floor / learn.shifts_rate
     learn.validate_every, learn.patience = 1, 5

@@ -2,15 +2,15 @@
 
 python -m experiments.train --config=configs/stable_diffusion.py --workdir=runs/stable_diffusion
 
-Needs the weights, 4.3 GB; what is not there is downloaded to models/:
+Needs the weights, 4.3 GB; missing files are downloaded to models/:
 https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main/v1-5-pruned-emaonly.safetensors
 (version 1.4 is --config.network.file=models/sd-v1-4.ckpt).
-Needs a file of prompts, one a line or MS-COCO's captions, and the text encoder, a copy of
+Needs a file of prompts, one per line or MS-COCO's captions, and the text encoder, a copy of
 https://huggingface.co/openai/clip-vit-large-patch14; transformers and torch embed the prompts once:
   --config.network.prompts=captions_val2014.json --config.network.text_encoder=models/clip-vit-large-patch14
-Solver, number of teacher calls and rates are those of the published code (script_stable_diff.sh); the uniform grid
-is ours, in place of its GITS grid. With the published weights it has not been run here;
---config.network.random_weights=True tries the run out without them.
+Solver, number of teacher calls and rates are from the published code (script_stable_diff.sh); the uniform grid
+replaces its GITS grid. With the published weights it has not been run here;
+--config.network.random_weights=True tries the run without them.
 """
 
 from ml_collections import config_dict

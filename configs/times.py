@@ -3,7 +3,7 @@
 python -m experiments.train --config=configs/times.py --workdir=runs/times
 
 For programs that take a list of times and nothing else, add --config.learn.what="('times',)".
-The network is that of configs/galaxy.py; another one is --config.network.name=hsc32. Measured: docs/results.md.
+The network is the one of configs/galaxy.py; --config.network.name=hsc32 takes another. Measured: docs/results.md.
 """
 
 from ml_collections import config_dict

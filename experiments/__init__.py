@@ -1,4 +1,4 @@
-"""The mains. As a command, `python -m experiments.<name>`, each ends well if it is interrupted or its reader leaves."""
+"""The mains. As a command, `python -m experiments.<name>`, each ends cleanly if interrupted or if its pipe closes."""
 
 import atexit
 import contextlib
@@ -9,15 +9,15 @@ import sys
 from types import SimpleNamespace
 
 _SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
-# The number of the signal that came, and whether it must wait: for steps of learning that are not on the disk yet.
+# The number of the signal that arrived, and whether it must wait for steps of learning that are not on the disk yet.
 ending = SimpleNamespace(number=0, waits=False)
 
 
 def _end(number: int, frame: object) -> None:
-    """Say so and end at once, without an exception, which foreign code may lose; files on the disk are always whole."""
+    """Print a line and end at once, without an exception, which other code may swallow; files on disk stay complete."""
     if not ending.number:
         with contextlib.suppress(OSError):
-            os.write(2, f"{os.isatty(2) * chr(10)}{_SIGNALS[number]}; the same command goes on from here\n".encode())
+            os.write(2, f"{os.isatty(2) * chr(10)}{_SIGNALS[number]}; the same command continues from here\n".encode())
     ending.number = number
     if not ending.waits:
         with contextlib.suppress(Exception):
@@ -26,7 +26,7 @@ def _end(number: int, frame: object) -> None:
 
 
 class _Output(io.FileIO):
-    """A standard stream. If its reader leaves, as `head` does, the rest is dropped, and the work goes on."""
+    """A standard stream. If its reader closes it, as `head` does, the rest is dropped and the work continues."""
 
     def write(self, data: bytes) -> int:
         with contextlib.suppress(BrokenPipeError):
@@ -34,11 +34,11 @@ class _Output(io.FileIO):
         return len(data)
 
 
-if sys.argv[0] == "-m":  # a command, of which nothing else is loaded yet
+if sys.argv[0] == "-m":  # run as a command, before anything else is imported
     for _number in _SIGNALS:
-        if signal.getsignal(_number) != signal.SIG_IGN:  # as in the background, or under nohup
+        if signal.getsignal(_number) != signal.SIG_IGN:  # unless ignored, as in the background or under nohup
             signal.signal(_number, _end)
-            atexit.register(signal.signal, _number, signal.SIG_IGN)  # all is done then
+            atexit.register(signal.signal, _number, signal.SIG_IGN)  # everything is done by then
     for _name in ("stdout", "stderr"):
         if _old := getattr(sys, _name):
             _raw = io.BufferedWriter(_Output(_old.fileno(), "w", closefd=False))

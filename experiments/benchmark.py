@@ -1,9 +1,9 @@
-"""Measure the tables of results/benchmark.md: interpolated times, the learners, the speed of a large network, docking.
+"""Measure the tables of results/benchmark.md: interpolated times, learners, the speed of a large network, docking.
 
 python -m experiments.benchmark --out=runs/benchmark.json
 
-Every row is printed and saved once it is measured; rows that the file already holds are not measured again. The tables
-are written beside it as Markdown. experiments.sweep compares methods on many networks, solvers and numbers of calls.
+Each row is printed and saved once it is measured; rows that the file already has are not measured again. The tables are
+written next to it as Markdown. experiments.sweep compares methods on many networks, solvers and numbers of calls.
 """
 
 import json
@@ -18,7 +18,7 @@ from experiments import command, tables
 from ld3_jax.disk import check_writable, write_atomically
 
 _OUT = command.path_flag("out", None, "A JSON file for the rows.")
-_QUICK = flags.DEFINE_bool("quick", False, "One seed, few cases, a shrunken network: minutes in place of hours.")
+_QUICK = flags.DEFINE_bool("quick", False, "One seed, few cases, a small network: minutes instead of hours.")
 _USUAL = {
     "interpolation": tables.interpolation_table,
     "learners": tables.learners_table,
@@ -55,7 +55,7 @@ def main() -> None:
                 record["python"] = _with(record["python"], python)
                 record["packages"] = {name: _with(record["packages"].get(name), packages[name]) for name in packages}
                 write_atomically(out, (json.dumps(record, indent=2) + "\n").encode())
-                jax.clear_caches()  # no row shares a program with another
+                jax.clear_caches()  # rows do not share compiled programs
             shown = (f"{column} {tables.shown(value)}" for column, value in rows[key].items())
             print(f"  {name:<24}" + "   ".join(shown), flush=True)
     write_atomically(out.with_suffix(".md"), tables.markdown(record, TABLES).encode())

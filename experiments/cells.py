@@ -1,4 +1,4 @@
-"""The cells of a sweep: which there are, and what was measured of each method, in a file for each cell."""
+"""The cells of a sweep, and what was measured for each method, in one file per cell."""
 
 import contextlib
 import itertools
@@ -30,7 +30,7 @@ from ld3_jax.solvers import SOLVERS, Solver
 
 LEARNED = ("times", "everything")
 _KEYS = ("networks", "solvers", "nfes", "seeds", "baselines", "probes", "run")
-_LIKE = 100  # of the teacher's samples, whose brightness pictures are scaled by
+_LIKE = 100  # how many of the teacher's samples set the brightness of pictures
 _OF_CELL = {"network": TEXT, "solver": TEXT, "nfe": COUNT, "seed": SEED}
 _OF_FIGURES = dict.fromkeys(("mean", "low", "high", "median", "another_basin"), NUMBER) | {
     "frechet": NUMBER.or_none(),
@@ -41,7 +41,7 @@ _OF_FIGURES = dict.fromkeys(("mean", "low", "high", "median", "another_basin"), 
 
 
 class Cell(NamedTuple):
-    """One student: which network, which solver, how many calls, which noises."""
+    """One student: its network, solver, number of calls and noises."""
 
     network: str
     solver: str
@@ -52,7 +52,7 @@ class Cell(NamedTuple):
         return f"{self.network} {self.solver} {self.nfe} seed {self.seed}"
 
     def path(self, workdir: Path) -> Path:
-        """The file of what was measured."""
+        """The file with its figures."""
         return workdir / "cells" / f"{self.network}-{self.solver}-{self.nfe}-{self.seed}.json"
 
 
@@ -65,10 +65,10 @@ class Figures(NamedTuple):
         high: end of its 95 % interval.
         median: of the squared errors.
         another_basin: share of samples that end in another basin than the teacher's.
-        frechet: squared Frechet distance of pixels; None where samples are no images.
+        frechet: squared Frechet distance of pixels; None if samples are not images.
         lam: half-log-SNR of the times.
-        start: what learning started from; "" of a grid.
-        network_calls: of learning, for one sample each; 0 of a grid.
+        start: what learning started from; "" for a grid.
+        network_calls: network calls of learning, for one sample each; 0 for a grid.
     """
 
     mean: float
@@ -83,7 +83,7 @@ class Figures(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a cell's file holds."""
+    """The content of a cell's file."""
 
     cell: Cell
     held_out: int
@@ -93,12 +93,12 @@ class Measured(NamedTuple):
 
     @property
     def best_grid(self) -> Figures:
-        """The hand-made grid with the least mean."""
+        """The standard grid with the lowest mean."""
         return min((self.methods[name] for name in GRIDS), key=lambda figures: figures.mean)
 
 
 def check_config(config: config_dict.ConfigDict) -> None:
-    """Refuse what no cell could be made of.
+    """Refuse a configuration from which no cell could be made.
 
     Raises:
         ValueError: it names the key, what was given and what is allowed.
@@ -117,7 +117,7 @@ def check_config(config: config_dict.ConfigDict) -> None:
     if set(learn.what) != set(GROUPS) or learn.by_part:
         raise ValueError(
             f"run.learn.what must be all of {list(GROUPS)}, and run.learn.by_part False: the sweep learns times, and "
-            f"everything; got {list(learn.what)} and {learn.by_part}"
+            f"times + coefficients; got {list(learn.what)} and {learn.by_part}"
         )
     for cell in all_cells(config):
         Run.of(of_cell(config, cell))
@@ -130,14 +130,14 @@ def all_cells(config: config_dict.ConfigDict) -> list[Cell]:
 
 
 def of_cell(config: config_dict.ConfigDict, cell: Cell) -> config_dict.ConfigDict:
-    """The configuration that a cell is learned with."""
+    """The configuration for learning a cell."""
     run = config.run.copy_and_resolve_references()
     run.network.name, run.solver.name, run.solver.nfe, run.seed = cell
     return run
 
 
 def settings(config: config_dict.ConfigDict, cell: Cell) -> dict[str, Any]:
-    """What decides a cell's figures, as its file has it."""
+    """The settings that decide a cell's figures, as in its file."""
     given = {"baselines": config.baselines, "probes": config.probes} | of_cell(config, cell).to_dict()
     decisive = json.loads(json.dumps(given))  # as a file has it: lists for tuples
     del decisive["teacher"]["cache"]  # where, not what
@@ -145,7 +145,7 @@ def settings(config: config_dict.ConfigDict, cell: Cell) -> dict[str, Any]:
 
 
 def measured_once(workdir: Path, config: config_dict.ConfigDict, cell: Cell) -> Measured | None:
-    """A cell: as its file has it, else measured now; None while another process measures it.
+    """A cell: from its file, or measured now; None while another process measures it.
 
     Raises:
         ValueError: if its file is damaged, or has another configuration.
@@ -166,20 +166,20 @@ def measured_once(workdir: Path, config: config_dict.ConfigDict, cell: Cell) -> 
         methods, column = _measure(config, run, path)
         measured = Measured(cell, run.data.test, device, settings(config, cell), methods)
         write(workdir, measured, column)
-        jax.clear_caches()  # no cell shares a program with another
+        jax.clear_caches()  # cells do not share compiled programs
         return measured
 
 
 def _measure(
     config: config_dict.ConfigDict, of_cell: config_dict.ConfigDict, path: Path
 ) -> tuple[dict[str, Figures], bytes | None]:
-    """Every method's figures, and a picture of the first noise's samples; what is learned is saved, too."""
+    """Every method's figures, and a picture of the first noise's samples; learned schedules are also saved."""
     schedules = path.parent.with_name("schedules")
     check_writable(schedules / "schedule.json")
     run = Run.of(of_cell).check()
     model, judge, target = run.model, run.judge, to_host(run.pairs[1].x_0)
     probe = Probe(run.student.model, *model.draw(run.keys[0], config.probes), judge.batch_size)
-    discretizations = judge.hand_made()
+    discretizations = judge.standard_grids()
     discretizations |= comparison.baselines(config.baselines, run.student, probe, run.teacher.cache)
     of_times = Run.of(times.with_times_alone(of_cell.copy_and_resolve_references()))
     of_times = of_times.sharing(model=run.model, pairs=run.pairs)
@@ -204,7 +204,7 @@ def _figures(judged: Judged, target: np.ndarray, lam: list[float], ended: Ended 
 
 
 def frechet(samples: np.ndarray, target: np.ndarray) -> float | None:
-    """The squared Frechet distance of pixels; None of what is no image, and of fewer samples than features."""
+    """The squared Frechet distance of pixels; None if samples are not images, or fewer than features."""
     if np.ndim(samples) != 4:
         return None
     features = [metrics.pixels(images) for images in (samples, target)]
@@ -214,7 +214,7 @@ def frechet(samples: np.ndarray, target: np.ndarray) -> float | None:
 
 
 def _column(model: Pretrained, shown: list[np.ndarray], target: np.ndarray) -> bytes | None:
-    """Images below each other; None of what is no image."""
+    """Images below each other; None if samples are not images."""
     if model.display is None or np.ndim(target) != 4:
         return None
     images = model.display(np.concatenate(shown), target[:_LIKE])
@@ -222,7 +222,7 @@ def _column(model: Pretrained, shown: list[np.ndarray], target: np.ndarray) -> b
 
 
 def write(workdir: Path, measured: Measured, column: bytes | None) -> None:
-    """Write a cell, and beside it a PNG of one noise's samples: the teacher's, and below it each method's."""
+    """Write a cell, and next to it a PNG of one noise's samples: the teacher's, and below it each method's."""
     path = measured.cell.path(workdir)
     if column is not None:
         write_atomically(path.with_suffix(".png"), column)
@@ -235,7 +235,7 @@ def read(path: Path) -> Measured:
     """Read a cell.
 
     Raises:
-        ValueError: if the file is damaged or no cell.
+        ValueError: if the file is damaged or not a cell.
     """
     record = read_json(path)
     try:
@@ -256,6 +256,6 @@ def read_all(workdir: Path) -> list[Measured]:
     """The cells of a workdir that are not damaged, in the order of networks, solvers and numbers of calls."""
     cells = []
     for path in (workdir / "cells").glob("*.json"):
-        with contextlib.suppress(ValueError, OSError):  # named where it would be measured
+        with contextlib.suppress(ValueError, OSError):  # reported when it is measured
             cells.append(read(path))
     return sorted(cells, key=lambda measured: measured.cell)

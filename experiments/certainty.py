@@ -1,4 +1,4 @@
-"""How sure it is that what was learned holds on other noise: its error on the pairs and on held-out noise."""
+"""How sure the result is: the error of the learned schedule on the pairs and on held-out noise."""
 
 from typing import NamedTuple
 
@@ -22,9 +22,9 @@ class Certainty(NamedTuple):
 
     Attributes:
         pairs: the mean on the pairs that were learned from, with their weights.
-        halves: the means on two halves of them.
+        halves: the means on two halves of the pairs.
         held_out: the mean on held-out noise, with its 95 % interval.
-        beyond: how many of the teacher's held-out samples have a norm a fifth above that of all pairs; 0 on a manifold.
+        beyond: how many of the teacher's held-out samples have a norm a fifth above all pairs; 0 on a manifold.
         count: how many held-out samples there are.
     """
 
@@ -35,7 +35,7 @@ class Certainty(NamedTuple):
     count: int
 
     def lines(self) -> list[str]:
-        """What is worth knowing, as the terminal shows it."""
+        """The lines to print."""
         first, second = self.halves
         said = [
             f"mean squared error: {self.pairs:.4g} on the pairs ({first:.4g} and {second:.4g} on halves of them), "
@@ -45,14 +45,14 @@ class Certainty(NamedTuple):
             said.append("warning: the error on held-out noise is higher than on the pairs; increase data.train")
         if self.beyond:
             said.append(
-                f"warning: {self.beyond} of {self.count} held-out samples are larger than those of all pairs by more "
-                "than a fifth, beyond what was learned from; increase data.train or data.candidates"
+                f"warning: {self.beyond} of {self.count} held-out samples are larger than all samples of the "
+                "pairs by more than a fifth; increase data.train or data.candidates"
             )
         return said
 
 
 def of(run: Run, learned: Learned, compared: Comparison) -> Certainty:
-    """How sure what a run learned is."""
+    """How sure the result of a run is."""
     pairs, test = run.pairs
     judge = Judge.of(run.student, pairs, run.model, run.learner.valid_batch)
     errors = np.asarray(weighted(jnp.asarray(judge(learned.discretization).errors[SQUARED_ERROR]), pairs))

@@ -1,4 +1,4 @@
-"""What every command shares: its flags, errors that end it in one line, progress."""
+"""What all commands share: flags, one-line errors, progress."""
 
 import difflib
 import glob
@@ -39,7 +39,7 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _MODULES = flags.DEFINE_list(
     "modules", [], "Python modules to import first, which register models, losses, solvers or formats of your own."
 )
-flags.disclaim_key_flags()  # of those that are defined below, for a main: --help shows them as its own
+flags.disclaim_key_flags()  # --help shows the flags that are defined below as the main's own
 _LINE_EVERY_S = 5.0
 _PYTORCH = "PyTorchError: "
 _NO_MEMORY = re.compile("RESOURCE_EXHAUSTED|bad_alloc|out.of.memory|allocate", re.IGNORECASE)
@@ -53,7 +53,7 @@ def run(main: Callable[[], None]) -> None:
 
     def guarded(argv: Sequence[str]) -> None:
         if not _DEBUG.value:
-            absl_logging.set_verbosity(absl_logging.WARNING)  # JAX tells of each backend that is not there
+            absl_logging.set_verbosity(absl_logging.WARNING)  # JAX reports each backend that is missing
         if len(argv) > 1:
             sys.exit(f"error: arguments that no flag takes: {argv[1:]}")
         if CACHE and not jax.config.jax_compilation_cache_dir:
@@ -68,8 +68,8 @@ def run(main: Callable[[], None]) -> None:
                     processes.join()
             with jax.set_mesh(batches.all_devices()) if jax.device_count() > 1 else nullcontext():
                 main()
-        except KeyboardInterrupt:  # the signal has said so, if this is a process of its own
-            message = "" if ending.number else "interrupted; the same command goes on from here\n"
+        except KeyboardInterrupt:  # if this is its own process, the signal handler has printed it
+            message = "" if ending.number else "interrupted; the same command continues from here\n"
             _end(message, 128 + (ending.number or signal.SIGINT))
         except Exception as error:
             if _DEBUG.value:
@@ -80,10 +80,10 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _keep_compiled(folder: Path) -> None:
-    """Keep compiled programs in a folder of bounded size, if it can be written to."""
+    """Keep compiled programs in a folder of bounded size, if it is writable."""
     with suppress(OSError):
         check_writable(folder / "any")
-        for program in folder.glob("*-cache"):  # a kill may have lost the time of its use, which JAX needs
+        for program in folder.glob("*-cache"):  # a killed process may have lost the time of last use, which JAX needs
             used = folder / f"{program.name.removesuffix('-cache')}-atime"
             used.exists() or used.write_bytes(bytes(8))
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -102,14 +102,14 @@ def _show_warning(message: Warning | str, *_: Any) -> None:
 def _end(message: str, code: int) -> None:
     print(message, end="", file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
-        os._exit(code)  # the others may wait for this process for ever: so the runtime ends them, too
+        os._exit(code)  # other processes may wait forever for this one: this way the runtime ends them too
     sys.exit(code)
 
 
 def _message(error: Exception) -> str:
-    """The line for an error; for an unexpected error it says where the traceback is."""
+    """The line for an error; for an unexpected error it also says where the traceback is."""
     text = " ".join(str(error).split())
-    if _PYTORCH in text:  # JAX puts its traceback ahead of what a module raised
+    if _PYTORCH in text:  # JAX puts its traceback before the module's error
         return text.rpartition(_PYTORCH)[2]
     if isinstance(error, OSError) and error.filename and error.strerror:
         text = f"{error.filename}: {error.strerror}"
@@ -120,27 +120,27 @@ def _message(error: Exception) -> str:
     with tempfile.NamedTemporaryFile("w", prefix="ld3_jax-", suffix=".txt", delete=False) as file:
         file.write(f"{' '.join(sys.argv)}\n\n{traceback.format_exc()}")
     return (
-        f"{type(error).__name__}: {text:.200}. This is a fault of ld3_jax; its traceback is in {file.name}. "
+        f"{type(error).__name__}: {text:.200}. This is an error in ld3_jax; its traceback is in {file.name}. "
         "Please report it with that file."
     )
 
 
 def path_flag(name: str, default: str | None, what: str) -> flags.FlagHolder:
-    """A flag that names a file or a folder: empty, it would mean the current one."""
+    """A flag that names a file or a folder; it must not be empty, which would mean the current folder."""
     holder = flags.DEFINE_string(name, default, what)
     flags.register_validator(name, lambda value: value != "", "it must not be empty")
     return holder
 
 
 def config_flag(what: str) -> flags.FlagHolder:
-    """The flag --config: a file whose get_config() makes a configuration, of what follows a colon if there is one."""
+    """The flag --config: a file whose get_config() makes a configuration, perhaps with an argument after a colon."""
     holder = config_flags.DEFINE_config_file("config", None, what, lock_config=True)
     flags.FLAGS["config"].parser = _Configuration()
     return holder
 
 
 class _Configuration(flags.ArgumentParser):
-    """Reads the file of --config, and refuses keys that it lacks."""
+    """Reads the file of --config, and refuses unknown keys."""
 
     def parse(self, path: str) -> config_dict.ConfigDict:
         file, *of = os.path.expanduser(path).split(":", 1)
@@ -148,7 +148,7 @@ class _Configuration(flags.ArgumentParser):
             raise ValueError(f"no configuration file {file}")
         try:
             config = runpy.run_path(file)["get_config"](*of)
-        except Exception as error:  # whatever its author wrote
+        except Exception as error:  # get_config() is the user's code
             raise ValueError(f"{path}: get_config() fails ({type(error).__name__}: {error})") from error
         if not isinstance(config, config_dict.ConfigDict):
             raise ValueError(f"{path}: get_config() must return a ConfigDict, got {config!r}")
@@ -161,16 +161,16 @@ class _Configuration(flags.ArgumentParser):
 
 
 def _check_out() -> None:
-    """No command writes its --out over a file that it reads, or over what is neither a file nor a folder."""
+    """Refuse an --out that the command reads, or that is neither a file nor a folder."""
     read = flat(flags.FLAGS.flag_values_dict())
     if not (given := read.pop("out", None)) or not (out := Path(given).resolve()).exists() or out.is_dir():
         return
     if "config" in flags.FLAGS:
         read["config"] = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
-    schedule = read.pop("schedule", None) or ""  # one file, whose name may have a comma, or several
+    schedule = read.pop("schedule", None) or ""  # one file, whose name may contain a comma, or several
     for path in {schedule, *schedule.split(",")}:
         read[f"--schedule={path}"] = path
-        with suppress(OSError, ValueError, LookupError, TypeError):  # a bad schedule is told of where it is read
+        with suppress(OSError, ValueError, LookupError, TypeError):  # a bad schedule is reported where it is read
             read |= read_json(Path(path))["model"]
     for name, path in read.items():
         if isinstance(path, str) and out == Path(path).resolve():
@@ -189,12 +189,12 @@ def _parse_flags(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         _read_paths()
         return rest
-    except (flags.Error, ValueError, TypeError, AttributeError) as error:  # the latter of a configuration's values
+    except (flags.Error, ValueError, TypeError, AttributeError) as error:  # the latter from a configuration's values
         sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 def _read_paths() -> None:
-    """Refuse addresses among the values of flags and configuration, and write the home folder out in the latter."""
+    """Refuse addresses in flags and configuration, and expand the home folder in the configuration."""
     for name, value in flat(flags.FLAGS.flag_values_dict()).items():
         if isinstance(value, str) and (value.startswith("~") or "://" in value):
             path = os.path.expanduser(value)
@@ -204,7 +204,7 @@ def _read_paths() -> None:
 
 
 class Stopwatch:
-    """Seconds that each part of a run took, those of compiling apart from it."""
+    """Seconds that each part of a run took, with compiling counted separately."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -228,10 +228,10 @@ class Stopwatch:
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
-    """A progress bar, or on a pipe one line every few seconds.
+    """A progress bar, or one line every few seconds on a pipe.
 
     Yields:
-        update(done, **figures): so many of the total are done; the figures are shown beside.
+        update(done, **figures): how many of the total are done; the figures are shown next to it.
     """
     bar: dict[str, Any] = {"bar_format": "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"}
     line = "{desc} {n_fmt}/{total_fmt}{postfix}, {elapsed_s:.0f} s, {remaining_s:.0f} s left"
@@ -250,7 +250,7 @@ def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
 
 
 class _Lines(io.StringIO):
-    """Each state of a bar as a line of its own."""
+    """Each state of a bar as a separate line."""
 
     last = ""
 

@@ -1,4 +1,4 @@
-"""Configurations: compared, checked, and read as values of the library, whose errors name the key."""
+"""Configurations: compared, checked, and read as values of the library, with errors that name the key."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ _OF_LEARNERS = {  # keys that the other learners do not have
         *("gamma", "noise_rate", "move_validation", "remat"),
     ),
 }
-# What no object of the library checks under the same meaning: rates are divided by n, and 0 is off.
+# Values that no object of the library checks with the same meaning: rates are divided by n, and 0 is off.
 _ALLOWED = {
     "seed": SEED,
     "data.train": COUNT,
@@ -42,7 +42,7 @@ _ALLOWED = {
     **{f"learn.{group}_rate": NOT_NEGATIVE.or_none() for group in GROUPS.values()},
     **{f"learn.{group}_rule": one_of(RULES) for group in GROUPS.values()},
 }
-KEYS = {  # names in the messages of the library -> keys of learn
+KEYS = {  # names in the library's messages -> keys of learn
     **{"validations": "patience", "visits": "floor_visits", "rate": "noise_rate"},
     **{f"the floor of {group}": f"{group}_floor" for group in ("logits", "shifts")},
 }
@@ -52,12 +52,12 @@ KEYS = {  # names in the messages of the library -> keys of learn
 def naming(
     section: str, known: Mapping[str, Any] | None = None, keys: Mapping[str, str] | None = None
 ) -> Iterator[None]:
-    """An error of the library names the configuration's key, or else the section that the value is in.
+    """An error of the library names the configuration's key, or else the section of the value.
 
     Args:
-        section: of the configuration.
+        section: the section of the configuration.
         known: the section's values.
-        keys: name of a value in the library's messages -> its key, where they differ.
+        keys: name of a value in the library's messages -> its key, if they differ.
     """
     try:
         yield
@@ -78,22 +78,22 @@ def flat(config: config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Where two configurations differ, a line each. A key that one lacks, as of an earlier version, has its default."""
+    """Differences between two configurations, one per line. A key that an earlier version lacked has its default."""
     usual = json.loads(default.get_config().to_json())  # as a file has it: lists for tuples
-    earlier = flat(config_dict.ConfigDict(usual)) | {"data.candidates": 0}  # before there were any
+    earlier = flat(config_dict.ConfigDict(usual)) | {"data.candidates": 0}  # before this key existed
     a, b = (earlier | flat(config_dict.ConfigDict(c)) for c in (config, other))
     same = [key for key in a | b if _of_today(key, a.get(key)) == _of_today(key, b.get(key))]
     return [f"{key}: {a.get(key)!r}, here {b.get(key)!r}" for key in sorted(a | b) if key not in same]
 
 
 def _of_today(key: str, value: Any) -> Any:
-    """A value as it is given now: keys of earlier versions that changed nothing have none."""
+    """A value in its current form: keys of earlier versions that changed nothing have none."""
     first = key.endswith(".variant") and value == "bh1"  # now None, the first variant
     return None if first or key == "learn.nfes" or (key, value) == ("learn.curve", False) else value
 
 
 def check_run(config: config_dict.ConfigDict) -> None:
-    """Refuse the configuration of a run for what no value of the library would.
+    """Refuse the configuration of a run for reasons that no value of the library checks.
 
     Raises:
         ValueError: it names the key, what was given and what is allowed.
@@ -111,7 +111,7 @@ def check_run(config: config_dict.ConfigDict) -> None:
             raise ValueError(
                 f"{', '.join(changed)}: for {' and '.join(learners)} only, got learn.learner {learn.learner!r}"
             )
-    times = [*grids.GRIDS, *PUBLISHED]  # these, and the losses, are all that are registered by now
+    times = [*grids.GRIDS, *PUBLISHED]  # these and the losses are registered by now
     names = {"learn.loss": one_of(losses.LOSSES), "teacher.grid": one_of(times)}
     check(values, _ALLOWED | names | ({} if learn.init.endswith(".json") else {"learn.init": one_of([*times, "race"])}))
     if not learn.what or not set(learn.what) <= set(GROUPS):
@@ -137,7 +137,7 @@ def solver(of: config_dict.ConfigDict) -> Solver:
 
 
 def start(init: str, solver: Solver) -> str | Learned:
-    """What learning starts from: a grid's name, "race", or what was learned before for this solver."""
+    """What learning starts from: a grid's name, "race", or an earlier schedule for this solver."""
     if not init.endswith(".json"):
         return init
     if not Path(init).is_file():
@@ -153,7 +153,7 @@ def start(init: str, solver: Solver) -> str | Learned:
 
 
 def parametrisation(learn: config_dict.ConfigDict, start: str | Learned) -> Parametrisation:
-    """What is learned; the coefficients of the start stay where they are not."""
+    """The parametrisation; coefficients that are not learned keep their start."""
     frozen = tuple(group for what, group in GROUPS.items() if what not in learn.what)
     of_times = tuple(group for group in frozen if group != "coefficients")
     parametrisation = learning.Gaps(learn.space, learn.max_shift, of_times)
@@ -164,7 +164,7 @@ def parametrisation(learn: config_dict.ConfigDict, start: str | Learned) -> Para
 
 
 def learner(learn: config_dict.ConfigDict, held_out: int, parametrisation: Parametrisation, solver: Solver) -> Learner:
-    """How it is learned."""
+    """The learner."""
     groups = parametrisation.groups(solver)
     if not groups:
         raise ValueError(f"nothing is learned: {list(learn.what)} of {solver}")

@@ -1,8 +1,8 @@
-"""Turn a published file of weights into safetensors, which loads fast and needs no care; PyTorch is not needed.
+"""Convert a published file of weights to safetensors, which loads fast and is safe; PyTorch is not needed.
 
 python -m experiments.convert --from=edm --in=models/edm-cifar10-32x32-uncond-vp.pkl
 
-An official file that is not there is downloaded first; `ld3_jax.pretrained.download` has the names.
+A missing official file is downloaded first; `ld3_jax.pretrained.download` has the names.
 """
 
 from pathlib import Path
@@ -15,8 +15,8 @@ from ld3_jax.networks import files
 from ld3_jax.pretrained import download
 
 _FROM = flags.DEFINE_enum("from", "auto", ["auto", "edm", "torch", "safetensors"], "What the file must be.")
-_IN = command.path_flag("in", None, "The file to read: EDM's .pkl, torch's .ckpt, .pt or .bin, a .zip around one.")
-_OUT = command.path_flag("out", None, "The file to write; by default beside the input, as .safetensors.")
+_IN = command.path_flag("in", None, "The file to read: EDM's .pkl, torch's .ckpt, .pt or .bin, a .zip with one.")
+_OUT = command.path_flag("out", None, "The file to write; by default next to the input, as .safetensors.")
 flags.mark_flags_as_required(["in"])
 
 

@@ -1,4 +1,4 @@
-"""Compare what was learned with other grids, against a converged teacher on noise of your choice.
+"""Compare a learned schedule with other grids, against a converged teacher on noise of your choice.
 
 python -m experiments.evaluate --schedule=runs/quasar5/schedule.json
 python -m experiments.evaluate --schedule=runs/quasar5/schedule.json --path=runs/quasar5/path.gif
@@ -25,17 +25,17 @@ from ld3_jax.teacher import Teacher
 
 run.schedule_flags()
 _NUM = flags.DEFINE_integer("num", 200, "How many noises.", **command.COUNT)
-_SEED = flags.DEFINE_integer("seed", 1000, "Seed of the noise; not the one it was learned with.", **command.SEED)
+_SEED = flags.DEFINE_integer("seed", 1000, "Seed of the noise; different from the seed of learning.", **command.SEED)
 _TEACHER_NFE = flags.DEFINE_integer("teacher_nfe", 60, "Network calls of the teacher: UniPC-3 on the logsnr grid.")
 _CACHE = command.path_flag("cache", "runs/teacher", "Folder of the teacher's samples.")
 _BASELINES = flags.DEFINE_list("baselines", ["dmn"], f"Other methods' grids to compare with: {', '.join(BASELINES)}.")
-_DISTANCES = flags.DEFINE_bool("distances", False, "Compare the distributions of samples, too; use --num=2000.")
+_DISTANCES = flags.DEFINE_bool("distances", False, "Also compare the distributions of samples; use --num=2000.")
 _BATCH = flags.DEFINE_integer("batch_size", 25, "The most samples to integrate at a time.", **command.COUNT)
 _OUT = command.path_flag("out", None, "A JSON file for what is printed and the error of every noise.")
 _PATH = command.path_flag("path", None, "A GIF of the states on the way, beside a standard grid's and the teacher's.")
 flags.mark_flags_as_required(["schedule"])
 
-_PROBES, _FEW = 64, 100  # states that baselines look at the model with; numbers of a state up to which it has a bound
+_PROBES, _FEW = 64, 100  # states that baselines use; the largest size of a state for which the bound is computed
 
 
 def main() -> None:
@@ -75,8 +75,8 @@ def _compare(learned: Learned, model: Pretrained, teacher: Teacher) -> dict:
     compared = comparison.compare(judge, times, str(model), _NUM.value if _DISTANCES.value else 0)
     compared.print_intervals()
     if _PATH.value:
-        best = compared.best_hand_made
-        chosen = {"learned": learned.discretization, best: judge.hand_made()[best]}
+        best = compared.best_standard
+        chosen = {"learned": learned.discretization, best: judge.standard_grids()[best]}
         animation.draw(Path(_PATH.value), model, student, chosen, test, teacher.solver)
     figures = {"errors": compared.figures()}
     if _DISTANCES.value:

@@ -1,14 +1,14 @@
-"""Write what was learned in the form that another program takes.
+"""Write a learned schedule in the format of another program.
 
 python -m experiments.export --schedule=runs/quasar5/schedule.json --format=table --out=table.json
 python -m experiments.export --schedule=runs/quasar5/schedule.json --format=sigmas --last=zero --out=sigmas.txt --lossy
 
-diffdock: the t_schedule of translation, rotation and torsions, one value a step, for its sampler with ode=True.
+diffdock: the t_schedule of translation, rotation and torsions, one value per step, for its sampler with ode=True.
 table: the schedule.json itself with its table of coefficients, which ld3_jax.interop and its ComfyUI node run.
 sigmas: comma-separated noise levels, for ComfyUI's ManualSigmas, A1111, Forge and samplers of k-diffusion.
 diffusers-timesteps: for its DPMSolverMultistepScheduler. diffusers-sigmas: for its Euler schedulers.
 
-A list holds times alone. If network times or coefficients were learned, it is not written, unless with --lossy.
+A list holds only times. If network times or coefficients were learned, it is written only with --lossy.
 """
 
 import functools
@@ -30,13 +30,13 @@ from ld3_jax.ranges import check, one_of
 run.schedule_flags()
 _OUT = command.path_flag("out", None, "Where to write.")
 _LAST = flags.DEFINE_enum(
-    "last", "kept", ["kept", "zero", "dropped"], "Of sigmas: the last one as it is, as 0, or left out."
+    "last", "kept", ["kept", "zero", "dropped"], "For sigmas: keep the last one, write it as 0, or leave it out."
 )
 _LOSSY = flags.DEFINE_bool("lossy", False, "Write a list of times even if more was learned.")
 _CHECK = flags.DEFINE_bool("check", False, "Measure what the list changes, on the model that it was learned for.")
-_NUM = flags.DEFINE_integer("num", 100, "Of --check: how many noises.", **command.COUNT)
-_SEED = flags.DEFINE_integer("seed", 1000, "Of --check: seed of the noise.", **command.SEED)
-_BATCH = flags.DEFINE_integer("batch_size", 25, "Of --check: the most samples at a time.", **command.COUNT)
+_NUM = flags.DEFINE_integer("num", 100, "For --check: how many noises.", **command.COUNT)
+_SEED = flags.DEFINE_integer("seed", 1000, "For --check: seed of the noise.", **command.SEED)
+_BATCH = flags.DEFINE_integer("batch_size", 25, "For --check: the most samples at a time.", **command.COUNT)
 _FORMAT = flags.DEFINE_string("format", None, f"The program: {', '.join(sorted(FORMATS))}.")
 flags.mark_flags_as_required(["schedule", "out", "format"])
 
@@ -71,7 +71,7 @@ def _check(listed: Listed, learned: Learned, model: Pretrained) -> None:
     x_T, cond = model.draw(jax.random.key(_SEED.value), _NUM.value)
     squared, relative = exported_lists.distance(listed, learned, model.model, model.schedule, x_T, cond, _BATCH.value)
     print(
-        f"distance of its samples from those of what was learned, {_NUM.value} noises: squared {squared:.3g}, "
+        f"distance of its samples from the learned schedule's, {_NUM.value} noises: squared {squared:.3g}, "
         f"relative {relative:.3g}"
     )
 

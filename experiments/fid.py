@@ -3,8 +3,8 @@
 python -m experiments.sample --schedule=runs/cifar10/schedule.json --num=50000 --out=runs/cifar10/many/
 python -m experiments.fid --samples=runs/cifar10/many/ --reference=cifar10-32x32.npz
 
-A folder is one that experiments.sample filled, or any folder of images, those in its folders included; it is read batch
-by batch. A .npz holds images (n, h, w, channels): `samples` in [-1, 1], or 8 bits as guided-diffusion's `arr_0`.
+A folder is one that experiments.sample filled, or any folder of images, including its subfolders; it is read batch by
+batch. A .npz holds images (n, h, w, channels): `samples` in [-1, 1], or 8 bits as guided-diffusion's `arr_0`.
 """
 
 import itertools
@@ -26,8 +26,8 @@ from ld3_jax.networks import inception
 
 _SAMPLES = command.path_flag("samples", None, "Folder of samples: .npz as experiments.sample writes, or images.")
 _REFERENCE = command.path_flag("reference", None, "What to compare with: EDM's .npz of mu and sigma, or a folder.")
-_OUT = command.path_flag("out", None, "Where to write the statistics of the samples, to be a reference of others.")
-_WEIGHTS = command.path_flag("weights", None, "A file of Inception's weights; default those of the installed package.")
+_OUT = command.path_flag("out", None, "Where to write the statistics of the samples, as a reference for others.")
+_WEIGHTS = command.path_flag("weights", None, "A file of Inception's weights; by default the installed package's.")
 _BATCH = flags.DEFINE_integer("batch_size", 50, "Images that go through the network at a time.", **command.COUNT)
 flags.mark_flags_as_required(["samples"])
 

@@ -1,14 +1,14 @@
-"""Make a schedule.json of times or of a solver that others have learned, to sample with, to judge, or to learn from.
+"""Make a schedule.json from published times or a published learned solver, to sample with, to judge, or to start from.
 
 python -m experiments.from_list --config=configs/galaxies.py:hsc32 --list=sigmas.txt --out=runs/theirs.json
 
-The list is a published grid by its name (ays-sd15, gits-sd15, optimal-flux, ...), a text file of noise levels (sigma /
-alpha, or of flows sigma, the last one perhaps 0), or LD3's best_v1.pt or best_v2.pt. Levels are interpolated to the
-configuration's number of steps, their logarithm linearly. The result is one more schedule: `experiments.evaluate
+The list is the name of a published grid (ays-sd15, gits-sd15, optimal-flux, ...), a text file of noise levels (sigma /
+alpha, or sigma for flows; the last one may be 0), or LD3's best_v1.pt or best_v2.pt. Levels are interpolated to the
+configuration's number of steps, linearly in their logarithm. The result is a normal schedule: `experiments.evaluate
 --schedule=runs/theirs.json`, `experiments.train --config.learn.init=runs/theirs.json`.
 
 A learned solver is EPD's or DyWeight's network-snapshot.pkl, DyWeight's .pt of Flux, a checkpoint of the Generalized
-Solver, or NeuralSolver's module of numbers. It becomes changes of the configuration's solver, with as many calls.
+Solver, or NeuralSolver's module of numbers. It is written as changes of the configuration's solver, with as many calls.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ from ld3_jax.published import PUBLISHED
 
 _CONFIG = command.config_flag("Configuration: its network and solver.")
 _LIST = command.path_flag("list", None, f"A file, or one of {', '.join(PUBLISHED)}.")
-_SIDE = flags.DEFINE_integer("side", 512, "Of images in pixels, for DyWeight's .pt of Flux.", lower_bound=16)
+_SIDE = flags.DEFINE_integer("side", 512, "Side of images in pixels, for DyWeight's .pt of Flux.", lower_bound=16)
 _OUT = command.path_flag("out", None, "The schedule.json to write.")
 flags.mark_flags_as_required(["config", "list", "out"])
 

@@ -1,4 +1,4 @@
-"""A run before any network is called: its task without pairs, and how many calls are to come."""
+"""A run before any network call: its task without pairs, and how many calls it will make."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def first_numbers(run: "Run") -> Any:
-    """The numbers at the start; of a race, on one grid."""
+    """The numbers at the start; for a race, on one grid."""
     schedule, start = run.model.schedule, run.start
     first = "uniform" if isinstance(start, str) and start == "race" else start
     times = learning.on_grid(first, schedule, run.solver) if isinstance(first, str) else first
@@ -25,7 +25,7 @@ def task(run: "Run", loss: Loss = l2) -> Task:
 
 
 def calls(run: "Run") -> str:
-    """The network calls to come and how long they take, in a line; "" where no call was timed."""
+    """The number of network calls and how long they take, in a line; "" if no call was timed."""
     data, of, each = run.config.data, run.learner, run.model.seconds
     if each is None:
         return ""

@@ -1,4 +1,4 @@
-"""What the cells of a sweep say: in sentences, as tidy lines, as a picture, and as one HTML page that stands alone."""
+"""The results of a sweep: in sentences, as CSV, as a picture, and as one self-contained HTML page."""
 
 import base64
 import csv
@@ -33,17 +33,22 @@ class Method(NamedTuple):
     what: str
 
 
-BEST = "best hand-made"
+BEST = "best standard grid"
 METHODS = {
-    BEST: Method("best hand-made", "#8a8a8a", "o", "●", "the hand-made grid with the least mean"),
+    BEST: Method("best standard grid", "#8a8a8a", "o", "●", "the standard grid with the lowest mean"),
     "dmn": Method("DMN", "#b5651d", "v", "▼", "DMN's grid, arXiv:2402.17376"),
     "gits": Method("GITS", "#1f98a6", "P", "✚", "GITS' grid, arXiv:2405.11326"),
     "oss": Method("Optimal Steps", "#9068cf", "X", "✖", "Optimal Steps' grid, arXiv:2503.21774"),
-    "times": Method("times learned", "#3b82c4", "D", "◆", "times and network times learned"),
-    "everything": Method("everything learned", "#d9415a", "*", "★", "times, network times and coefficients learned"),
+    "times": Method("times", "#3b82c4", "D", "◆", "times and network times learned"),
+    "everything": Method("times + coefficients", "#d9415a", "*", "★", "times, network times and coefficients learned"),
 }
 # What pictures show against the number of calls.
 STATISTICS = {"mean": "mean squared error, 95 % interval", "median": "median", "frechet": "Frechet distance"}
+
+
+def label(name: str) -> str:
+    """A method as people see it; a grid has its own name."""
+    return METHODS[name].label if name in METHODS else name
 
 
 def as_csv(cells: Iterable[Measured]) -> bytes:
@@ -62,7 +67,7 @@ def _rows(cells: Iterable[Measured]) -> Iterator[list[Any]]:
 
 
 def shares(cells: Iterable[Measured], name: str) -> np.ndarray:
-    """Mean and median of a method as shares of those of the best hand-made grid: (number of cells, 2)."""
+    """Mean and median of a method divided by the best standard grid's: (number of cells, 2)."""
     pairs = [(one.methods[name], one.best_grid) for one in cells]
     return np.array([[learned.mean / grid.mean, learned.median / grid.median] for learned, grid in pairs])
 
@@ -73,7 +78,7 @@ def geometric_mean(ratios: np.ndarray) -> np.ndarray:
 
 
 def summary(cells: Sequence[Measured]) -> list[str]:
-    """What the cells say together, a line for each learned method."""
+    """A summary of all cells, one line for each learned method."""
     by_cell, lines = {measured.cell: measured for measured in cells}, []
     for name in LEARNED if cells else ():
         ratios = shares(cells, name)
@@ -87,10 +92,10 @@ def summary(cells: Sequence[Measured]) -> list[str]:
         images = [one.methods for one in cells if one.methods[name].frechet is not None]
         nearer = sum(methods[name].frechet < min(methods[grid].frechet for grid in GRIDS) for methods in images)
         lines.append(
-            f"{name}, {len(cells)} cells: the geometric mean of learned / best hand-made is {mean:.3f} for means and "
-            f"{median:.3f} for medians; the mean is above it in {above[0]} cells, the median in {above[1]}; in "
-            f"{sum(twice)} of {len(twice)} the mean is no higher than that of the best hand-made grid with twice the "
-            f"calls; the Frechet distance is below that of every hand-made grid in {nearer} of {len(images)}"
+            f"{label(name)}, {len(cells)} cells: the geometric mean of learned / best standard grid is {mean:.3f} for "
+            f"means and {median:.3f} for medians; the mean is above it in {above[0]} cells, the median in {above[1]}; "
+            f"in {sum(twice)} of {len(twice)} the mean is no higher than that of the best standard grid with twice "
+            f"the calls; the Frechet distance is below that of every standard grid in {nearer} of {len(images)}"
         )
     return lines
 
@@ -101,7 +106,7 @@ def of_sweep(measured: Sequence[Measured], workdir: Path, command: str) -> str:
     Args:
         measured: the cells, at least one, in order.
         workdir: where their pictures are.
-        command: that measured them.
+        command: the command that measured them.
     """
     drawn = {name for one in measured for name in _drawn(one)}
     devices = sorted({one.device for one in measured})
@@ -109,7 +114,7 @@ def of_sweep(measured: Sequence[Measured], workdir: Path, command: str) -> str:
     kinds = ["mean", "median", *(["frechet"] if any(one.best_grid.frechet is not None for one in measured) else [])]
     curves = [f"<div class={kind}>{_image(picture(measured, kind), STATISTICS[kind])}</div>" for kind in kinds]
     return Template(_TEMPLATE.read_text()).substitute(
-        title="Learned solvers beside hand-made grids and those of other methods",
+        title="Learned solvers, standard grids and grids of other methods",
         measured_on=html.escape("; ".join(devices)),
         held_out=html.escape(", ".join(held_out)),
         summary="".join(f"<li>{html.escape(line)}</li>" for line in summary(measured)),
@@ -127,7 +132,7 @@ def of_sweep(measured: Sequence[Measured], workdir: Path, command: str) -> str:
 
 
 def picture(measured: Sequence[Measured], statistic: str = "mean") -> bytes:
-    """A PNG of one of STATISTICS: a row for each network, a column for each solver, of the first seed."""
+    """A PNG of one of STATISTICS: a row for each network, a column for each solver, for the first seed."""
     figure = _sheet(measured, lambda axes, panel: _draw_errors(axes, panel, statistic), sharex=True, sharey="row")
     nfes = sorted({one.cell.nfe for one in measured})
     figure.axes[0].set_xticks(nfes, [str(nfe) for nfe in nfes])  # all panels share them
@@ -138,7 +143,7 @@ def picture(measured: Sequence[Measured], statistic: str = "mean") -> bytes:
 
 
 def grids(measured: Sequence[Measured]) -> bytes:
-    """A PNG of where the steps lie, likewise."""
+    """A PNG of where the steps lie, in the same arrangement."""
     return _png(_sheet(measured, _draw_grids))
 
 
@@ -161,7 +166,7 @@ def _sheet(measured: Sequence[Measured], draw: Callable[[Axes, list[Measured]], 
 
 
 def _panels(measured: Sequence[Measured]) -> dict[tuple[str, str], list[Measured]]:
-    """The cells of each network and solver, of the first seed."""
+    """The cells of each network and solver, for the first seed."""
     panels: dict[tuple[str, str], list[Measured]] = {}
     for one in measured:
         if one.cell.seed == measured[0].cell.seed:
@@ -176,13 +181,13 @@ def _title(panel: list[Measured]) -> str:
 
 
 def _drawn(measured: Measured) -> dict[str, Figures]:
-    """The methods that are drawn: of the hand-made grids the best."""
+    """The methods that are drawn; only the best one of the standard grids."""
     methods = {BEST: measured.best_grid} | measured.methods
     return {name: methods[name] for name in METHODS if name in methods}
 
 
 def _draw_errors(axes: Axes, panel: list[Measured], statistic: str) -> None:
-    """A line for each method; around the mean its interval."""
+    """A line for each method, with an interval around the mean."""
     for method in METHODS:
         points = {one.cell.nfe: drawn[method] for one in panel if method in (drawn := _drawn(one))}
         values = np.array([getattr(point, statistic) for point in points.values()], float)  # None: NaN
@@ -228,7 +233,7 @@ def _samples(panel: list[Measured], workdir: Path) -> str:
     columns = [one for one in panel if one.cell.path(workdir).with_suffix(".png").exists()]
     if not columns:
         return ""
-    labels = "".join(f"<span>{html.escape(row)}</span>" for row in ("teacher", *columns[0].methods))
+    labels = "".join(f"<span>{html.escape(row)}</span>" for row in ("teacher", *map(label, columns[0].methods)))
     pictures = [(one.cell.nfe, one.cell.path(workdir).with_suffix(".png").read_bytes()) for one in columns]
     images = "".join(f"<div><b>{nfe}</b>{_image(png, f'samples with {nfe} calls')}</div>" for nfe, png in pictures)
     caption = f"<figcaption>{html.escape(_title(panel))}</figcaption>"
@@ -237,11 +242,11 @@ def _samples(panel: list[Measured], workdir: Path) -> str:
 
 
 def _table(rows: Iterable[Sequence[Any]]) -> str:
-    """A table in a box that scrolls, without the times."""
+    """A table in a scrolling box, without the times."""
     shown = [i for i, name in enumerate(_COLUMNS) if name != "lam"]
     head = "".join(f"<th><button>{html.escape(_COLUMNS[i].replace('_', ' '))}</button></th>" for i in shown)
     lines = (
-        [f"{row[i]:.5g}" if isinstance(row[i], float) else "" if row[i] is None else str(row[i]) for i in shown]
+        [f"{row[i]:.5g}" if isinstance(row[i], float) else "" if row[i] is None else label(str(row[i])) for i in shown]
         for row in rows
     )
     body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)

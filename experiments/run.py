@@ -1,6 +1,6 @@
-"""A run: from a configuration to model, teacher's pairs, student, task, what is learned, and how that is judged.
+"""A run: from a configuration to model, teacher's pairs, student, task, learned schedule, and comparison.
 
-And what an earlier run learned, read from its schedule.json with its model.
+It also reads the schedule.json of an earlier run, with its model.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from ld3_jax.ranges import COUNT, check
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, Teacher
 
-# What a schedule's model is read from, and the flags that say where it is now.
+# The files of a schedule's model, and the flags that say where they are now.
 _MOVED = {"file": "weights", "first_stage": "first_stage", "prompts": "prompts", "text_encoder": "text_encoder"}
 _TEACHER = Teacher()
 _CANDIDATES = 10  # noises for each pair, by default
@@ -40,15 +40,15 @@ _CANDIDATES = 10  # noises for each pair, by default
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What a configuration says, as values, and what follows from it: each part is made when it is first asked for.
+    """A configuration as values, and what follows from it: each part is made when it is first needed.
 
     Attributes:
         config: the configuration.
         solver: the student's.
         teacher: how the pairs are made.
-        parametrisation: what is learned.
-        learner: how.
-        init: what learning starts from: a grid's name, "race", or what was learned before.
+        parametrisation: how learned numbers stand for times and coefficients.
+        learner: how the numbers move.
+        init: what learning starts from: a grid's name, "race", or an earlier schedule.
     """
 
     config: config_dict.ConfigDict
@@ -123,7 +123,7 @@ class Run:
 
     @cached_property
     def model(self) -> Pretrained:
-        """The model, from solver.start on; of its prompts, as many as pairs are drawn."""
+        """The model, with the start solver.start and as many prompts as pairs are drawn."""
         settings, data, start = dict(self.config.network), self.config.data, self.config.solver.start
         count = data.train + data.valid + data.test
         if settings["prompts"] and not settings["num_prompts"]:
@@ -142,18 +142,18 @@ class Run:
 
     @cached_property
     def pairs(self) -> tuple[Pairs, Pairs]:
-        """The pairs to learn from, the teacher's or those of teacher.pairs, and the teacher's held-out ones."""
+        """The pairs to learn from (the teacher's or teacher.pairs), and the teacher's held-out pairs."""
         config, teacher = self.config, self.teacher
         count, keys, among = config.data.train + config.data.valid, self.keys, self.candidates
         known = self.pairs_of_others or teacher_pairs("teacher", self.model, teacher, keys[0], count, among=among)
-        first = count if config.data.file else 0  # held-out images, too
+        first = count if config.data.file else 0  # held-out images too
         return known, teacher_pairs("teacher, held-out noise", self.model, teacher, keys[1], config.data.test, first)
 
     @property
     def candidates(self) -> int:
-        """How many noises the pairs to learn from are chosen among; 0: none are chosen.
+        """How many candidate noises the pairs to learn from are chosen from; 0: all pairs are used.
 
-        By default there are ten for each, where another one costs nothing: no prompt to encode, no image to make.
+        By default there are ten for each pair, if candidates cost nothing extra: no prompt to encode, no image to make.
         """
         config, data, model = self.config, self.config.data, self.model
         if data.candidates is not None:
@@ -168,7 +168,7 @@ class Run:
 
     @cached_property
     def pairs_of_others(self) -> Pairs | None:
-        """The pairs to learn from that teacher.pairs names, if it does."""
+        """The pairs to learn from that teacher.pairs names, if any."""
         if not (path := self.config.teacher.pairs):
             return None
         one = jax.eval_shape(lambda pairs: jax.tree.map(lambda leaf: leaf[0], pairs), self.model.shapes(1))
@@ -176,7 +176,7 @@ class Run:
         return imported_files.read_pairs(Path(path), self.model.schedule, count, one)
 
     def contents(self) -> dict[str, str]:
-        """Digests of what the configuration names and does not hold, since a file may be replaced under its name."""
+        """Digests of the files that the configuration names, because a file may be replaced under its name."""
         model, data = self.model, self.config.data
         cond = model.draw_condition and model.draw_condition(jax.random.key(0), data.train + data.valid + data.test, 0)
         found = {"network": (model.model, model.decode), "conditions": cond, "data_file": model.images}
@@ -191,16 +191,16 @@ class Run:
 
     @cached_property
     def task(self) -> Task:
-        """All that does not change while learning."""
+        """Everything that does not change while learning."""
         return learning.make_task(self.student, self.pairs[0], self.keys[2], self.parametrisation, self.learner)
 
     @cached_property
     def judge(self) -> Judge:
-        """What judges samples on the held-out noises."""
+        """The judge of samples on the held-out noises."""
         return Judge.of(self.student, self.pairs[1], self.model, self.learner.valid_batch)
 
     def learned(self, ended: Ended) -> Learned:
-        """What was learned, with the identity of its model."""
+        """The learned schedule, with the identity of its model."""
         return dataclasses.replace(learning.describe(self.task, ended.state), model=self.model.identity())
 
     def learn(self) -> tuple[Learned, Ended]:
@@ -225,7 +225,7 @@ def load_model(name: str, settings: dict[str, Any]) -> Pretrained:
 def teacher_pairs(
     label: str, model: Pretrained, teacher: Teacher, key: Array, count: int, first: int = 0, among: int = 0
 ) -> Pairs:
-    """The teacher's pairs from noise of that key, decoded, with a progress bar; see `drawn.teacher_pairs`."""
+    """The teacher's pairs from a key's noise, decoded, with a progress bar; see `drawn.teacher_pairs`."""
     batches = sum(equal_batches(n, teacher.batch_size)[0] for n in (count, among) if n)
     with command.progress(label, batches) as update:
         return drawn.teacher_pairs(model, teacher, key, count, lambda done, total: update(done), first, among)
@@ -235,10 +235,10 @@ def schedule_flags() -> None:
     """Define --schedule, --nfe, and flags that say where the model's files are now."""
     several = "A schedule.json that experiments.train wrote; several, separated by commas, to interpolate with --nfe."
     path_flag("schedule", None, several)
-    flags.DEFINE_integer("nfe", None, "Network calls; default the schedule's own number.", lower_bound=1)
-    images = "Of a schedule that starts below full noise: its images, .npy, .npz or a folder; default the teacher's."
+    flags.DEFINE_integer("nfe", None, "Network calls; by default the schedule's own number.", lower_bound=1)
+    images = "For a schedule that starts below full noise: images (.npy, .npz or a folder); by default the teacher's."
     path_flag("images", None, images)
-    flags.DEFINE_string("start", None, "Of schedules with several starts, with --nfe: t=, sigma= or strength=NUMBER.")
+    flags.DEFINE_string("start", None, "For schedules with several starts, with --nfe: t=, sigma= or strength=NUMBER.")
     for name, flag in _MOVED.items():
         path_flag(flag, None, f"The schedule's network.{name}, if it lies elsewhere.")
 
@@ -257,10 +257,10 @@ def given_schedules() -> list[Path]:
 
 
 def load_given(teacher: Teacher = _TEACHER) -> tuple[Learned, Pretrained]:
-    """`load_schedule` of what the flags say.
+    """`load_schedule` with the flags.
 
     Args:
-        teacher: of a schedule that starts below full noise, how images are made where none are given.
+        teacher: how images are made if none are given, for a schedule that starts below full noise.
     """
     here = {name: flags.FLAGS[flag].value for name, flag in _MOVED.items()}
     here = {name: path for name, path in here.items() if path}
@@ -284,13 +284,13 @@ def load_schedule(
 
     Args:
         paths: the files. Several are interpolated, see `ld3_jax.interpolate`.
-        nfe: for how many network calls; None: as the one file says.
-        here: settings that say where the model's files are now. A file is downloaded only to where they say.
-        teacher: what makes the images of a schedule that starts below full noise.
-        start: with nfe, from which start on, as `solver.start` has it; None: as all files say.
+        nfe: the number of network calls; None: the number in the only file.
+        here: settings that say where the model's files are now. Files are downloaded only to these places.
+        teacher: it makes the images of a schedule that starts below full noise.
+        start: with nfe, the start, in the form of `solver.start`; None: the start of all files.
 
     Returns:
-        What was learned, and its model, from the same start on.
+        The learned schedule, and its model with the same start.
 
     Raises:
         FileNotFoundError, ValueError: see `learning.load`, `ld3_jax.interpolate` and `pretrained.load`.
@@ -305,7 +305,7 @@ def load_schedule(
             t_start = starting_at(schedule, **starts.parse(start)).t_start if start else None
             learned = interpolate(several, nfe, schedule, t_start=t_start)
         drawn.check_model(learned.model, model)
-        jax.eval_shape(partial(learned.table, schedule))  # refuses what does not fit
+        jax.eval_shape(partial(learned.table, schedule))  # refuses a model that does not fit
     except ValueError as error:
         raise ValueError(f"{shown}: {error}") from error
     if learned.t_start is not None:

@@ -3,8 +3,8 @@
 python -m experiments.sample --schedule=runs/quasar5/schedule.json --num=64 --out=runs/quasar5/gallery.png
 python -m experiments.sample --schedule=runs/quasar5/schedule.json --num=50000 --batch_size=256 --out=runs/quasar5/many/
 
-A folder fills batch by batch, in memory that does not grow with the number of samples; after an interruption the same
-command goes on. Schedule, seed and a sample's number fix it, up to the rounding of batches of another size.
+A folder is filled batch by batch, in memory that does not grow with the number of samples; after an interruption the
+same command continues. Schedule, seed and number fix a sample, up to rounding in batches of another size.
 """
 
 from pathlib import Path
@@ -22,11 +22,11 @@ _NUM = flags.DEFINE_integer("num", 64, "How many samples.", **command.COUNT)
 _OUT = command.path_flag(
     "out",
     None,
-    "Where to write: a picture (.png), the arrays themselves (.npy), or of molecules .sdf or .html; without an ending, "
+    "Where to write: a picture (.png), the arrays (.npy), or .sdf or .html for molecules; without an ending, "
     "or with a / at the end, a folder.",
 )
 _FORMAT = flags.DEFINE_string(
-    "format", "npz", "Of the files in a folder: npz (a batch each), png (a sample each), or of molecules sdf or html."
+    "format", "npz", "Of the files in a folder: npz (a batch each), png (a sample each), or sdf or html for molecules."
 )
 _SEED = flags.DEFINE_integer("seed", 1, "Seed of the noise.", **command.SEED)
 _BATCH = flags.DEFINE_integer("batch_size", 32, "The most samples to draw at a time.", **command.COUNT)

@@ -1,10 +1,10 @@
-"""Judge hand-made grids, other methods' grids and what is learned, for many networks, solvers and numbers of calls.
+"""Compare standard grids, other methods' grids and learned ones for many networks, solvers and numbers of calls.
 
 python -m experiments.sweep --config=configs/sweeps/galaxies.py --workdir=runs/galaxies
 
-Every cell (a network, a solver, a number of calls, a seed) is saved once it is measured, and not measured again; one
-that fails is reported and stops nothing. Several processes may work on one workdir. sweep.csv has a line for each
-method of each cell, sweep.html and sweep.png draw them.
+Each cell (a network, a solver, a number of calls, a seed) is saved once it is measured, and not measured again; a cell
+that fails is reported and does not stop the others. Several processes may share one workdir. sweep.csv has a line for
+each method of each cell; sweep.html and sweep.png draw them.
 """
 
 import shlex
@@ -22,8 +22,8 @@ _CONFIG = command.config_flag("Configuration file.")
 _WORKDIR = command.path_flag("workdir", None, "Where cells, sweep.csv, sweep.html and sweep.png go.")
 flags.mark_flags_as_required(["config", "workdir"])
 
-# What ends one cell: learning that fails, a network whose files or packages are missing, too little memory. Anything
-# else, a full disk above all, would end every other cell after minutes of work, too.
+# Errors that end one cell: learning that fails, missing files or packages of a network, lack of memory. Anything
+# else, above all a full disk, would also end every other cell after minutes of work.
 _OF_A_CELL = (ValueError, FloatingPointError, RuntimeError, FileNotFoundError, ImportError)
 
 
@@ -51,9 +51,10 @@ def main() -> None:
         for name, judged in measured.methods.items():
             frechet = "" if judged.frechet is None else f"  Frechet {judged.frechet:.4g}"
             print(
-                f"  {name:<12} {judged.mean:.5f} ({judged.median:.5f}) {judged.another_basin:.1%}{frechet}", flush=True
+                f"  {page.label(name):<20} {judged.mean:.5f} ({judged.median:.5f}) {judged.another_basin:.1%}{frechet}",
+                flush=True,
             )
-        if not known:  # so that a kill leaves a report of all that was measured
+        if not known:  # so that a killed process leaves a report of all measured cells
             write_report(workdir)
     write_report(workdir)
     for line in page.summary(cells.read_all(workdir)):
@@ -67,7 +68,7 @@ def main() -> None:
 def write_report(workdir: Path) -> None:
     """sweep.csv, sweep.html and sweep.png of all cells so far."""
     command = shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])
-    with filelock.FileLock(workdir / "report.lock"):  # drawing takes seconds, and the last to draw knows all cells
+    with filelock.FileLock(workdir / "report.lock"):  # drawing takes seconds; the last process knows all cells
         if not (measured := cells.read_all(workdir)):
             return
         write_atomically(workdir / "sweep.csv", page.as_csv(measured))

@@ -1,4 +1,4 @@
-"""The benchmark's tables: functions of `quick` to the names of rows and how to measure each, on 200 held-out noises."""
+"""The benchmark's tables: functions of `quick` that give the rows and how to measure them, on 200 held-out noises."""
 
 import tempfile
 import time
@@ -32,19 +32,20 @@ from ld3_jax.teacher import Pairs, draw_noise
 
 Row = dict[str, Any]
 Measure = Callable[[], Row]
-_SWEPT = Path("results/schedules.zip")  # what sweeps have learned
+_SWEPT = Path("results/schedules.zip")  # schedules that sweeps have learned
+_SHOWN = {"times": "times", "everything": "times + coefficients"}  # schedules of a sweep, in the rows
 _KNOWN = (4, 6, 8, 10)  # calls between which times are interpolated
 _SCALES = (1.0, 1.5, 2.0)  # of guidance; 1 is none
-_NFES, _TEST, _CHECKED = (6, 20, 4, 8, 10), 500, 25  # of docking; PoseBusters checks so many poses, seconds each
+_NFES, _TEST, _CHECKED = (6, 20, 4, 8, 10), 500, 25  # for docking; PoseBusters checks 25 poses, seconds each
 _NETWORK = "ergotamine_network"  # the trained one
 _MOLECULES = (_NETWORK, "1ia1", "1of6", "1s3v", "1uou")  # and crystals' own poses
 _EULER = "DiffDock's steps"
 _LEARNED = {
     "learned, one schedule": {"what": ("times", "shifts"), "by_part": False},
     "learned, three schedules": {"what": ("times", "shifts"), "by_part": True},
-    "learned, everything": {"what": ("times", "shifts", "coefficients"), "by_part": True},
+    "learned, times + coefficients": {"what": ("times", "shifts", "coefficients"), "by_part": True},
 }
-_DOCKED = (_EULER, "uniform", "best hand-made", *_LEARNED)
+_DOCKED = (_EULER, "uniform", "best standard grid", *_LEARNED)
 
 
 def interpolation_table(quick: bool) -> list[tuple[str, Measure]]:
@@ -67,11 +68,11 @@ def interpolation_table(quick: bool) -> list[tuple[str, Measure]]:
 
 
 def learners_table(quick: bool) -> list[tuple[str, Measure]]:
-    """Learners from the same start on hsc32, DPM-Solver++ 3M with 5 calls: run time of each, compiled, and error."""
+    """Learners from the same start on hsc32, DPM-Solver++ 3M with 5 calls: error, and run time without compiling."""
 
     def measure(config: config_dict.ConfigDict) -> Row:
         run = Run.of(config).check()
-        for _ in range(2):  # in the second one nothing is compiled
+        for _ in range(2):  # the second time nothing is compiled
             begun = time.monotonic()
             learned, ended = run.learn()
             seconds = time.monotonic() - begun
@@ -87,9 +88,9 @@ def learners_table(quick: bool) -> list[tuple[str, Measure]]:
     rows = {
         "times, Gauss-Newton": of(what=("times", "shifts")),
         "times, Adam": of(what=("times", "shifts"), learner="optax", steps=60),
-        "everything, Gauss-Newton": of(),
-        "everything, Adam": of(learner="optax", steps=60),
-        "everything, Levenberg-Marquardt": of(learner="lm", steps=6, batch_size=100),
+        "times + coefficients, Gauss-Newton": of(),
+        "times + coefficients, Adam": of(learner="optax", steps=60),
+        "times + coefficients, Levenberg-Marquardt": of(learner="lm", steps=6, batch_size=100),
         "the paper's settings": partial(measure, as_in_paper),
     }
     return list(rows.items())[: 1 if quick else None]
@@ -125,15 +126,15 @@ def network_table(quick: bool) -> list[tuple[str, Measure]]:
 
 
 def transfer_table(quick: bool) -> list[tuple[str, Measure]]:
-    """What was learned for DPM-Solver++ 3M with 5 calls, used where it was not learned: on another network, with
-    another solver, its times interpolated to another number of calls, at another guidance scale. Guidance is that of
-    ztf32 away from hsc32, eps = eps_hsc32 + scale (eps_ztf32 - eps_hsc32).
+    """Schedules learned for DPM-Solver++ 3M with 5 calls, used elsewhere: on another network, with another solver, with
+    times interpolated to another number of calls, at another guidance scale. Guidance leads from hsc32 to ztf32, eps =
+    eps_hsc32 + scale (eps_ztf32 - eps_hsc32).
     """
     networks = ("hsc32",) if quick else ("hsc32", "ztf32", "quasar72")
     cells = []
     for network in networks:
         others = [other for other in networks if other != network]
-        cells += [(what, network, other, "dpmpp", 5) for other in others for what in ("times", "everything")]
+        cells += [(what, network, other, "dpmpp", 5) for other in others for what in _SHOWN]
         cells += [("times", network, network, solver, 5) for solver in ("unipc", "ipndm")]
         cells += [("times", network, network, "dpmpp", nfe) for nfe in (4, 8)]
 
@@ -144,7 +145,7 @@ def transfer_table(quick: bool) -> list[tuple[str, Measure]]:
         return _compared(run, {"transferred": transferred, "learned there": learned})
 
     rows = [
-        (f"{what} of {origin} dpmpp 5 on {' '.join(map(str, to))}", partial(measure, what, origin, *to))
+        (f"{_SHOWN[what]} of {origin} dpmpp 5 on {' '.join(map(str, to))}", partial(measure, what, origin, *to))
         for what, origin, *to in cells
     ]
     return rows + ([] if quick else _between_scales())
@@ -173,9 +174,9 @@ def _between_scales() -> list[tuple[str, Measure]]:
         return _compared(run, {"transferred": at(what, origin)[1], "learned there": there})
 
     return [
-        (f"{what} of guidance {origin:g} on guidance {scale:g}", partial(measure, what, origin, scale))
+        (f"{_SHOWN[what]} of guidance {origin:g} on guidance {scale:g}", partial(measure, what, origin, scale))
         for origin, scale in permutations(_SCALES, 2)
-        for what in ("times", "everything")
+        for what in _SHOWN
     ]
 
 
@@ -204,11 +205,11 @@ def docking_table(quick: bool) -> list[tuple[str, Measure]]:
 
 
 def _times_of_poses(run: Run, name: str) -> Discretization:
-    """A hand-made grid, or what is learned."""
+    """A standard grid, or the learned times."""
     if name in _LEARNED:
         return run.learn()[0].discretization
-    grids = run.judge.hand_made()
-    if name != "best hand-made":
+    grids = run.judge.standard_grids()
+    if name != "best standard grid":
         return grids["uniform"]
     return min(grids.values(), key=lambda one: float(learning.distances(run.student, one, run.pairs[0]).mean()))
 
@@ -236,21 +237,21 @@ def configured(network: str, solver: str, nfe: int) -> config_dict.ConfigDict:
 
 
 def errors(run: Run, times: Discretization) -> list[float]:
-    """Mean and median squared error on the held-out noises, and the share that ends in another basin."""
+    """Mean and median squared error on the held-out noises, and the share of samples that end in another basin."""
     return list(run.judge(times).summary().values())
 
 
 def _compared(run: Run, rows: dict[str, Discretization]) -> Row:
-    """The errors of the hand-made grid with the least mean, and of others by name."""
-    best = min(errors(run, one) for one in run.judge.hand_made().values())
-    return {"hand-made": best} | {name: errors(run, one) for name, one in rows.items()}
+    """The errors of the standard grid with the lowest mean, and of others by name."""
+    best = min(errors(run, one) for one in run.judge.standard_grids().values())
+    return {"best standard grid": best} | {name: errors(run, one) for name, one in rows.items()}
 
 
 def read(path: Path) -> dict[str, Any]:
     """The rows measured so far.
 
     Raises:
-        ValueError: if the file is damaged or no benchmark.
+        ValueError: if the file is damaged or not a benchmark.
     """
     if not path.exists():
         return {}

@@ -1,4 +1,4 @@
-"""Learn a discretisation for a pre-trained model, and compare it with the hand-made grids.
+"""Learn a discretisation for a pre-trained model, and compare it with the standard grids.
 
 python -m experiments.train --config=configs/galaxy.py --workdir=runs/quasar5 --config.solver.nfe=5
 
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def run(config: config_dict.ConfigDict, folder: Path) -> None:
-    """Learn and write everything to the workdir, going on where an earlier run of it stopped."""
+    """Learn and write everything to the workdir, continuing where an earlier run stopped."""
     this_run = Run.of(config).check()
     watch = command.Stopwatch()
     record = config_dict.ConfigDict({**config.to_dict(), "contents": this_run.contents()})
@@ -43,7 +43,7 @@ def run(config: config_dict.ConfigDict, folder: Path) -> None:
 
 
 def _write(folder: Path, this_run: Run, ended: Ended) -> None:
-    """Compare what was learned, and write it with its pictures."""
+    """Compare the learned schedule, and write it with its pictures."""
     learned, model, start = this_run.learned(ended), this_run.model, this_run.init
     times = {"learned": learned.discretization} | (
         {"start": start.discretization} if isinstance(start, Learned) else {}

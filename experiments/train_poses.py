@@ -3,7 +3,7 @@
 python -m experiments.train_poses --out=runs/poses.safetensors
 
 Then --config=configs/docking.py --config.network.name=ergotamine_network --config.network.file=runs/poses.safetensors
-uses it; without a file, that name has the weights that come with the package.
+uses it; without a file, this name uses the weights in the package.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from ld3_jax.poses import molecules, network, training
 
 _OUT = command.path_flag("out", None, "Where the weights go, as safetensors.")
 _STEPS = flags.DEFINE_integer("steps", training.Recipe.steps, "Steps of Adam.", **command.COUNT)
-_BATCH = flags.DEFINE_integer("batch_size", training.Recipe.batch_size, "Noisy poses a step.", **command.COUNT)
+_BATCH = flags.DEFINE_integer("batch_size", training.Recipe.batch_size, "Noisy poses per step.", **command.COUNT)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the first parameters and of the noise.", **command.SEED)
 flags.mark_flags_as_required(["out"])
 

@@ -1,4 +1,4 @@
-"""The folder of a run, or of samples: whose it is, its report, pictures, and files that are not made twice."""
+"""The folder of a run, or of samples: its owner, its report, pictures, and files that are not made twice."""
 
 import dataclasses
 import json
@@ -29,18 +29,18 @@ from ld3_jax.pretrained.drawn import batches, contents
 from ld3_jax.processes import is_first, of_first
 from ld3_jax.recording import LOG, read_log
 
-_ERROR_GAIN = 5  # of differences from the teacher's samples in pictures
+_ERROR_GAIN = 5  # factor on differences from the teacher's samples in pictures
 FILES = ("schedule.json", "schedule.png", "loss.png", "samples.png", "metrics.jsonl", "report.json")
 
 
 @contextmanager
 def held(workdir: Path, config: config_dict.ConfigDict, *, alone: bool = False) -> Iterator[None]:
-    """Hold a workdir against other processes, if no other configuration has claimed it.
+    """Lock a workdir against other processes, if no other configuration has claimed it.
 
     Raises:
-        ValueError: if another process holds it, it has another configuration, or, unclaimed, files of names that are
-            written here; if it is to be `alone`, any files.
-        OSError: if it cannot be written to, or is deleted meanwhile.
+        ValueError: if another process holds it, it has another configuration, or it is unclaimed and has files with
+            names that are written here (or any files, if it is to be `alone`).
+        OSError: if it cannot be written to, or is deleted in the meantime.
     """
     path = workdir / "config.json"
     check_writable(path)
@@ -63,7 +63,7 @@ def held(workdir: Path, config: config_dict.ConfigDict, *, alone: bool = False) 
 
 
 def _locked(workdir: Path) -> AbstractContextManager:
-    lock = filelock.FileLock(workdir / ".lock")  # the system frees it when the process ends, however it ends
+    lock = filelock.FileLock(workdir / ".lock")  # the system frees it when the process ends in any way
     try:
         return lock.acquire(blocking=False)
     except filelock.Timeout as error:
@@ -71,18 +71,18 @@ def _locked(workdir: Path) -> AbstractContextManager:
 
 
 def claim(workdir: Path, config: config_dict.ConfigDict) -> None:
-    """Make the workdir this configuration's own, once nothing can be wrong with it any more."""
+    """Claim the workdir for this configuration, once the configuration has been checked completely."""
     write_atomically(workdir / "config.json", (json.dumps(_plain(config), indent=2, sort_keys=True) + "\n").encode())
 
 
 def _plain(config: config_dict.ConfigDict) -> dict[str, Any]:
-    """A configuration as it reads back: a tuple is a list."""
+    """A configuration as it is read back: tuples become lists."""
     return json.loads(json.dumps(config.to_dict()))
 
 
 @contextmanager
 def watched(label: str, total: int) -> Iterator[Callable[..., None]]:
-    """`progress` of steps of learning: a signal ends them after the step that is under way, once it is on the disk."""
+    """`progress` for steps of learning: a signal ends them after the current step, once it is on the disk."""
     with progress(label, total) as update:
 
         def after_step(done: int, **figures: float) -> None:
@@ -102,8 +102,8 @@ def watched(label: str, total: int) -> Iterator[Callable[..., None]]:
 def report(folder: Path, ended: Ended, seconds: Mapping[str, float]) -> None:
     """Print which start won and by how much, and what learning cost; and write it to report.json.
 
-    The seconds include those of earlier stretches of the run that were interrupted after a step, and not killed. If
-    nothing was learned, because the run had ended before, they are those that it took then.
+    The seconds include earlier parts of the run that were interrupted after a step, but not killed. If nothing was
+    learned, because the run had already ended, they are the seconds of that run.
     """
     path = folder / "report.json"
     earlier = _read_report(path)
@@ -139,19 +139,19 @@ def report_certainty(folder: Path, found: Certainty) -> None:
 
 @contextmanager
 def keeping_seconds(folder: Path, seconds: Mapping[str, float]) -> Iterator[None]:
-    """Write the seconds of an unfinished run to report.json if the block raises an error, for the run that goes on."""
+    """Write the seconds of an unfinished run to report.json if the block raises an error, so that it can continue."""
     try:
         yield
     except BaseException:
         path = folder / "report.json"
         if "network_calls" not in (earlier := _read_report(path)):
-            with suppress(OSError):  # the error to tell of is the block's
+            with suppress(OSError):  # the error to report is the block's
                 _write_report(path, {"seconds": _sum(earlier, seconds)})
         raise
 
 
 def _read_report(path: Path) -> dict[str, Any]:
-    """report.json; of an unfinished run its seconds alone. Empty if there is none."""
+    """The content of report.json; only seconds for an unfinished run, empty if there is none."""
     try:
         record = read_json(path)
         return record if isinstance(record["seconds"], dict) else {}
@@ -164,7 +164,7 @@ def _write_report(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def _sum(earlier: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, float]:
-    """The seconds of each part; those of a finished run are not added to."""
+    """The seconds of each part; nothing is added to a finished run."""
     known = {} if "network_calls" in earlier else earlier.get("seconds", {})
     return {part: known.get(part, 0.0) + time for part, time in seconds.items()}
 
@@ -172,13 +172,13 @@ def _sum(earlier: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, 
 def draw(folder: Path, run: Run, learned: Learned, compared: Comparison, start_loss: float) -> None:
     """Draw schedule.png, loss.png and samples.png."""
     model, n, title = run.model, learned.solver.n_steps, f"{run.model}, {learned.solver}"
-    hand_made = {name: np.asarray(model.schedule.lam(grid(name, model.schedule, n))) for name in GRIDS}
+    standard = {name: np.asarray(model.schedule.lam(grid(name, model.schedule, n))) for name in GRIDS}
     lines = _by_part(model, "learned", learned.t) | _by_part(model, "learned, for the network", learned.t_c)
-    plots.grids(folder / "schedule.png", lines, hand_made, title)
+    plots.grids(folder / "schedule.png", lines, standard, title)
     if steps := read_log(folder / LOG):
         plots.losses(folder / "loss.png", steps, ("validation at the start", start_loss), title)
-    best = compared.best_hand_made
-    labels = {"learned": "learned", best: f"best hand-made:\n{best}"}
+    best = compared.best_standard
+    labels = {"learned": "learned", best: f"best standard grid:\n{best}"}
     judged = {label: compared.judged[name] for name, label in labels.items()}
     rows = {"teacher": to_host(run.pairs[1].x_0[: model.shown])} | {label: one.samples for label, one in judged.items()}
     errors = {label: one.errors[SQUARED_ERROR][: model.shown] for label, one in judged.items()}
@@ -192,7 +192,7 @@ def draw(folder: Path, run: Run, learned: Learned, compared: Comparison, start_l
 
 
 def _by_part(model: Pretrained, name: str, t: np.ndarray) -> dict[str, np.ndarray]:
-    """Half-log-SNR at the times; of a state of parts, one line for each, all on the scale of the first."""
+    """Half-log-SNR at the times; one line for each part of a state, all on the scale of the first."""
     lam = np.asarray(model.schedule.lam(t))
     if lam.ndim == 1:
         return {name: lam}
@@ -201,7 +201,7 @@ def _by_part(model: Pretrained, name: str, t: np.ndarray) -> dict[str, np.ndarra
 
 
 def _with_differences(rows: Mapping[str, np.ndarray], of: str) -> dict[str, np.ndarray]:
-    """Below each other row of images its difference from one of them."""
+    """Add below each other row of images its difference from one of them."""
     shown = {}
     for name, images in rows.items():
         shown[name] = images
@@ -211,20 +211,20 @@ def _with_differences(rows: Mapping[str, np.ndarray], of: str) -> dict[str, np.n
 
 
 def fill(folder: Path, learned: Learned, model: Pretrained, *, num: int, size: int, seed: int, format: str) -> None:
-    """Write those batches that are not in a folder yet.
+    """Write the batches that are not in a folder yet.
 
     Args:
         folder: its config.json says what it holds.
-        learned, model, num, size, seed: as of `batches`.
-        format: one of `drawn.formats`. Files bear the number of their first sample.
+        learned, model, num, size, seed: as in `batches`.
+        format: one of `drawn.formats`. A file's name is the number of its first sample.
 
     Raises:
         ValueError: if the folder holds other samples, or another process is at work in it.
         FloatingPointError: if samples are not finite.
-        OSError: if the disk does not take a file.
+        OSError: if a file cannot be written to the disk.
     """
     record = _record(learned, num=num, batch_size=size, seed=seed, format=format)
-    if jax.tree.leaves(model.images):  # given ones
+    if jax.tree.leaves(model.images):  # given images
         record["images"] = digest(model.images)
     with held(folder, record, alone=True):
         claim(folder, record)
@@ -249,7 +249,7 @@ def _record(learned: Learned, **settings: Any) -> config_dict.ConfigDict:
 
 
 def _missing(folder: Path, names: Mapping[int, list[str]]) -> list[bool]:
-    """Which batches are not in the folder; what a killed process was writing is cleared away."""
+    """Which batches are not in the folder; partial files of a killed process are removed."""
     if not is_first():
         return [False] * len(names)
     ours = {name for files in names.values() for name in files}

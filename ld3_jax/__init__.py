@@ -9,7 +9,7 @@
     learned.save("schedule.json", schedule)
     x_0 = ld3_jax.load("schedule.json").sample(model, schedule, x_T[:16])
 
-`network(weights, x, t, cond)` is any function; `ld3_jax.pretrained.load(name)` gives networks that others have trained.
+`network(weights, x, t, cond)` is any function; `ld3_jax.pretrained.load(name)` gives pre-trained networks.
 """
 
 import importlib.util
@@ -41,7 +41,7 @@ if importlib.util.find_spec("jax"):  # ld3_jax.interop runs tables without
 
 __version__ = "0.9.0"
 
-# Some need an extra, and the others take a second to load.
+# Some need an extra; the others take a second to load.
 _ON_DEMAND = (
     *("baselines", "checkpoint", "comparison", "image_files", "interop", "metrics", "networks", "plots", "poses"),
     *("pretrained", "recording"),

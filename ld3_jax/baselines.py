@@ -1,4 +1,4 @@
-"""Time grids of other methods, to compare with hand-made and learned ones.
+"""Time grids of other methods, to compare with standard and learned ones.
 
 Each is a function of the noise schedule, the number of steps and a `Probe`, a model with a few initial states. States
 are arrays in a vector space.
@@ -27,7 +27,7 @@ _GITS_COEFFICIENT = 1.15
 _ALONE = 3
 _SMOOTHING, _DIFFERENCE = (0.1, 0.01, 0.0), 1e-6
 _ARRAY = Kind("an array of real numbers", lambda x: not STATES.lacks(x) and jax.tree_util.all_leaves([x]))
-_LEAST_SHARE = 1e-4  # of the range of lam that a step takes, so that none vanishes in a line search
+_LEAST_SHARE = 1e-4  # least share of the range of lam in one step, so that no step vanishes in a line search
 
 
 @jax.tree_util.register_dataclass
@@ -76,8 +76,8 @@ def baseline(name: str, schedule: NoiseSchedule, n: int, probe: Probe | None = N
         (n + 1,) descending times, exactly t_max and t_min at the ends.
 
     Raises:
-        ValueError: if the name is unknown, n < 1, states lie on a manifold or are no array, a probe is needed and not
-            given, or its model predicts no noise, so that states do not move.
+        ValueError: if the name is unknown, n < 1, states lie on a manifold or are not an array, a probe is needed and
+            not given, or its model predicts zero noise, so that states do not move.
         FloatingPointError: if the model's predictions are not finite.
     """
     check({"baseline": name}, {"baseline": one_of(BASELINES)})
@@ -101,9 +101,9 @@ def dmn(schedule: NoiseSchedule, n: int, probe: Probe | None = None) -> Float[Ar
     """The times that minimise a bound on the error of DPM-Solver++ 3M; no network call.
 
     The bound takes the error of a data prediction to be sigma^2 / alpha, with alpha^2 = 1 / (1 + exp(-2 lam)) whatever
-    the noise schedule; see `dmn_bound`. Each hand-made grid is a start, and the least bound that is found is taken.
+    the noise schedule; see `dmn_bound`. Each standard grid is a start, and the least bound that is found is taken.
 
-    Reference: Xue et al., arXiv:2402.17376. Differs from the published code: that starts from the logsnr grid alone.
+    Reference: Xue et al., arXiv:2402.17376. Differs from the published code, which starts from the logsnr grid only.
     """
     starts = [tuple(np.asarray(schedule.lam(grid(name, schedule, n)), float).tolist()) for name in GRIDS]
     return schedule.inverse_lam(jnp.asarray(_least_bound(tuple(starts)), jnp.result_type(float)))
@@ -112,7 +112,7 @@ def dmn(schedule: NoiseSchedule, n: int, probe: Probe | None = None) -> Float[Ar
 @lru_cache
 def _least_bound(starts: tuple[tuple[float, ...], ...]) -> Float[np.ndarray, "points"]:
     """The half-log-SNRs with the least `dmn_bound`, from each of several starts with the same ends."""
-    from scipy import optimize  # takes a second to load, which other programs need not wait for
+    from scipy import optimize  # takes a second to load; other programs should not have to wait for it
 
     first, last = starts[0][0], starts[0][-1]
 
@@ -145,15 +145,15 @@ def dmn_bound(lam: Float[np.ndarray, "*s points"], smoothing: float = 0.0) -> Fl
 
     A step from lam_s integrates e^lam times the polynomial through the last 3 predictions (2 or 1 at both ends), which
     weighs the error of each by a number. The errors of the first three steps and of the last are taken as independent,
-    and add up as squares; over the other steps a prediction's weights are added before their absolute value is taken.
+    and add up as squares; for the other steps, a prediction's weights are added before their absolute value is taken.
 
     Args:
         lam: half-log-SNRs, in double precision.
-        smoothing: e in sqrt(w^2 + e^2), in place of that absolute value.
+        smoothing: e in sqrt(w^2 + e^2), instead of the absolute value.
     """
     n, h = lam.shape[-1] - 1, np.diff(lam)
     order = np.minimum(np.minimum(np.arange(n) + 1, n - np.arange(n)), 3)
-    a = _shifted(h, 1, 1.0)  # how far back the last prediction but one is, and the last but two
+    a = _shifted(h, 1, 1.0)  # how far back the second-to-last and third-to-last predictions are
     b = a + _shifted(h, 2, 1.0)
     m0 = np.expm1(h)  # of e^u u^k over the step
     m1 = np.exp(h) * h - m0
@@ -196,14 +196,14 @@ def gits(schedule: NoiseSchedule, n: int, probe: Probe) -> Float[Array, "{n}+1"]
 
 
 def optimal_steps(schedule: NoiseSchedule, n: int, probe: Probe) -> Float[Array, "{n}+1"]:
-    """The points of an accurate trajectory that Euler's own trajectory meets best.
+    """The points of an accurate trajectory that Euler's own trajectory comes closest to.
 
     For each of the probe's states and each point, the state after k steps is the one that comes nearest to the
     trajectory there, among those that come from a point where k - 1 steps led; the path that ends at the last point is
     traced back. Steps are the medians over the states. n times 60 network calls for each state.
 
-    Reference: Pei et al., arXiv:2503.21774. Differs from the published code: the trajectory and the candidates are
-    those of `gits`, so that it does not depend on how a model measures time; always n steps, never fewer.
+    Reference: Pei et al., arXiv:2503.21774. Differs from the published code: the trajectory and the candidates are the
+    same as in `gits`, so that the result does not depend on how a model measures time; always n steps, never fewer.
     """
     path = trajectory(schedule, probe, n)
     choices = np.asarray(_optimal_choices(probe, schedule.alpha(path.t), path, n))
@@ -215,7 +215,7 @@ def optimal_steps(schedule: NoiseSchedule, n: int, probe: Probe) -> Float[Array,
     return path.t[jnp.asarray((lower + upper) // 2)[::-1]]
 
 
-# Each gives n + 1 times; those of OF_MODEL call the network.
+# Each gives n + 1 times; the ones in OF_MODEL call the network.
 BASELINES = {"dmn": dmn, "gits": gits, "oss": optimal_steps}
 OF_MODEL = ("gits", "oss")
 

@@ -1,8 +1,8 @@
 """Many samples as equal batches, one after the other, each spread over the devices of the mesh in context.
 
 Under `with jax.set_mesh(mesh):` every batch of this library is divided along its first axis among the mesh's devices,
-and all else is copied to each of them. Without a mesh nothing is moved. The devices may be those of several processes,
-which then all run the same program.
+and everything else is copied to each of them. Without a mesh nothing is moved. The devices may belong to several
+processes, which then all run the same program.
 """
 
 import logging
@@ -71,7 +71,7 @@ def finite(samples: PyTree) -> Bool[np.ndarray, "n"]:
     """Which of n samples hold finite numbers only."""
     count_of(samples)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(samples)):
-        raise ValueError("pairs are made, and times are learned, outside jit: the numbers are looked at")
+        raise ValueError("make pairs and learn times outside jit: their values are checked")
     return to_host(_finite(samples))
 
 
@@ -101,7 +101,7 @@ def _finite(samples: PyTree) -> Bool[Array, "n"]:
 
 
 def spread(batch: PyTree) -> PyTree:
-    """Ask the compiler to divide a batch among the devices, under jit; one that does not divide is whole on each."""
+    """Ask the compiler to divide a batch among the devices, under jit; otherwise each device computes all of it."""
     count, devices = len(jax.tree.leaves(batch)[0]), device_count()
     if count % devices:
         logging.getLogger(__name__).warning(
@@ -140,7 +140,6 @@ def _mesh() -> jax.sharding.AbstractMesh:
     mesh = jax.sharding.get_abstract_mesh()
     if any(kind != AxisType.Auto for kind in mesh.axis_types):
         raise ValueError(
-            "the mesh's axes must be of type AxisType.Auto, as those of ld3_jax.batches.all_devices() are, "
-            f"got {mesh.axis_types}"
+            f"the mesh's axes must be of type AxisType.Auto, as in ld3_jax.batches.all_devices(), got {mesh.axis_types}"
         )
     return mesh

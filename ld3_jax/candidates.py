@@ -1,9 +1,9 @@
-"""Which noises to make the teacher's pairs of: of many candidates, above all those that few network calls get wrong.
+"""Which noises to make the teacher's pairs from: mostly the candidates that a solver with few calls gets wrong.
 
-A few samples hold most of the error of a student: of a survey's galaxies, the brightest 3 % hold more than half of it.
-A hundred noises drawn at random hold two or three of these, or none, and what is learned depends on which. How far two
-cheap solvers end from each other tells which noises they are. These are taken more often, and each pair's weight is the
-inverse of its chance to be taken, so that weighted means estimate those over all candidates.
+A few samples hold most of a student's error: the brightest 3 % of a survey's galaxies hold more than half of it. A
+hundred noises drawn at random contain two or three of these, or none, and the result depends on which. How far two
+cheap solvers end from each other tells which noises they are. These are drawn more often, and each pair's weight is the
+inverse of its probability of being drawn, so that weighted means estimate the means over all candidates.
 
 Reference: Horvitz and Thompson, J. Am. Stat. Assoc. 47 (1952), the weights; Madow, Ann. Math. Stat. 20 (1949),
 systematic sampling.
@@ -23,7 +23,7 @@ from ld3_jax.solvers import Solver
 
 SOLVERS = (Solver("dpmpp", 5), Solver("dpmpp", 10))  # the cheap ones
 GRID = "quadratic"  # on which few calls do well
-_EVEN = 0.5  # share of a chance that does not depend on the difference
+_EVEN = 0.5  # share of a probability that does not depend on the difference
 CALLS = sum(solver.calls for solver in SOLVERS)  # of the network, for each candidate
 
 
@@ -54,11 +54,12 @@ def differences(model: Model, schedule: NoiseSchedule, inputs: tuple[PyTree, PyT
 def choose(difference: Float[np.ndarray, "candidates"], count: int) -> Chosen:
     """Take candidates in proportion to 1/2 + d / (2 mean(d)), each at most once.
 
-    Systematic sampling: of the candidates in the order of their differences d, one every so often, so that each level
+    Systematic sampling: sort the candidates by their differences d and take one at regular intervals, so that each
+        level
     of difficulty has its share.
 
     Args:
-        difference: d of each candidate; those that are not finite are never taken.
+        difference: d of each candidate; a candidate whose d is not finite is never taken.
         count: how many to take, at most as many as there are.
 
     Raises:
@@ -81,7 +82,7 @@ def choose(difference: Float[np.ndarray, "candidates"], count: int) -> Chosen:
 
 
 def _shares(size: Float[np.ndarray, "n"], count: int) -> Float[np.ndarray, "n"]:
-    """The chance of each to be taken: in proportion to its size, at most 1, and their sum is the count."""
+    """The probability of taking each: in proportion to its size, at most 1; they add up to the count."""
     share = np.zeros_like(size)
     while True:
         free = share < 1

@@ -1,4 +1,4 @@
-"""Orbax checkpoints of the latest states of learning, from which a killed run goes on."""
+"""Orbax checkpoints of the latest states of learning, from which a killed run continues."""
 
 import hashlib
 import json
@@ -20,23 +20,23 @@ from ld3_jax.processes import is_first, of_first
 
 _KEEP, _ROOM = 2, 1 << 18
 _NAME = re.compile(r"\.?\d{8}\b")
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)  # pages on what it raises, too
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)  # pages about errors
 
 
 def save(folder: Path, step: int, state: PyTree) -> None:
     """Save a state; all but the latest two are deleted.
 
-    Beside the checkpoint lies its seal, with the SHA-256 of each of its files and the shapes of its arrays. It is
-    written last: at any moment, even if the process is killed, what is sealed is whole. Of several processes the first
-    one alone saves, and the state must be whole on its devices, as that of a learner is.
+    Next to the checkpoint is its seal, with the SHA-256 of each of its files and the shapes of its arrays. The seal is
+    written last, so a sealed checkpoint is always complete, even if the process is killed. With several processes, only
+    the first one saves, and the state must be whole on its devices, as a learner's state is.
 
     Args:
-        folder: where the checkpoints lie; made if missing.
-        step: the state's step; if it is saved already, it is written anew.
+        folder: where the checkpoints are; created if missing.
+        step: the state's step; if it is already saved, it is written again.
         state: the state.
 
     Raises:
-        OSError: if the disk does not take it; the message names the checkpoint, and earlier ones stay.
+        OSError: if it cannot be written to the disk; the message names the checkpoint, and earlier ones stay.
     """
     if not is_first():
         return
@@ -45,7 +45,7 @@ def save(folder: Path, step: int, state: PyTree) -> None:
     _seal(path).unlink(missing_ok=True)
     with naming(path):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as room:  # on a full disk Orbax prints pages from threads of its own
+        with tempfile.TemporaryFile(dir=folder) as room:  # on a full disk, Orbax prints pages from its own threads
             room.write(bytes(_ROOM + sum(leaf.nbytes for leaf in jax.tree.leaves(state))))
     try:
         with _checkpointer() as checkpointer:
@@ -54,20 +54,20 @@ def save(folder: Path, step: int, state: PyTree) -> None:
         raise OSError(f"cannot write {path}: {str(error).split(':')[0]}") from error
     write_atomically(_seal(path), (json.dumps(_contents(path, state), indent=2) + "\n").encode())
     kept = {seal.stem for seal in _seals(folder)[-_KEEP:]}
-    for old in folder.iterdir():  # and what a killed save left
+    for old in folder.iterdir():  # also removes what a killed save left
         if _NAME.match(old.name) and old.name.removesuffix(".json") not in kept:
             old.unlink() if old.is_file() else shutil.rmtree(old)
 
 
 def restore(folder: Path, fresh: PyTree) -> PyTree:
-    """The latest state that is whole; a damaged one is named in a warning, and the one before it is taken.
+    """The latest undamaged state; a damaged one is named in a warning, and the one before it is used.
 
     Args:
-        folder: where the checkpoints lie.
+        folder: where the checkpoints are.
         fresh: a state of the same structure, shapes and dtypes, to return if there is none.
 
     Returns:
-        The state, on each device of the mesh in context; of several processes, all get what the first one finds.
+        The state, on each device of the mesh in context; with several processes, all get what the first one finds.
     """
     host = jax.tree.map(np.asarray, fresh)
     found = of_first(_latest(folder, host) if is_first() else host)
@@ -84,12 +84,14 @@ def _latest(folder: Path, fresh: PyTree) -> PyTree:
         if whole:
             with _checkpointer() as checkpointer:
                 return checkpointer.restore(path, args=ocp.args.StandardRestore(fresh))
-        logging.getLogger(__name__).warning("%s is damaged, or of another run; learning goes on from before it", path)
+        logging.getLogger(__name__).warning(
+            "%s is damaged, or from another run; learning goes back to the one before", path
+        )
     return fresh
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    """A checkpointer of this process alone, whatever others there are."""
+    """A checkpointer for this process only, even if there are others."""
     several = {"primary_host": 0, "active_processes": {0}, "barrier_sync_key_prefix": "first"}
     options = ocp.options.MultiprocessingOptions(**several if jax.process_count() > 1 else {})
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)

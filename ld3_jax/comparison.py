@@ -1,4 +1,4 @@
-"""How samples are judged against the teacher's of the same noise, and the tables of what was learned beside grids."""
+"""How samples are judged against the teacher's from the same noise; tables of the learned schedule and other grids."""
 
 import contextlib
 import dataclasses
@@ -45,7 +45,7 @@ class Judged(NamedTuple):
 
 
 def loss_by_name(name: str, model: Pretrained, targets: PyTree) -> Loss:
-    """A loss of `losses.LOSSES` for a model, and targets or their shapes; the squared error if no loss is called so."""
+    """A loss of `losses.LOSSES` for a model and targets (or their shapes); squared error if no loss has this name."""
     entry = losses.LOSSES.get(name, losses.LOSSES["l2"])
 
     def make(squared_error: Loss, targets: PyTree) -> Loss:
@@ -55,11 +55,11 @@ def loss_by_name(name: str, model: Pretrained, targets: PyTree) -> Loss:
 
 
 def shape_of_loss(name: str, model: Pretrained) -> Loss:
-    """The shapes of a loss, once it is known that its weights are here and that it takes the model's samples.
+    """The shapes of a loss, after checking that its weights are installed and that it accepts the model's samples.
 
     Raises:
         ImportError: if the package that ships the weights is not installed.
-        ValueError: if the loss does not take the samples.
+        ValueError: if the loss does not accept the samples.
     """
     samples = model.shapes(2).x_0
     loss = jax.eval_shape(partial(loss_by_name, name, model), samples)
@@ -91,7 +91,7 @@ class Judge:
         return cls(student, test, {SQUARED_ERROR: model.squared_error, **own}, batch_size)
 
     def __call__(self, times: Discretization, shown: int | None = 0) -> Judged:
-        """The samples on some times, of which so many first ones are kept, or all."""
+        """The samples on some times; the first `shown` of them are kept, or all."""
         of, size = self.test, self.batch_size
         samples = run_in_batches(self.student, times, of.x_T, of.cond, batch_size=size)
         errors = {
@@ -101,8 +101,8 @@ class Judge:
         another_basin = float((errors[SQUARED_ERROR] > self._other_basin).mean())
         return Judged(to_host(samples[:shown]), errors, another_basin)
 
-    def hand_made(self) -> dict[str, Discretization]:
-        """The hand-made grids for the student."""
+    def standard_grids(self) -> dict[str, Discretization]:
+        """The standard grids for the student."""
         return {name: on_grid(name, self.student.schedule, self.student.solver) for name in GRIDS}
 
     @cached_property
@@ -111,14 +111,14 @@ class Judge:
 
 
 class Comparison(NamedTuple):
-    """What was judged by name, and each measure's median between targets of different noise."""
+    """What was judged, by name, and each measure's median between targets from different noise."""
 
     judged: dict[str, Judged]
     apart: dict[str, float]
 
     @property
-    def best_hand_made(self) -> str:
-        """The hand-made grid with the least mean squared error."""
+    def best_standard(self) -> str:
+        """The standard grid with the least mean squared error."""
         return min(GRIDS, key=lambda name: self.judged[name].summary()["mean"])
 
     def summaries(self, measure: str) -> dict[str, dict[str, float]]:
@@ -143,19 +143,19 @@ class Comparison(NamedTuple):
 
     def print_intervals(self) -> None:
         """Print how sure the means and medians of the squared errors are."""
-        best = self.best_hand_made
+        best = self.best_standard
         of_best, of_learned = (self.intervals(SQUARED_ERROR, name) for name in (best, "learned"))
         for statistic, learned in of_learned.items():
             print(f"{statistic}, with 95 % interval: learned {learned}; {best} {of_best[statistic]}")
 
 
 def compare(judge: Judge, times: Mapping[str, Discretization], title: str, shown: int = 0) -> Comparison:
-    """Print how far what was learned, other methods' times and the hand-made grids land from the teacher.
+    """Print how far the learned schedule, other methods' times and the standard grids end from the teacher.
 
     Args:
         judge: what judges.
-        times: by name what to compare with the hand-made grids; one is "learned".
-        title: of the tables.
+        times: what to compare with the standard grids, by name; one is "learned".
+        title: the title of the tables.
         shown: how many samples of each to return.
     """
     targets, size = judge.test.x_0, judge.batch_size
@@ -164,7 +164,7 @@ def compare(judge: Judge, times: Mapping[str, Discretization], title: str, shown
         measure: float(np.median(to_host(losses_in_batches(loss, targets, others, batch_size=size))))
         for measure, loss in judge.measures.items()
     }
-    judged = {name: judge(one, shown) for name, one in {**times, **judge.hand_made()}.items()}
+    judged = {name: judge(one, shown) for name, one in {**times, **judge.standard_grids()}.items()}
     compared = Comparison(judged, apart)
     for measure in judge.measures:
         _print_table(
@@ -196,8 +196,8 @@ def baselines(
     Args:
         names: of ld3_jax.baselines.BASELINES.
         student: what runs on them.
-        probe: the model with some initial states, for those that look at it.
-        cache: a folder for their times, which some of them call the network hundreds of times for.
+        probe: the model with some initial states, for the methods that look at it.
+        cache: a folder for their times, because some methods call the network hundreds of times.
     """
     schedule, n = student.schedule, student.solver.n_steps
     if not student.solver.expands(schedule):
@@ -219,7 +219,7 @@ def baselines(
 
 
 def _known(path: Path, points: int) -> jax.Array | None:
-    """The times in a file; None if there is none, or it is damaged. Of several processes all get the first one's."""
+    """The times in a file; None if it is missing or damaged. With several processes, all get the first one's."""
     t, known = np.zeros(points, jnp.result_type(float)), False
     if is_first() and path.exists():
         with contextlib.suppress(ValueError):
@@ -230,21 +230,21 @@ def _known(path: Path, points: int) -> jax.Array | None:
 
 
 def check_distances(model: Pretrained, count: int) -> None:
-    """Refuse samples that are no images, and fewer of them than features.
+    """Refuse samples that are not images, and fewer samples than features.
 
     Raises:
         ValueError: it says how many are needed.
     """
     sample = model.shapes(1).x_0
     if len(sample.shape) != 4:
-        raise ValueError(f"--distances compares images; the samples of {model} are none")
+        raise ValueError(f"--distances compares images, and the samples of {model} are not images")
     features = max(extract(np.zeros(sample.shape)).shape[1] for extract in metrics.EXTRACTORS.values())
     if count <= features:
         raise ValueError(f"--distances needs more samples than the {features} features of one, got --num={count}")
 
 
 def print_distances(samples: Mapping[str, np.ndarray], targets: np.ndarray) -> dict[str, Any]:
-    """Print the distances of samples to the teacher's from the same noise, nearest first; their Frechet distances are
+    """Print the distances of samples to the teacher's from the same noise, nearest first. Their Frechet distances are
     smaller than from other noise.
 
     Args:
@@ -252,7 +252,7 @@ def print_distances(samples: Mapping[str, np.ndarray], targets: np.ndarray) -> d
         targets: the teacher's.
 
     Returns:
-        What is printed, by extractor and name; of KID a value and its interval.
+        What is printed, by extractor and name; for KID a value and its interval.
     """
     distances: dict[str, Any] = {}
     width = max(10, *(len(name) + 2 for name in samples))

@@ -1,8 +1,8 @@
-"""A network states what it predicts, a solver what it needs, and one conversion lies between.
+"""A network states what it predicts, a solver states what it needs, and one conversion connects them.
 
 A *network* is a callable `network(x, t, cond)` that holds its weights as a pytree, for instance
 `jax.tree_util.Partial(module.apply, weights)`; a plain function is taken to hold no weights. Each function below wraps
-one callable in another that is a pytree, so whatever the depth, the weights stay leaves of the result: they cross
+one callable in another that is a pytree, so the weights stay leaves of the result at any depth: they cross
 `jax.jit` as arguments, never as constants.
 A *model* is a network that predicts noise, for instance a `Denoiser`.
 
@@ -43,7 +43,7 @@ class Denoiser:
     Attributes:
         predict: predict(x, t, cond) -> the prediction.
         schedule: the noise schedule that the network was trained with.
-        prediction: what it is, one of PREDICTIONS.
+        prediction: what the network predicts, one of PREDICTIONS.
     """
 
     predict: Partial
@@ -55,7 +55,7 @@ class Denoiser:
         return _converted(self, "noise", x, t, cond)
 
 
-# Its leaves are those of `predict`, by the same paths: files of learned times hold a digest over paths and weights.
+# It has the leaves of `predict` under the same paths: schedule files hold a digest over paths and weights.
 jax.tree_util.register_pytree_node(
     Denoiser,
     lambda model: (
@@ -67,9 +67,9 @@ jax.tree_util.register_pytree_node(
 
 
 def as_pytree(function: Callable) -> Callable:
-    """A callable that `jax.jit` takes as an argument; one that is no pytree of its own is taken to hold no weights.
+    """A callable that `jax.jit` takes as an argument; a callable that is not a pytree is assumed to hold no weights.
 
-    A module may hold functions and choices as leaves: they become static, and arrays and floats alone are its leaves.
+    A module may hold functions and choices as leaves: they become static, and only arrays and floats remain leaves.
     """
     check({"a model, loss or decoder": function}, {"a model, loss or decoder": FUNCTION})
     if jax.tree_util.all_leaves([function]):
@@ -127,7 +127,7 @@ def to_noise(network: Model, schedule: NoiseSchedule, prediction: str) -> Denois
 
 
 def prediction_of(model: Model) -> str | None:
-    """What the network below a model predicts, one of PREDICTIONS; None where no `Denoiser` in it says so."""
+    """What the network inside a model predicts, one of PREDICTIONS; None if no `Denoiser` in it says so."""
     nodes = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, Denoiser))
     predictions = {node.prediction for node in nodes if isinstance(node, Denoiser)}
     return predictions.pop() if len(predictions) == 1 else None
@@ -137,7 +137,7 @@ def prediction_of(model: Model) -> str | None:
 def convert(model: Model, schedule: NoiseSchedule, prediction: str) -> Model:
     """A model as a solver needs it.
 
-    A `Denoiser` converts straight from what its network predicts, and not at all where that is what is needed, so that
+    A `Denoiser` converts directly from what its network predicts, or not at all if that is what is needed, so that
     no digits are lost on the way through the noise.
 
     Args:
@@ -149,7 +149,7 @@ def convert(model: Model, schedule: NoiseSchedule, prediction: str) -> Model:
         model(x, t, cond) -> eps or x_0.
 
     Raises:
-        ValueError: if `prediction` is another one.
+        ValueError: if `prediction` is something else.
     """
     if prediction == "noise":
         return model
@@ -178,7 +178,7 @@ def edm_preconditioned(network: Model, sigma_data: Float[Array, ""] | float = 0.
 def guided(model: Model, uncond: PyTree, scale: float) -> Partial:
     """Classifier-free guidance, eps = eps_uncond + scale (eps_cond - eps_uncond), in one call on a doubled batch.
 
-    The formula is the same for a network of any other prediction, which `to_noise` then takes.
+    The formula is the same for a network with any other prediction; pass the result to `to_noise`.
 
     Args:
         model: conditional model(x, t, cond) -> eps.
@@ -198,7 +198,7 @@ def predicted(model: Model, x: PyTree, t: PyTree, cond: PyTree, like: PyTree) ->
     """model(x, t, cond), in the dtypes of a state.
 
     Raises:
-        ValueError: if it cannot be called so, has not the shapes of `like`, to which it would be broadcast, or is not
+        ValueError: if it cannot be called like this, its output does not have the shapes of `like`, or is not
             real and floating-point.
     """
     output = call(model, "a network is called as network(x, t, cond) with a scalar t", x, t, cond)

@@ -1,6 +1,6 @@
 """Files: written whole or not at all, of arrays, of JSON; and digests of arrays.
 
-Of several processes (`ld3_jax.processes`) the first one alone writes.
+With several processes (`ld3_jax.processes`), only the first one writes.
 """
 
 import hashlib
@@ -24,17 +24,17 @@ from jaxtyping import Float, PyTree
 from ld3_jax.processes import is_first
 
 _HOME = os.path.expanduser("~")
-CACHE = None if _HOME == "~" else Path(_HOME, ".cache", "ld3_jax")  # None: nobody knows the user's home
-# What NumPy raises for a damaged file, or one of another kind.
+CACHE = None if _HOME == "~" else Path(_HOME, ".cache", "ld3_jax")  # None: the user's home is unknown
+# What NumPy raises for a damaged file, or for a file of another kind.
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, AttributeError, TypeError, SyntaxError, MemoryError)
 _DAMAGE += (OverflowError, zipfile.BadZipFile, zlib.error)
-_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # NumPy's; of others, Python's zipfile expands all at once
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # NumPy's; Python's zipfile expands the others all at once
 _SMALL, _EXPANSION = 2**26, 100  # bytes that any array may take, and how many times the file's size a larger one
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An error of the disk names the file that is written."""
+    """A disk error names the file that is being written."""
     try:
         yield
     except OSError as error:
@@ -43,16 +43,16 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new empty file beside a file, in whose place it comes when all is written; if anything fails it is removed.
+    """A new empty file next to a file, which it replaces once everything is written; if anything fails, it is removed.
 
-    It is called `.NAME.XXXXXXXX.tmp`, with 8 random digits: processes of equal number and threads have their own.
+    It is called `.NAME.XXXXXXXX.tmp`, with 8 random digits, so that processes and threads do not share one.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise OSError(None, "it is neither a file nor a folder")  # a device or a pipe, which nothing may replace
-        temporary.open("xb").close()  # never one that is there; unlike mkstemp's, it has the user's usual mode
+            raise OSError(None, "it is neither a file nor a folder")  # a device or a pipe, which must not be replaced
+        temporary.open("xb").close()  # never an existing one; unlike mkstemp's, it has the user's usual mode
         try:
             yield temporary
             temporary.replace(path)
@@ -62,14 +62,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment, even if the process is killed, it is whole: the old one or the new one.
+    """Write a file atomically: even if the process is killed, the file is either the old one or the new one.
 
     Args:
-        path: the file; its folder is made if missing.
+        path: the file; its folder is created if missing.
         content: all of it.
 
     Raises:
-        OSError: if the disk does not take it; the message names the file, and an earlier file stays.
+        OSError: if it cannot be written to the disk; the message names the file, and an earlier file stays.
     """
     if not is_first():
         return
@@ -80,10 +80,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Find out before anything is computed whether a file can be written; its folder is made if missing.
+    """Check before anything is computed that a file can be written; its folder is created if missing.
 
     Raises:
-        OSError: if not; the message names the file.
+        OSError: if it cannot; the message names the file.
     """
     if not is_first():
         return
@@ -98,7 +98,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write arrays by name, atomically.
 
     Raises:
-        OSError: if the disk does not take them.
+        OSError: if they cannot be written to the disk.
     """
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})
@@ -106,7 +106,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def read_arrays(path: Path, names: Iterable[str]) -> list[np.ndarray]:
-    """Arrays of those names from what `write_arrays` wrote; each is verified, for zip holds a CRC of it.
+    """Arrays with these names from what `write_arrays` wrote; each is verified by its CRC in the zip.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -125,11 +125,11 @@ def read_arrays(path: Path, names: Iterable[str]) -> list[np.ndarray]:
 
 
 def read_json(path: Path) -> Any:
-    """What a file of JSON holds.
+    """The content of a JSON file.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no JSON; the message names the file.
+        ValueError: if it is not JSON; the message names the file.
     """
     try:
         return json.loads(path.read_bytes())
@@ -138,7 +138,7 @@ def read_json(path: Path) -> Any:
 
 
 def numbers(values: Any) -> Float[np.ndarray, "..."]:
-    """An array of nested lists of numbers, as JSON gives them; a scalar NaN for anything else."""
+    """An array from nested lists of numbers, as JSON gives them; a scalar NaN for anything else."""
     try:
         array = np.asarray(values, object)
         if all(isinstance(value, int | float) and not isinstance(value, bool) for value in array.flat):

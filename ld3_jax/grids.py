@@ -1,4 +1,4 @@
-"""Hand-made time grids: n + 1 descending times from t_max to t_min."""
+"""Standard time grids: n + 1 descending times from t_max to t_min."""
 
 import functools
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from ld3_jax.schedules import NoiseSchedule
 
 @entrance(schedule=instance(NoiseSchedule), n=CALLS)
 def grid(name: str, schedule: NoiseSchedule, n: int) -> Float[Array, "{n}+1"]:
-    """A hand-made grid.
+    """A standard grid.
 
     With u = i / n for i = 0..n:
         uniform    even in t
         quadratic  t = t_min + (t_max - t_min) (1 - u)^2
         logsnr     even in the half-log-SNR lam
         edm        s = sigma/alpha with s^(1/7) even
-    and those of `published.PUBLISHED`, for the models that they were made for.
+    and the lists of `published.PUBLISHED`, for the models that they were made for.
 
     Args:
-        name: one of GRIDS, or of `published.PUBLISHED`.
+        name: one of GRIDS or of `published.PUBLISHED`.
         schedule: the noise schedule.
         n: number of steps, from 1 to 10,000.
 
@@ -35,8 +35,8 @@ def grid(name: str, schedule: NoiseSchedule, n: int) -> Float[Array, "{n}+1"]:
         (n + 1,) descending times, exactly t_max and t_min at the ends.
 
     Raises:
-        ValueError: if the name or n is none of these, the noise schedule has no finite lam at its ends, times would not
-            descend, or a published grid is for another noise schedule.
+        ValueError: if the name or n is not one of these, the noise schedule has no finite lam at its ends, times would
+            not descend, or a published grid is for another noise schedule.
 
     Reference: Lu et al., arXiv:2206.00927 (uniform, logsnr); Song et al., arXiv:2010.02502 (quadratic); Karras et al.,
     arXiv:2206.00364 (edm, rho = 7).
@@ -50,7 +50,7 @@ def grid(name: str, schedule: NoiseSchedule, n: int) -> Float[Array, "{n}+1"]:
 
 
 def check_descent(t: Float[Array, "n_points"], *what: object) -> None:
-    """Refuse times that are not finite or do not descend; tracers pass.
+    """Refuse times that are not finite or do not descend; tracers are not checked.
 
     Raises:
         ValueError: it says what they are.
@@ -71,10 +71,10 @@ def check_times(
     """Refuse times that no solver can run on: t and t_c are finite and in the noise schedule's range, and t descends.
 
     Args:
-        t, t_c: (n,) or (n, parts) times; t_c may stand still. Traced ones are not looked at.
+        t, t_c: (n,) or (n, parts) times; t_c may repeat a value. Traced ones are not checked.
         schedule: the noise schedule; None for any.
-        whole: whether t runs from t_max to t_min, and not only between them.
-        to_zero: whether the last step ends without noise. Then t may end at 0, or twice at one time.
+        whole: whether t must run from t_max to t_min, and not only lie between them.
+        to_zero: whether the last step ends without noise. Then t may end at 0, or repeat its last time.
 
     Raises:
         ValueError: it names what was given, what is allowed, and the remedy.
@@ -86,7 +86,7 @@ def check_times(
         if not np.isfinite(given).all():
             raise ValueError(f"{name} must be finite, got {given.tolist()!s:.500}")
         falls = -np.diff(given, axis=0)
-        short = falls < least * (np.abs(given[:-1]) + 1e-3)  # a step of single precision's last digits is none
+        short = falls < least * (np.abs(given[:-1]) + 1e-3)  # a step in the last digits of single precision is no step
         if to_zero:
             short[-1:] = falls[-1:] < 0
         if short.any():
@@ -155,11 +155,11 @@ def edm(schedule: NoiseSchedule, u: Float[Array, "*s"], rho: float = 7.0) -> Flo
     return schedule.inverse_lam(-rho * jnp.log(first + (last - first) * u))
 
 
-# Each gives the time at u in [0, 1], from t_max at 0 to t_min at 1.
+# Each gives the time at u in [0, 1], from t_max at u = 0 to t_min at u = 1.
 GRIDS = {"uniform": uniform, "quadratic": quadratic, "logsnr": logsnr, "edm": edm}
 
 
 def _lam_range(schedule: NoiseSchedule, dtype: jnp.dtype) -> tuple[Array, Array]:
-    """Where lam starts, and how far it goes."""
+    """Where lam starts, and the length of its range."""
     ends = schedule.lam(jnp.asarray([schedule.t_max, schedule.t_min], dtype))
     return ends[0], ends[1] - ends[0]

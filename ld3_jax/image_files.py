@@ -1,4 +1,4 @@
-"""Folders of images: those that `experiments.sample` fills, or any others, read one image after the other.
+"""Folders of images, written by `experiments.sample` or anything else, read one image at a time.
 
 A .npz holds images (n, h, w, channels): `samples` in [-1, 1], or 8 bits as guided-diffusion's `arr_0`.
 """
@@ -16,17 +16,17 @@ from ld3_jax.disk import read_arrays
 
 _ENDINGS = (".npz", ".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _OTHERS = {".npy", *Image.registered_extensions()}
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # others run programs: Pillow gives an EPS to Ghostscript, whatever its name
-_MOST, _RINGING = 2.0, -0.1  # values of images in [-1, 1] go a little beyond, those of resized ones in [0, 1] below 0
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # others run programs: Pillow hands an EPS of any name to Ghostscript
+_MOST, _RINGING = 2.0, -0.1  # images in [-1, 1] go a little beyond; resized images in [0, 1] fall below 0
 
 
 def find(folder: Path) -> list[Path]:
-    """The files of images in a folder and in its folders, in order.
+    """The image files in a folder and its subfolders, in order.
 
     Raises:
-        FileNotFoundError: if it holds none, or images of other formats.
+        FileNotFoundError: if there are none, or images of other formats.
     """
-    every = (folder / name for name in glob.glob("**", root_dir=folder, recursive=True))  # none that is hidden
+    every = (folder / name for name in glob.glob("**", root_dir=folder, recursive=True))  # hidden files are left out
     kinds = {path: path.suffix.lower() for path in sorted(every) if path.is_file()}
     files = [path for path, kind in kinds.items() if kind in _ENDINGS]
     others = [path for path, kind in kinds.items() if kind in _OTHERS.difference(_ENDINGS)]
@@ -39,14 +39,14 @@ def find(folder: Path) -> list[Path]:
 def read(
     files: Iterable[Path], on_file: Callable[[int], None] = lambda done: None
 ) -> Iterator[Float[np.ndarray, "h w channels"]]:
-    """One after the other the images, of 1 or 3 channels in [-1, 1], of one shape.
+    """Yield the images one at a time, with 1 or 3 channels in [-1, 1] and one shape.
 
     Args:
         files: see `find`.
-        on_file: called with the number of files that are done.
+        on_file: called with the number of files done.
 
     Raises:
-        ValueError: if a file is damaged, its arrays are no images, or images differ in shape.
+        ValueError: if a file is damaged, its arrays are not images, or images differ in shape.
     """
     shapes = set()
     for i, path in enumerate(files, 1):
@@ -87,5 +87,5 @@ def _decoded(path: Path) -> np.ndarray:
             if wide:  # 16 bits, which convert() would clip
                 return np.repeat(np.asarray(shown, np.float32)[..., None] / 32767.5 - 1, 3, -1)
             return np.asarray(shown.convert("RGB"), np.float32) / 127.5 - 1
-    except Exception as error:  # Pillow's are of many kinds
-        raise ValueError(f"{path}: no image, or damaged ({error})") from error
+    except Exception as error:  # Pillow raises many kinds
+        raise ValueError(f"{path}: not an image, or damaged ({error})") from error

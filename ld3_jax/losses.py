@@ -26,16 +26,16 @@ def _itself(s: Array) -> Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Loss:
-    """A loss: a call, and where it is a function of squares, phi(|r|^2), what a learner of second order needs.
+    """A loss: a call, and, if it is a function of squares, phi(|r|^2), what a second-order learner needs.
 
     It is a pytree; the weights that its functions hold are its leaves. Give plain functions, or a
     `jax.tree_util.Partial` of a function and its weights.
 
     Attributes:
-        residuals: residuals(x, y) -> r in parts, each (batch, size); None if the loss is no function of squares.
+        residuals: residuals(x, y) -> r in parts, each (batch, size); None if the loss is not a function of squares.
         phi: phi(s) of a scalar s = |r|^2, increasing.
         call: call(x, y) -> (batch,) losses, at least 0; None: phi(|r|^2).
-        measure: the heading of its own table in a comparison; "" if that of the squared error is enough.
+        measure: the heading of its own table in a comparison; "" if the table of the squared error is enough.
 
     Raises:
         ValueError: if both residuals and call are None.
@@ -60,7 +60,7 @@ class Loss:
         return jax.vmap(self.phi)(squares(self.parts(x, y))) if self.call is None else self.call(x, y)
 
     def parts(self, x: Samples, y: Samples) -> list[Float[Array, "batch _"]]:
-        """The residuals; a ValueError if the loss is no function of squares, or they have another form."""
+        """The residuals; a ValueError if the loss is not a function of squares, or the residuals have another form."""
         if self.residuals is None:
             raise ValueError(f"the loss has no residuals, whose squares it would be a function of: {self}")
         parts, count = self.residuals(x, y), count_of(y, "targets")
@@ -71,7 +71,7 @@ class Loss:
 
 
 def check_increasing(loss: Loss) -> None:
-    """Refuse a phi that falls: steps of second order would go uphill."""
+    """Refuse a decreasing phi: second-order steps would go uphill."""
     values = _phi(loss, jnp.array([1e-6, 1e-3, 1.0, 1e3]))
     if jnp.shape(values) != (4,) or not (isinstance(values, Tracer) or (values[1:] >= values[:-1]).all()):
         raise ValueError(f"phi must give a number that increases with s, got {values} at s = 1e-6, 1e-3, 1 and 1000")
@@ -88,12 +88,12 @@ def squares(parts: list[Float[Array, "batch _"]]) -> Float[Array, "batch"]:
 
 
 def as_loss(loss: Callable[[PyTree, PyTree], Array]) -> Loss:
-    """A loss as it is, or a plain function loss(x, y) as a `Loss` without residuals."""
+    """A `Loss` as it is, or a plain function loss(x, y) as a `Loss` without residuals."""
     return loss if isinstance(loss, Loss) else Loss(call=as_pytree(loss))
 
 
 def each(loss: Callable, x: PyTree, y: PyTree) -> Float[Array, "batch"]:
-    """loss(x, y); a ValueError unless that is a number for each sample, at least 0."""
+    """loss(x, y); a ValueError unless it gives a number of at least 0 for each sample."""
     values = call(loss, "a loss is called as loss(samples, targets)", x, y)
     wrong = STATES.lacks(values) or jax.tree.map(jnp.shape, values) != (count_of(y, "targets"),)
     if wrong or not (isinstance(values, Tracer) or values.min() >= 0):
@@ -142,16 +142,16 @@ l1 = Loss(call=Partial(_mean, Partial(jnp.abs)))
 # The mean squared error, mean_i (x_i - y_i)^2.
 l2 = Loss(_residuals, call=Partial(_mean, Partial(jnp.square)))
 # The root mean squared error, sqrt(mean_i (x_i - y_i)^2). With few steps some samples end far from the teacher's, in
-# another basin; under the root they weigh less, which serves the median more than the mean. Its gradient is finite
-# where x = y, too.
+# another basin; the root gives them less weight, which helps the median more than the mean. Its gradient is finite
+# also where x = y.
 rmse = Loss(_residuals, _root, _root_of_mean)
 
 
 def both(targets: PyTree[Float[Array, "n ..."]], loss: Callable[[PyTree, PyTree], Array] = l2) -> Loss:
     """sqrt(s) + s / sqrt(b), where s is another loss and b = `other_basin(targets, loss)`.
 
-    The mean of s is decided by the few samples that end in another basin than the teacher's, the mean of sqrt(s) by the
-    many that do not. Here each part counts: up to s = b the root is the larger one.
+    A few samples that end in another basin than the teacher's decide the mean of s; the many others decide the mean of
+    sqrt(s). Here both parts count: up to s = b, the root is the larger one.
 
     Args:
         targets: the teacher's samples, decoded.
@@ -165,7 +165,7 @@ def both(targets: PyTree[Float[Array, "n ..."]], loss: Callable[[PyTree, PyTree]
 def other_basin(targets: PyTree[Float[Array, "n ..."]], loss: Callable = l2) -> Float[Array, ""]:
     """The loss above which a sample counts as having ended in another basin than the teacher's.
 
-    It is a quarter of the median loss between targets from different noise; infinite if there is one target only.
+    It is a quarter of the median loss between targets from different noise; infinite if there is only one target.
 
     Args:
         targets: n of the teacher's samples, decoded.
@@ -181,7 +181,7 @@ def _root_and_square(scale: Array, of: Callable[..., Array], *args: PyTree) -> A
     return jnp.sqrt(s + _EPS) + s / jnp.sqrt(scale)
 
 
-# By name, as a configuration gives it: make(squared_error, targets), where squared_error is the model's own and targets
+# By its name in a configuration: make(squared_error, targets), where squared_error is the model's own and targets
 # are the teacher's samples. Open to additions: a loss of your own is one entry.
 LOSSES: dict[str, Callable[[Loss, PyTree], Loss]] = {
     "both": lambda squared_error, targets: both(targets, squared_error),

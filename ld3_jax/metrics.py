@@ -1,4 +1,4 @@
-"""Distances between distributions of samples, and confidence intervals of figures from few samples.
+"""Distances between distributions of samples, and confidence intervals for figures from few samples.
 
 Features are rows of numbers, one for each sample, from any extractor. Arithmetic is NumPy's, in double precision.
 """
@@ -23,9 +23,9 @@ class Statistics:
     """What the Frechet distance needs of a distribution of features.
 
     Attributes:
-        mean: of the features.
-        covariance: of the features, divided by count - 1.
-        count: of samples; None where a file does not say.
+        mean: the mean of the features.
+        covariance: the covariance of the features, divided by count - 1.
+        count: the number of samples; None where a file does not say.
     """
 
     mean: Float[np.ndarray, "d"]
@@ -45,13 +45,13 @@ class Interval(NamedTuple):
 
 
 def statistics(batches: Iterable[Num[np.ndarray, "_ d"]]) -> Statistics:
-    """Mean and covariance of features that come in batches, in memory that does not grow with their number.
+    """Mean and covariance of features in batches, in memory that does not grow with the number of batches.
 
     Args:
         batches: arrays (n_i, d), of any sizes.
 
     Raises:
-        ValueError: if there are fewer than two samples in all, or features that are not finite.
+        ValueError: if there are fewer than two samples, or features that are not finite.
 
     Reference: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances",
     1979.
@@ -72,13 +72,14 @@ def statistics(batches: Iterable[Num[np.ndarray, "_ d"]]) -> Statistics:
 
 
 def frechet(a: Statistics, b: Statistics) -> float:
-    """The squared Frechet distance of two Gaussians, |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)); of Inception's
+    """The squared Frechet distance of two Gaussians, |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)). For Inception's
     features it is the FID.
 
-    It grows as the number of samples falls, so only distances from equal numbers are comparable.
+    It grows as the number of samples falls, so compare only distances from equal numbers of samples.
 
     Raises:
-        ValueError: if they have another number of features, no more samples than features, or no covariance.
+        ValueError: if the numbers of features differ, there are no more samples than features, or there is no
+            covariance.
 
     Reference: Heusel et al., arXiv:1706.08500; Dowson and Landau, "The Frechet distance between multivariate normal
     distributions", 1982.
@@ -94,7 +95,7 @@ def frechet(a: Statistics, b: Statistics) -> float:
     _check_covariance(b.covariance)
     values, vectors = _check_covariance(a.covariance)
     root = vectors * np.sqrt(np.maximum(values, 0))
-    # The eigenvalues of A B are those of the symmetric root^T B root.
+    # A B has the eigenvalues of the symmetric root^T B root.
     product = np.linalg.eigvalsh(root.T @ b.covariance @ root)
     trace = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(np.maximum(product, 0)).sum()
     return float(((a.mean - b.mean) ** 2).sum() + trace)
@@ -104,7 +105,7 @@ def write_statistics(path: Path, of: Statistics) -> None:
     """Write reference statistics as EDM does: a .npz with `mu` and `sigma`, the covariance.
 
     Raises:
-        OSError: if the disk does not take it.
+        OSError: if it cannot be written to the disk.
     """
     write_arrays(path, {"mu": of.mean, "sigma": of.covariance})
 
@@ -114,7 +115,7 @@ def read_statistics(path: Path) -> Statistics:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged or holds no mean and covariance.
+        ValueError: if it is damaged or lacks a mean and a covariance.
     """
     try:
         mean, covariance = read_arrays(path, ("mu", "sigma"))
@@ -193,14 +194,15 @@ def bootstrap(statistic: Callable, *values: Num[np.ndarray, "n"], resamples: int
     """A statistic with its 95 % percentile bootstrap interval.
 
     Args:
-        statistic: of arrays with samples along the last axis; it reduces that axis, as `np.mean` with axis=-1.
-        *values: one number for each sample; of several arrays the same samples are drawn, so that what was measured
-            on the same noise stays paired: `bootstrap(lambda a, b: a.mean(-1) / b.mean(-1), a, b)`.
+        statistic: a function of arrays with samples along the last axis; it reduces that axis, as `np.mean` with
+            axis=-1.
+        *values: one number for each sample; the same samples are drawn from several arrays, so that values measured on
+            the same noise stay paired: `bootstrap(lambda a, b: a.mean(-1) / b.mean(-1), a, b)`.
         resamples: how many.
-        seed: of the draws.
+        seed: the seed of the draws.
 
     Raises:
-        ValueError: if there is no sample, or the values have other lengths.
+        ValueError: if there is no sample, or the lengths of the values differ.
     """
     values = tuple(np.asarray(value, np.float64) for value in values)
     if len({value.shape for value in values}) != 1 or values[0].ndim != 1 or not values[0].size:
@@ -228,10 +230,10 @@ def share(hits: Bool[np.ndarray, "n"]) -> Interval:
 
 
 def mean_of_two_kinds(values: Num[np.ndarray, "n"], rare: Bool[np.ndarray, "n"], typical: float) -> Interval:
-    """The mean of errors of which a rare kind is many times as large, with a 95 % interval.
+    """The mean of errors if a rare kind is many times larger, with a 95 % interval.
 
-    Resampling cannot tell of rare errors that were not drawn. With p the share of the rare kind, in Wilson's interval,
-    m_1 and m_2 the mean errors of both kinds, s the standard error within them,
+    Resampling knows nothing about rare errors that were not drawn. With p the share of the rare kind, in Wilson's
+    interval, m_1 and m_2 the mean errors of both kinds, s the standard error within them,
         high = mean + sqrt((p_high - p)^2 (m_2 - m_1)^2 + (1.96 s)^2), and low likewise.
 
     Args:
@@ -263,7 +265,7 @@ def median(values: Num[np.ndarray, "*s n"]) -> Float[np.ndarray, "*s"]:
 
 
 def pixels(images: Num[np.ndarray, "n h w channels"], side: int = 8) -> Float[np.ndarray, "n _"]:
-    """Pixels, averaged over squares so that at most `side` x `side` are left: a cheap extractor."""
+    """Pixels averaged over squares, so that at most `side` x `side` are left: a cheap extractor."""
     n, h, w, channels = images.shape
     rows, columns = -(-h // side), -(-w // side)
     images = np.asarray(images, np.float64)[:, : h // rows * rows, : w // columns * columns]

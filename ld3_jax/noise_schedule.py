@@ -1,6 +1,6 @@
 """The base class of noise schedules: alpha and sigma as functions of time, by three formulas in the log domain.
 
-One that `ld3_jax.schedules` lacks is one class statement:
+A noise schedule that `ld3_jax.schedules` lacks is one class statement:
 
     @dataclass(frozen=True)
     class Power(NoiseSchedule):
@@ -38,10 +38,10 @@ class NoiseSchedule(abc.ABC):
         t_max: time at which sampling starts; nearly pure noise.
         prior_scale: standard deviation of the state at t_max, so that `x_T = prior_scale * z` with `z ~ N(0, I)`.
         space: where the states lie; vectors by default.
-        t_start: where the range starts below full noise, t_max itself; None where it starts at full noise.
+        t_start: the start of the range if it is below full noise (then t_max itself); None if it starts at full noise.
 
     Raises:
-        TypeError: if a subclass lacks a formula or is no dataclass.
+        TypeError: if a subclass lacks a formula or is not a dataclass.
     """
 
     if TYPE_CHECKING:  # at run time they would come first in the order of a subclass's fields
@@ -66,18 +66,18 @@ class NoiseSchedule(abc.ABC):
         return super().__new__(cls)
 
     def __str__(self) -> str:
-        """Its fields, for messages: of a thousand numbers the first ones."""
+        """Its fields, for messages; long sequences of numbers are cut."""
         text = repr(self)
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
     @property
     def parts(self) -> "tuple[NoiseSchedule, ...]":
-        """The noise schedule of each part of a state, where parts have their own; itself where all share it."""
+        """The noise schedule of each part of a state, if parts have their own; itself if all share it."""
         return (self,)
 
     @property
     def whole(self) -> "NoiseSchedule":
-        """The noise schedule from full noise on; itself, unless it starts below."""
+        """The noise schedule from full noise; itself, unless it starts below full noise."""
         return self
 
     @abc.abstractmethod

@@ -22,28 +22,28 @@ from ld3_jax.grids import GRIDS
 
 Numbers = np.ndarray | Array
 
-_PIXELS, _GAP = 128, 4  # of an image's side in a sheet, and between images
-_FRAME_DPI, _FRAME_MS, _FRAME_COLORS = 75, 900, 32  # of an animation: a GIF of noise is large
-_PANEL, _LABEL, _LINE = 96, 150, 24  # of its images: the longest side, the width of their names, the height of a title
+_PIXELS, _GAP = 128, 4  # the side of an image in a sheet, and the gap between images
+_FRAME_DPI, _FRAME_MS, _FRAME_COLORS = 75, 900, 32  # an animation; a GIF of noise is large
+_PANEL, _LABEL, _LINE = 96, 150, 24  # its images: the longest side, the width of their names, the height of a title
 _LEARNED, _START = ("#c8102e", "#e07b00", "#7a0019"), "#404040"
 _NO_NOTES: Mapping[str, Sequence[str]] = {}
 _COLORS = ("#4c72b0", "#55a868", "#8172b3", "#c28e3a", "#64b5cd", "#937860")
 
 
 def grids(
-    path: Path | None, learned: Mapping[str, Numbers], hand_made: Mapping[str, Numbers], title: str
+    path: Path | None, learned: Mapping[str, Numbers], standard: Mapping[str, Numbers], title: str
 ) -> Image.Image:
     """Half-log-SNR of each grid's points, step by step.
 
     Args:
         path: where to write a PNG, or None.
         learned: name -> (n + 1,) lam; the first half is drawn as lines, the second as crosses (network times).
-        hand_made: name -> (n + 1,) lam.
-        title: of the picture.
+        standard: name -> (n + 1,) lam.
+        title: the title of the picture.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name, lam in hand_made.items():
+    for name, lam in standard.items():
         axes.plot(lam, "o--", color=_color_of_grid(name), label=name, markersize=4, linewidth=1, alpha=0.8)
     count = -(-len(learned) // 2)
     for i, (name, lam) in enumerate(learned.items()):
@@ -57,13 +57,13 @@ def grids(
 
 
 def losses(path: Path | None, steps: Sequence[dict], baseline: tuple[str, float], title: str) -> Image.Image:
-    """Training and validation loss over the steps, on a log axis; of starts that dropped out the training loss alone.
+    """Training and validation loss over the steps, on a log axis; for starts that dropped out, only the training loss.
 
     Args:
         path: where to write a PNG, or None.
         steps: lines of metrics.jsonl, with "start", "step", "loss", "valid_loss".
         baseline: a name and a validation loss to draw as a level: the start.
-        title: of the picture.
+        title: the title of the picture.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -84,7 +84,7 @@ def losses(path: Path | None, steps: Sequence[dict], baseline: tuple[str, float]
 
 
 def _validations(own: Sequence[dict], start: float) -> list[dict]:
-    """The steps that a validation followed. Before a race is won, steps show the start's loss on some pairs alone."""
+    """The steps that a validation followed. Before a race is won, steps show the start's loss on some pairs only."""
     raced = any(line["valid_loss"] == start for line in own)
     of_start = {start, own[0]["valid_loss"]} if raced else {start}
     changed = [b for a, b in pairwise([{"valid_loss": start}, *own]) if a["valid_loss"] != b["valid_loss"]]
@@ -99,7 +99,7 @@ def image_rows(
     Args:
         path: where to write a PNG, or None.
         rows: name -> (n, height, width, 1 or 3) images, clipped to [0, 1].
-        title: of the picture.
+        title: the title of the picture.
         notes: name of a row -> a short text under each of its images, for instance a loss.
     """
     count = len(next(iter(rows.values())))
@@ -138,12 +138,12 @@ def png(image: np.ndarray) -> bytes:
 
 
 def scatter_rows(path: Path | None, rows: Mapping[str, Numbers], title: str) -> Image.Image:
-    """Point clouds in the plane, side by side; the first one fits.
+    """Point clouds in the plane, side by side; the axes fit the first one.
 
     Args:
         path: where to write a PNG, or None.
         rows: name -> (n, 1 or more) points; the first two coordinates are drawn, or a single one over n heights.
-        title: of the picture.
+        title: the title of the picture.
     """
     figure = Figure(figsize=(max(3.2 * len(rows), 5.5), 4), layout="constrained")  # wide enough for the title
     most = max(1.6, 1.2 * float(np.abs(next(iter(rows.values()))).max()))
@@ -161,7 +161,7 @@ def image_paths(path: Path, frames: Sequence[Mapping[str, Numbers]], titles: Seq
     Args:
         path: where to write a GIF.
         frames: rows as of `image_rows`, step by step; the names may have several lines.
-        titles: of the frames.
+        titles: the titles of the frames.
     """
     _write_frames(path, [_sheet(rows, title) for rows, title in zip(frames, titles, strict=True)])
 
@@ -184,13 +184,13 @@ def _sheet(rows: Mapping[str, Numbers], title: str) -> Image.Image:
 
 
 def point_paths(path: Path, paths: Mapping[str, Numbers], clouds: Mapping[str, Numbers], titles: Sequence[str]) -> None:
-    """Paths of points in the plane, side by side, a frame for each step; the first ones fit.
+    """Paths of points in the plane, side by side, a frame for each step; the axes fit the first ones.
 
     Args:
         path: where to write a GIF.
         paths: name -> (n_points, n, 2 or more) states; the first two coordinates are drawn, up to the frame's step.
         clouds: name -> (n_points, m, 2 or more) states that show the density at each step.
-        titles: of the frames.
+        titles: the titles of the frames.
     """
     frames, most = [], 1.2 * float(np.abs(next(iter(paths.values()))[..., :2]).max())
     for step, title in enumerate(titles):
@@ -206,7 +206,7 @@ def point_paths(path: Path, paths: Mapping[str, Numbers], clouds: Mapping[str, N
 
 
 def _color_of_grid(name: str) -> str:
-    """The same in all pictures, for a name that begins with a grid's."""
+    """The colour of a grid, the same in all pictures, for a name that begins with the grid's name."""
     grids, grid = list(GRIDS), name.split()[0]
     return _COLORS[grids.index(grid) if grid in grids else len(grids)]
 

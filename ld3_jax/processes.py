@@ -1,7 +1,7 @@
-"""Several processes of JAX's distributed runtime: the first one alone reads and writes the files that all go on from.
+"""Several processes of JAX's distributed runtime: only the first one reads and writes the files that all depend on.
 
-All processes run the same program on a mesh of all their devices, so a value is the same in each of them; what differs
-is the disk. With one process, nothing here does anything.
+All processes run the same program on a mesh of all their devices, so a value is the same in each of them; only the disk
+differs. With one process, nothing here does anything.
 """
 
 import os
@@ -17,13 +17,13 @@ _PROCESSES_OF_A_NODE = ("SLURM_STEP_TASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE
 
 
 def join() -> None:
-    """Meet the other processes of this command, before anything else is asked of JAX; the first one alone prints.
+    """Connect to the other processes of this command, before any other use of JAX; only the first process prints.
 
     SLURM, Open MPI, Kubernetes and TPU pods say which they are; elsewhere JAX_COORDINATOR_ADDRESS (host:port of process
     0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
     Raises:
-        ValueError: if nobody says so.
+        ValueError: if they are not known.
     """
     names = ("num_processes", "process_id")
     try:
@@ -50,7 +50,8 @@ def of_first(tree: PyTree) -> PyTree:
     """The tree of the first process, in every process, on the host.
 
     Args:
-        tree: numbers and arrays that are whole in each process; of the others only structure, shapes and dtypes count.
+        tree: numbers and arrays that are whole in each process; for all but the first, only structure, shapes and
+            dtypes
     """
     if jax.process_count() == 1:
         return tree

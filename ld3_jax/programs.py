@@ -1,7 +1,7 @@
-"""What a model computes, told from what any other computes: by the program that JAX traces it to.
+"""What a model computes, identified by the program that JAX traces it to.
 
-However a function is stated (a closure, an object, a decorator, globals), its program holds all that it computes: the
-operations, and the arrays among them. Names, addresses and the state of the process are not in it.
+However a function is written (a closure, an object, a decorator, globals), its program holds all that it computes: the
+operations and their arrays. Names, addresses and the state of the process are not in it.
 """
 
 import dataclasses
@@ -23,20 +23,21 @@ from ld3_jax.schedules import NoiseSchedule
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _WHERE = ("ctx_mesh", "sharding", "out_sharding")  # parameters that say on which devices an operation runs
-_OURS, _NATIVE = ("jax", "ld3_jax"), "ffi_call"  # whose operations their names tell, but this one's
+_OURS, _NATIVE = ("jax", "ld3_jax"), "ffi_call"  # packages whose operations are known by name, except this one
 
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Program:
-    """16 hexadecimal digits of all that a model computes, the same in every process; what of it JAX does not trace."""
+    """A digest (16 hexadecimal digits) of all that a model computes, the same in every process; and what is not
+    traced."""
 
     digest: str
     unseen: tuple[str, ...]  # names of callbacks to Python, native code, arrays that can be changed
 
 
 def of_model(model: Model, schedule: NoiseSchedule, t: Array, x: PyTree, cond: PyTree) -> Program:
-    """The program of a model, its weights as leaves, on a noise schedule; of all arrays, shapes and dtypes count."""
+    """The program of a model, its weights as leaves, on a noise schedule; only shapes and dtypes of arrays count."""
 
     def call(model: Model, schedule: NoiseSchedule, t: Array, x: PyTree, cond: PyTree) -> PyTree:  # new: traced anew
         space, at = schedule.space, t.ravel()[0]
@@ -50,8 +51,8 @@ def of_model(model: Model, schedule: NoiseSchedule, t: Array, x: PyTree, cond: P
 
 
 def marked(model: Model, program: Program) -> Model:
-    """The same model, which `jax.jit` traces anew with its program; an object that has changed is the same to it."""
-    if isinstance(model, Denoiser):  # it stays one
+    """The same model, which `jax.jit` traces again with its program; otherwise a changed object would look the same."""
+    if isinstance(model, Denoiser):  # it stays a Denoiser
         return dataclasses.replace(model, predict=Partial(_call, program, model.predict))
     return Partial(_call, program, model)
 
@@ -65,11 +66,11 @@ def _short(words: Iterable[str]) -> str:
 
 
 class _Reader:
-    """Writes programs in words that are the same in every process, arrays by their bytes; `unseen` as of `Program`."""
+    """Writes programs as text that is the same in every process, arrays by their bytes; `unseen` as in `Program`."""
 
     def __init__(self) -> None:
         self.unseen: set[str] = set()
-        self._read: dict[core.Jaxpr, str] = {}  # a program that many others call is read once
+        self._read: dict[core.Jaxpr, str] = {}  # a program that many others call is read only once
         modules = [vars(module) for name, module in list(sys.modules.items()) if name.split(".")[0] in _OURS]
         self._known = {one for module in modules for one in list(module.values()) if isinstance(one, core.Primitive)}
 
@@ -99,7 +100,7 @@ class _Reader:
         leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda value: value is None or callable(value))
         seen = [(path, value) for path, value in leaves if isinstance(value, type) or not callable(value)]
         text = " ".join(f"{jax.tree_util.keystr(path)}={self.text(value)}" for path, value in seen)
-        # Beside the program of what is computed, functions only say how it is differentiated.
+        # Apart from the program of what is computed, functions only say how it is differentiated.
         has_program = any(True for _ in core.jaxprs_in_params(params))
         hidden = not has_program and (len(seen) < len(leaves) or _ADDRESS.search(text))
         if hidden or name == _NATIVE or one.primitive not in self._known:

@@ -16,9 +16,9 @@ class Levels:
 
     Attributes:
         values: sigma / alpha, or sigma for a flow.
-        flow: whether they are a flow's.
+        flow: whether they are the levels of a flow.
         source: where they were published.
-        others: lists for other numbers of steps than that of `values`.
+        others: lists for numbers of steps other than that of `values`.
 
     Raises:
         ValueError: unless there are at least three, descending, above 0, and for a flow at most 1.
@@ -39,9 +39,10 @@ class Levels:
             )
 
     def times(self, schedule: NoiseSchedule, u: Float[Array, "n_points"]) -> Float[Array, "n_points"]:
-        """The times at u in [0, 1] along the list, whose ends are those of the noise schedule.
+        """The times at u in [0, 1] along the list, which has the ends of the noise schedule.
 
-        Between its numbers, their logarithm is linear. Where a list has as many numbers as u, it is that list.
+        Between its numbers, the logarithm is interpolated linearly. If a list has as many numbers as u, the result is
+        that list.
 
         Args:
             schedule: the noise schedule, whose levels they are.
@@ -69,13 +70,13 @@ class Levels:
             )
         if not np.allclose(here, mine, rtol=SAME_END) or not here[0] > self.values[1] > self.values[-2] > here[1]:
             raise ValueError(
-                f"these noise levels run from {mine[0]:g} to {mine[1]:g}, those of the noise schedule from "
+                f"these noise levels run from {mine[0]:g} to {mine[1]:g}, but the noise schedule's from "
                 f"{here[0]:g} to {here[1]:g}{if_timesteps(mine[0], here[0])}"
             )
 
 
 def if_timesteps(largest: float | np.floating, most: float | np.floating) -> str:
-    """The remedy for a number so far above the largest allowed one that it may be a timestep; nothing for others."""
+    """The remedy for a number so far above the largest allowed one that it may be a timestep; "" for others."""
     remedy = "; if these are timesteps: timestep i of N is at t = (i + 1) / N, of a flow at i / N"
     return remedy * bool(2 * most < largest < np.inf)
 
@@ -86,7 +87,7 @@ _AYS = "Align Your Steps, Sabour et al., arXiv:2404.14507; the figures of ComfyU
 _GITS = "GITS, Chen et al., arXiv:2405.11326; the lists of ComfyUI's GITSScheduler, coefficient 1.15"
 _OSS = "Optimal Steps, Pei et al., arXiv:2503.21774; the figures of ComfyUI's OptimalStepsScheduler"
 
-# The inner levels of GITS's lists of 2 to 20 steps, each that of Stable Diffusion 1 at so many percent of its time.
+# The inner levels of GITS's lists of 2 to 20 steps, as the noise of Stable Diffusion 1 at this percentage of its time.
 _GITS_PERCENTS = (
     (30,), (54, 21), (83, 49, 18), (83, 55, 30, 10), (83, 62, 42, 21, 6), (83, 66, 48, 29, 13, 3),
     (83, 66, 49, 32, 17, 6, 1), (86, 68, 54, 39, 26, 14, 5, 1), (86, 68, 55, 42, 29, 18, 10, 4, 1),

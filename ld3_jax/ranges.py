@@ -1,4 +1,4 @@
-"""Which values are allowed, by range or by kind, and the one error where something else is given."""
+"""Which values are allowed, by range or by kind, and the error for anything else."""
 
 import functools
 import inspect
@@ -18,17 +18,17 @@ _Result = TypeVar("_Result")
 
 
 class Range(NamedTuple):
-    """Which numbers are allowed, of Python, NumPy or JAX; NaN never is."""
+    """Which numbers of Python, NumPy or JAX are allowed; NaN never is."""
 
     least: float
     most: float = math.inf
     whole: bool = False
     above: bool = False  # greater than the least, not equal to it
     below: bool = True  # where the most is infinite or not allowed itself
-    optional: bool = False  # None is allowed, too
+    optional: bool = False  # None is also allowed
 
     def lacks(self, value: Any) -> str:
-        """What a value should be and is not; "" if it is allowed."""
+        """What a value should be but is not; "" if it is allowed."""
         if (value is None and self.optional) or (isinstance(value, Tracer) and not self.whole):
             return ""
         number = self.plain(value)
@@ -41,7 +41,7 @@ class Range(NamedTuple):
         return ""
 
     def plain(self, value: Any) -> Any:
-        """A scalar as a number of Python, which hashes and is JSON; anything else as it is."""
+        """A scalar as a Python number, which can be hashed and written as JSON; anything else as it is."""
         if type(value) in (int, float):
             return value
         try:
@@ -57,14 +57,14 @@ class Range(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """Which values are allowed that are no single numbers."""
+    """Which values are allowed, other than single numbers."""
 
     what: str
     allows: Callable[[Any], bool]
     plain: Callable[[Any], Any] = lambda value: value
 
     def lacks(self, value: Any) -> str:
-        """What a value should be and is not; "" if it is allowed."""
+        """What a value should be but is not; "" if it is allowed."""
         return "" if self.allows(value) else self.what
 
     def or_none(self) -> "Kind":
@@ -82,7 +82,7 @@ NOT_NEGATIVE = Range(0)
 UP_TO_ONE = Range(0, 1, above=True, below=False)
 SHARE = Range(0, 1, below=False)
 LESS_THAN_ONE = Range(0, 1)
-SHIFT = Range(0, 0.5, below=False)  # beyond half a gap, times would change their order
+SHIFT = Range(0, 0.5, below=False)  # beyond half a gap, times could change their order
 FLAG = Kind("True or False", lambda value: isinstance(value, bool | np.bool_), bool)
 TEXT = Kind("a text", lambda value: isinstance(value, str))
 PATH = Kind("a path", lambda value: isinstance(value, str | os.PathLike))
@@ -100,9 +100,9 @@ def instance(of: type) -> Kind:
 
 
 def static(of: type) -> Kind:
-    """Values of a class or protocol that `jax.jit` takes as static: programs are kept for those that are equal.
+    """Values of a class or protocol that `jax.jit` takes as static: equal values share a compiled program.
 
-    A subclass without a decorator of its own compares by its base's fields alone; one that is not frozen may change.
+    A subclass without its own decorator compares only by its base's fields; a value that is not frozen may change.
     """
 
     def allows(value: Any) -> bool:
@@ -122,11 +122,11 @@ def check(values: Mapping[str, Any], allowed: Mapping[str, Range | Kind]) -> dic
     """Refuse values that are not allowed.
 
     Args:
-        values: by name; of a dataclass, `vars(self)`.
-        allowed: of those that are checked.
+        values: by name; for a dataclass, `vars(self)`.
+        allowed: the ranges or kinds of the values to check.
 
     Returns:
-        These, with Python's own numbers.
+        These values, with Python's own numbers.
 
     Raises:
         ValueError: it names the value, what was given and what is allowed.
@@ -138,13 +138,13 @@ def check(values: Mapping[str, Any], allowed: Mapping[str, Range | Kind]) -> dic
 
 
 def settle(record: Any, allowed: Mapping[str, Range | Kind]) -> None:
-    """`check` of a frozen dataclass as it is built; its numbers become Python's own."""
+    """`check` a frozen dataclass when it is built; its numbers become Python's own."""
     for name, value in check(vars(record), allowed).items():
         object.__setattr__(record, name, value)
 
 
 def entrance(**allowed: Range | Kind) -> Callable[[Callable[_Args, _Result]], Callable[_Args, _Result]]:
-    """A decorator: `check` of the arguments of those names; numbers become Python's own."""
+    """A decorator: `check` the arguments with these names; numbers become Python's own."""
 
     def of(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
         names = tuple(inspect.signature(function).parameters)
@@ -153,7 +153,7 @@ def entrance(**allowed: Range | Kind) -> Callable[[Callable[_Args, _Result]], Ca
         def checked(*args: Any, **kwargs: Any) -> Any:
             given = {**dict(zip(names, args, strict=False)), **kwargs}
             given |= check(given, {name: one for name, one in allowed.items() if name in given})
-            args = (*map(given.get, names[: len(args)]), *args[len(names) :])  # what does not fit, the function tells
+            args = (*map(given.get, names[: len(args)]), *args[len(names) :])  # the function reports what does not fit
             return function(*args, **{name: given[name] for name in kwargs})
 
         return checked
@@ -162,7 +162,7 @@ def entrance(**allowed: Range | Kind) -> Callable[[Callable[_Args, _Result]], Ca
 
 
 def call(function: Callable, how: str, *args: Any) -> Any:
-    """function(*args) of the user's own; where it cannot be called so, the error says `how` it is called.
+    """Call a user's function(*args); if it cannot be called like this, the error says `how` it is called.
 
     Raises:
         ValueError: from an error of another type.
@@ -184,7 +184,7 @@ def shown(value: Any) -> str:
 
 
 def _dtypes(tree: Any) -> list[Any]:
-    """The dtype of each leaf; `object` where one is no array."""
+    """The dtype of each leaf; `object` for a leaf that is not an array."""
     try:
         return [jax.typeof(leaf).dtype for leaf in jax.tree.leaves(tree)]
     except TypeError:

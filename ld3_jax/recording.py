@@ -1,4 +1,4 @@
-"""Learning that goes on where it stopped: a folder with a line for each step, and checkpoints."""
+"""Learning that continues where it stopped: a folder with a line for each step, and checkpoints."""
 
 import json
 import os
@@ -25,17 +25,17 @@ def learn(
     start: str | Discretization = "race",
     watch: Callable[[str, int], AbstractContextManager[Update]] = lambda label, total: nullcontext(_ignore),
 ) -> Ended:
-    """`learning.learn` that goes on where an earlier run stopped in the same folder, and ends as if it never had.
+    """`learning.learn` that continues where an earlier run in the same folder stopped; the result is the same.
 
     Args:
         folder: where metrics.jsonl and the checkpoints go.
-        task: what is learned.
+        task: the learning task.
         start: see `learning.fit`.
-        watch: watch(label, steps) is entered for each stretch of steps; what it yields is called after each step.
+        watch: watch(label, steps), a context manager for each run of steps; what it yields is called after each step.
 
     Raises:
         FloatingPointError: if a loss is not finite; it names the step and the last good checkpoint.
-        OSError: if the disk does not take a file.
+        OSError: if a file cannot be written to the disk.
     """
 
     def advance(name: str, state: TrainState, until: int) -> TrainState:
@@ -55,7 +55,7 @@ def learn(
 
 
 class _Leg(NamedTuple):
-    """The steps that a start takes at a stretch."""
+    """The steps that a start takes in one go."""
 
     start: str
     done: int
@@ -63,10 +63,10 @@ class _Leg(NamedTuple):
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last one that a killed process was writing is left out.
+    """The lines of metrics.jsonl; a last line that a killed process was writing is left out.
 
     Raises:
-        ValueError: if another line is no record of a step.
+        ValueError: if another line is not the record of a step.
     """
     records = []
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
@@ -77,14 +77,14 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
             if line.endswith(b"\n"):
                 raise ValueError(
-                    f"{path}: line {len(records) + 1} is no record of a step ({error}); learning goes on without the "
-                    "file if you move it away"
+                    f"{path}: line {len(records) + 1} is not the record of a step ({error}); learning "
+                    "continues without the file if you move it away"
                 ) from error
     return records
 
 
 def _open_log(path: Path, leg: _Leg) -> TextIO:
-    """metrics.jsonl, open to go on with a leg; later lines of the leg tell of lost steps."""
+    """metrics.jsonl, open to continue a leg; later lines of the leg describe lost steps."""
     if not is_first():
         return open(os.devnull, "a")
     kept = [one for one in read_log(path) if one["start"] != leg.start or not leg.done < one["step"] <= leg.until]
@@ -96,7 +96,7 @@ def _open_log(path: Path, leg: _Leg) -> TextIO:
 def _recording(
     path: Path, leg: _Leg, checkpoints: Path
 ) -> Iterator[Callable[[TrainState, StepMetrics], dict[str, float]]]:
-    """Give each step a line in metrics.jsonl; keep a checkpoint now and then, and of the last step."""
+    """Give each step a line in metrics.jsonl; save a checkpoint from time to time, and after the last step."""
     last: TrainState | None = None
     saved = time.monotonic()
     with _open_log(path, leg) as log:

@@ -167,7 +167,7 @@ _THETA_0 = math.pi / 2 * _COSINE_S / (1 + _COSINE_S)
 class VPCosine(NoiseSchedule):
     """Variance preserving, alpha(t) = cos(theta(t)) / cos(theta(0)), theta(t) = (t + s) / (1 + s) pi / 2, s = 0.008.
 
-    Sampling starts at t_max = 0.9946, short of the singularity at 1.
+    Sampling starts at t_max = 0.9946, before the singularity at 1.
 
     Attributes:
         t_min: time at which sampling ends.
@@ -235,7 +235,8 @@ class VPDiscrete(NoiseSchedule):
         a = np.asarray(self.alphas_cumprod)
         valid = jnp.issubdtype(a.dtype, jnp.floating) and a.ndim == 1 and a.size > 1
         a = a.astype(np.float64) if valid else np.zeros(2)
-        # With less signal than float32's rounding, squared, a grid would spend most steps on what no state holds.
+        # With less signal than float32's rounding, squared, a grid would spend most steps on signal that no state
+        # holds.
         valid = a.min() >= _LEAST and a[0] < 1 and np.all(np.diff(np.log(a).astype(np.float32)) < 0)
         what = f"alphas_cumprod to be two or more numbers from 1 to {_LEAST:g} that decrease, as float32 tells them"
         if not valid:
@@ -268,7 +269,7 @@ class VPDiscrete(NoiseSchedule):
 class RectifiedFlow(NoiseSchedule):
     """Straight paths from data to noise: alpha = 1 - t, sigma = t.
 
-    At t = 1 the half-log-SNR is infinite, so sampling starts just short of it.
+    At t = 1 the half-log-SNR is infinite, so sampling starts just before it.
 
     Attributes:
         t_min: time at which sampling ends.

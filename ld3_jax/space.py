@@ -1,4 +1,4 @@
-"""Where the states of a diffusion lie, vectors or a manifold, and so how noise or a step is added to one."""
+"""Where the states of a diffusion lie (vectors or a manifold), and so how noise or a step is added to a state."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,9 +32,9 @@ class Space:
         tangent: tangent(state) -> arrays shaped like an update of it.
         join: a value for each part of the noise schedule -> a pytree that is a prefix of the states.
         flat: whether states are vectors. On a manifold noise and steps are updates, so the noise schedule must have
-            alpha = 1, and solvers take noise predictions; those for data predictions are converted.
+            alpha = 1, and solvers take noise predictions; solvers for data predictions are converted.
 
-    Only solvers ask whether a space is flat. What needs vectors calls `require_vectors`.
+    Only solvers ask whether a space is flat. Everything else that needs vectors calls `require_vectors`.
     """
 
     retract: Callable[[PyTree, PyTree], PyTree] = add
@@ -45,7 +45,7 @@ class Space:
     def require_vectors(self, what: str) -> None:
         """Raise a ValueError that names `what` if states lie on a manifold."""
         if not self.flat:
-            raise ValueError(f"{what} is for states that are vectors, not for those on a manifold")
+            raise ValueError(f"{what} is for states that are vectors, not for states on a manifold")
 
 
 VECTORS = Space()

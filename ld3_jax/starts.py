@@ -1,4 +1,4 @@
-"""Starts below full noise, for image to image, inpainting and refiners: a noise schedule from a time t_s on.
+"""Starts below full noise, for image to image, inpainting and refiners: a noise schedule that starts at a time t_s.
 
     from_start = starting_at(schedule, strength=0.6)
     x_s = noised(key, x_0, from_start)  # alpha(t_s) x_0 + sigma(t_s) eps
@@ -26,12 +26,12 @@ _KINDS = {"t": NUMBER, "sigma": POSITIVE, "strength": Range(0, 1, above=True)}
 
 @dataclass(frozen=True)
 class StartingAt(NoiseSchedule):
-    """Another noise schedule from the time `t_start` on; see `starting_at`.
+    """Another noise schedule that starts at the time `t_start`; see `starting_at`.
 
-    Initial states are no noise alone, so `prior_scale` is the standard deviation of the noise that they hold.
+    Initial states are not pure noise, so `prior_scale` is the standard deviation of the noise that they hold.
 
     Attributes:
-        of: the other noise schedule; of one that starts below full noise itself, the whole one is kept.
+        of: the other noise schedule; if it starts below full noise itself, the whole one is kept.
         t_start: the time at which the range starts, between t_min and t_max of the other.
 
     Raises:
@@ -84,23 +84,23 @@ class StartingAt(NoiseSchedule):
 def starting_at(
     schedule: NoiseSchedule, t: float | None = None, *, sigma: float | None = None, strength: float | None = None
 ) -> NoiseSchedule:
-    """A noise schedule from a time t_s below full noise on, so that initial states are noised data.
+    """A noise schedule that starts at a time t_s below full noise, so that initial states are noised data.
 
     Args:
-        schedule: the noise schedule; of one that starts below full noise, t_s may be at its start or below.
+        schedule: the noise schedule; if it starts below full noise, t_s may be its start or below.
         t: t_s itself.
-        sigma: or its noise level, as programs count it: of flows (alpha + sigma = 1) sigma, of others sigma / alpha.
+        sigma: or its noise level, as programs count it: sigma for flows (alpha + sigma = 1), sigma / alpha for others.
         strength: or a share s in (0, 1), as `strength` of diffusers and `denoise` of ComfyUI; 1 would be full noise.
-            Variance-preserving noise, and any that is not named here: t_s = s t_max, a share of the training steps.
-            Flows: sigma = s, the level before a pipeline's shift. Variance-exploding noise: s of the way from
-            sigma_min to sigma_max in sigma^(1/7), Karras' grid.
+            Variance-preserving noise, and any other not named here: t_s = s t_max, a share of the training steps.
+            Flows: sigma = s, the level before a pipeline's shift. Variance-exploding noise: s of the way from sigma_min
+            to sigma_max in sigma^(1/7), Karras' grid.
 
     Returns:
         The noise schedule with t_max = t_s.
 
     Raises:
-        ValueError: if not one of the three is given, it lies outside of the range, or states are not vectors with one
-            time for all.
+        ValueError: if not exactly one of the three is given, it lies outside the range, or states are not vectors with
+            one time for all.
     """
     given = {name: value for name, value in {"t": t, "sigma": sigma, "strength": strength}.items() if value is not None}
     if len(given) != 1:
@@ -115,7 +115,7 @@ def starting_at(
 
 def _check(schedule: NoiseSchedule, t: float, given: str) -> None:
     low, high = schedule.t_min, schedule.t_max
-    if not low < t < high or not np.float32(low) < np.float32(t) < np.float32(high):  # as times are in tables
+    if not low < t < high or not np.float32(low) < np.float32(t) < np.float32(high):  # times in tables are float32
         levels = [noise_level(schedule, float(end)) for end in (low, high)]
         raise ValueError(
             f"a start must lie above t_min = {low:g} (sigma = {levels[0]:.4g}) and below t_max = {high:g} "
@@ -149,7 +149,7 @@ def parse(text: str) -> dict[str, float]:
     """The argument of `starting_at` in a text such as "strength=0.6".
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is not such an argument.
     """
     name, equals, value = text.partition("=")
     try:
@@ -168,14 +168,14 @@ def noised(key: PRNGKeyArray, x_0: PyTree, schedule: NoiseSchedule, *, first: in
     Args:
         key: of the noise.
         x_0: (n, ...) data, an array or a pytree of arrays.
-        schedule: from the start t_s = t_max on; see `starting_at`.
-        first: number of the first one. Each noise is fixed by the key and its number, whatever is drawn with it.
+        schedule: the noise schedule, which starts at t_s = t_max; see `starting_at`.
+        first: number of the first one. Each noise depends only on the key and its number, not on what else is drawn.
 
     Returns:
         n states shaped like x_0.
 
     Raises:
-        ValueError: if x_0 holds no real floating-point numbers, or states are not vectors.
+        ValueError: if x_0 does not hold real floating-point numbers, or states are not vectors.
     """
     schedule.space.require_vectors("noised data")
     count, (leaves, structure) = count_of(x_0, "x_0"), jax.tree.flatten(x_0)

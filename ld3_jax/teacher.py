@@ -1,4 +1,4 @@
-"""The teacher: initial noise and where an accurate solver takes it, made once, in batches."""
+"""The teacher: pairs of initial noise and the sample that an accurate solver makes of it, made once, in batches."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Pairs(NamedTuple):
     x_T: PyTree  # scaled by the prior
     x_0: PyTree
     cond: PyTree = None
-    weight: Float[Array, "n"] | None = None  # of each in means over the pairs, of mean 1; None: all the same
+    weight: Float[Array, "n"] | None = None  # of each pair in means, with mean 1; None: all equal
 
 
 _ACCURATE = Solver("unipc", 40)
@@ -37,13 +37,13 @@ class Teacher:
 
     Attributes:
         solver: the accurate solver, with its number of network calls.
-        grid: the hand-made grid that it runs on.
+        grid: the standard grid that it runs on.
         batch_size: the most samples to integrate at a time; the batches are made equal.
-        cache: a folder in which to keep the pairs. What is there already is not made again; a damaged file is named in
-            a warning and made again. Pairs of other models, solvers, grids or noise lie elsewhere in it.
-        identity: a name of the model, which its pairs are kept under. It stands for what JAX does not trace: a model
-            that calls back to Python or runs native code has its pairs kept only if it has a name.
-        drop_not_finite: leave out pairs whose sample is not finite, rather than refuse them all.
+        cache: a folder in which to keep the pairs. Existing pairs are not made again; a damaged file is named in a
+            warning and made again. Pairs of other models, solvers, grids or noise have their own subfolders.
+        identity: a name of the model, under which its pairs are kept. It stands for what JAX does not trace: a model
+            that calls back to Python or runs native code has its pairs cached only if it has a name.
+        drop_not_finite: leave out pairs whose sample is not finite, instead of refusing them all.
 
     Raises:
         ValueError: if batch_size is less than 1 or the solver has no number of network calls.
@@ -86,7 +86,7 @@ def make_pairs(
         x_T: (n, ...) initial states, scaled by `schedule.prior_scale`; an array or a pytree of arrays.
         cond: n conditions, or None.
         teacher: solver, grid, batches, cache.
-        choose: how many of the n to make pairs of: those that few calls get wrong above all, and weighted. It takes 15
+        choose: how many of the n to make pairs of: mostly those that few calls get wrong, with weights. This takes 15
             network calls for each of the n; see `candidates`. None: all.
         on_batch: called as on_batch(batches done, batches in all).
 
@@ -96,7 +96,7 @@ def make_pairs(
     Raises:
         ValueError: if there is no sample, the leading axes differ, the grid is unknown, or `choose` is not from 1 to n.
         FloatingPointError: if a sample is not finite; it says which. With `drop_not_finite`, if none is finite.
-        OSError: if the disk does not take a batch; earlier batches stay.
+        OSError: if a batch cannot be written to the disk; earlier batches stay.
     """
     n, model = count_of((x_T, cond), "x_T and cond"), replicate(as_pytree(model))
     if n < 1:
@@ -126,13 +126,13 @@ def make_pairs(
 
 
 class _Work(NamedTuple):
-    """What is computed of batches, and what the cache knows it by."""
+    """What is computed from batches, and the key of the cache."""
 
     name: str
     solver: Solver
     t: Array
     compute: Callable[..., PyTree]  # compute(model, schedule, batch)
-    like: Callable[[PyTree], PyTree]  # from a batch to arrays shaped like what is computed
+    like: Callable[[PyTree], PyTree]  # from a batch to arrays shaped like the result
 
 
 def _in_batches(
@@ -143,7 +143,7 @@ def _in_batches(
     teacher: Teacher,
     on_batch: Callable[[int], None],
 ) -> PyTree:
-    """What is computed of all inputs, each batch as the cache has it, or made and kept now."""
+    """The result for all inputs; each batch comes from the cache, or is computed and cached now."""
     from ld3_jax import teacher_cache  # it loads jax.extend, which takes a tenth of JAX's time
 
     count = count_of(inputs)
@@ -168,9 +168,9 @@ def _in_batches(
 
 @partial(jax.jit, static_argnums=(1, 2))
 def draw_noise(key: PRNGKeyArray, count: int, shape: tuple[int, ...], first: int | Int[Array, ""] = 0) -> Array:
-    """Standard normal noise z (count, *shape) of the samples number `first` and following.
+    """Standard normal noise z (count, *shape) of the samples from number `first` on.
 
-    Each sample has a key of its own, `fold_in(key, number)`, so it does not depend on what is drawn with it.
+    Each sample has its own key, `fold_in(key, number)`, so it does not depend on what else is drawn.
     """
     return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(first + jnp.arange(count))
 

@@ -31,7 +31,7 @@ def program(model: Model, schedule: NoiseSchedule, t: Array, inputs: PyTree, ide
 
 
 def _not_cached(why: str) -> None:
-    message = "nothing is cached, for JAX's trace does not tell the model from others: %s"
+    message = "nothing is cached, because JAX's trace does not tell the model from others: %s"
     logging.getLogger(__name__).warning(message, why)
 
 
@@ -45,7 +45,7 @@ def folder(
     size: int,
     identity: str,
 ) -> tuple[Path | None, Model]:
-    """The folder of the pairs that these determine, if any, and the model as traced; what.json says what they are."""
+    """The folder of the pairs with these inputs, if any, and the model as traced; what.json describes the inputs."""
     batch = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[:size], tree), inputs)
     seen = program(model, schedule, t, batch, identity)
     if seen is None:
@@ -72,7 +72,7 @@ def write(path: Path, samples: PyTree) -> None:
     """Keep a batch of samples.
 
     Raises:
-        OSError: if the disk does not take it.
+        OSError: if it cannot be written to the disk.
     """
     write_arrays(path, {f"arr_{i}": leaf for i, leaf in enumerate(jax.tree.leaves(to_host(samples)))})
 
@@ -80,7 +80,7 @@ def write(path: Path, samples: PyTree) -> None:
 def read(path: Path, like: PyTree) -> PyTree | None:
     """The samples in a file, shaped like `like`; None if there is none or it is damaged (zip checks each CRC).
 
-    Of several processes all get what the first one finds.
+    With several processes, all get what the first one finds.
     """
     found = _read(path, like) if is_first() else None
     if not of_first(found is not None):

@@ -38,7 +38,7 @@ def main(name: str, *arguments: str, check: bool = True) -> subprocess.Completed
         contextlib.redirect_stderr(err),
         warnings.catch_warnings(),
     ):
-        # As in a process of its own; and that a test has imported the main, too, is no fault here.
+        # As in a separate process; it does not matter here that a test has also imported the main.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=".*found in sys.modules", category=RuntimeWarning)
         code = _exit_code(name, err)
@@ -72,7 +72,7 @@ def _exit_code(name: str, err: io.StringIO) -> int:
 
 @contextlib.contextmanager
 def _flags_of_one_main() -> Iterator[None]:
-    """A main defines its flags when it runs: those of others, which tests imported, are put aside until it ends."""
+    """A main defines its flags when it runs: flags of other mains that tests imported are put aside until it ends."""
     known = flags.FLAGS
     of_absl = [own for module, own in known.flags_by_module_dict().items() if module.startswith("absl")]
     kept = {*_OF_ALL, *(flag.name for own in of_absl for flag in own)}

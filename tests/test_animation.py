@@ -1,4 +1,4 @@
-"""The states on the way as an animation: of images; those of points are in test_experiments."""
+"""The states on the way as an animation: images; test_experiments has points in the plane."""
 
 from dataclasses import replace
 

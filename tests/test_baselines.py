@@ -21,7 +21,7 @@ VP = schedules.VPLinear()
 
 @pytest.fixture(scope="module")
 def probe():
-    """Eight states of a Gaussian mixture, three at a time; its grids are compared with those of all eight at a time."""
+    """Eight states of a Gaussian mixture, three at a time; its grids are compared with all eight at a time."""
     x_T = jax.random.normal(jax.random.key(0), (8, 2))
     return Probe(gaussian.noise_model(gaussian.ring(), VP), x_T, batch_size=3)
 

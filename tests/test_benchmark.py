@@ -37,7 +37,7 @@ def test_rows_are_saved_one_by_one_and_not_measured_again(tmp_path):
     out.write_text(json.dumps(earlier | {"packages": earlier["packages"] | {"jax": "0.1"}}))
     second = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert first.returncode == 130
-    assert first.stderr.strip().endswith("interrupted; the same command goes on from here")
+    assert first.stderr.strip().endswith("interrupted; the same command continues from here")
     assert second.returncode == 0, second.stderr
     record = json.loads(out.read_text())
     assert {"device", "packages", "python", "rows"} <= set(record)
@@ -65,7 +65,7 @@ def test_interpolated_times_stand_beside_those_learned_for_the_number(monkeypatc
     monkeypatch.setattr(tables, "_KNOWN", (4, 6))
     ((name, measure),) = tables.interpolation_table(quick=True)
     row = measure()
-    assert (name, [*row]) == ("hsc32 5", ["hand-made", "interpolated", "times"])
+    assert (name, [*row]) == ("hsc32 5", ["best standard grid", "interpolated", "times"])
     assert all(len(errors) == 3 and min(errors) >= 0 for errors in row.values())
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: states of learning in Orbax, which a killed run goes on from."""
+"""Checkpoints: states of learning in Orbax, from which a killed run continues."""
 
 import errno
 import logging

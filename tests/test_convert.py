@@ -67,7 +67,7 @@ def server():
 
 
 def names(folder):
-    """Of the files but locks, which some versions of filelock leave."""
+    """The files except locks, which some versions of filelock leave."""
     return [path.name for path in folder.iterdir() if path.suffix != ".lock"]
 
 
@@ -85,7 +85,7 @@ def test_a_download_goes_on_where_it_broke_off(server, tmp_path):
     path = tmp_path / "weights"
     for kept in ("1,500,000", "4,000,000"):
         with pytest.raises(
-            ConnectionError, match=rf"broken off.*goes on from the {kept} bytes in .*put it at .*weights"
+            ConnectionError, match=rf"broken off.*continues from the {kept} bytes in .*put it at .*weights"
         ):
             download.download(server.url, DIGEST, path)
         assert not path.exists()
@@ -129,7 +129,7 @@ def test_a_server_without_ranges_starts_over(server, tmp_path):
         ({"more": {"ETag": '"1"'}, "shift": 10}, CONTENT[:1000], '"1"', ["bytes=1000-", None]),
         ({"more": {"ETag": '"1"'}}, CONTENT + b"more", '"1"', [f"bytes={len(CONTENT) + 4}-", None]),
     ],
-    ids=["no length", "no length, goes on", "cut", "no version", "changed", "other bytes", "too long"],
+    ids=["no length", "no length, continues", "cut", "no version", "changed", "other bytes", "too long"],
 )
 def test_without_a_hash_only_the_whole_of_one_file_is_taken(server, server_is, part, version, asked, tmp_path):
     for name, value in server_is.items():
@@ -157,7 +157,7 @@ def test_without_a_hash_only_the_whole_of_one_file_is_taken(server, server_is, p
             "a web page in place",
         ),
         ({"content": b"<html>sign in</html>"}, ValueError, "begins with b'<html>.*a web page.*; deleted"),
-        ({"more": {"Content-Encoding": "gzip"}}, ConnectionError, "answers with gzip in place of the file"),
+        ({"more": {"Content-Encoding": "gzip"}}, ConnectionError, "answers with gzip instead of the file"),
         ({"content": gzip.compress(b"weights")}, ValueError, r"\(gzip\); deleted"),
         ({"length": False, "cuts": [1000]}, ValueError, "cut short or damaged.*; deleted"),
         ({"content": b""}, ConnectionError, "416"),
@@ -210,7 +210,9 @@ def test_an_official_file_is_downloaded_once(server, tmp_path, monkeypatch):
     calls = []
     download.fetch(tmp_path / "again" / "weights", lambda *call: calls.append(call))
     assert calls[-1] == ("weights", len(CONTENT), len(CONTENT))
-    with pytest.raises(FileNotFoundError, match=r"no file .*other; by these names .*edm-cifar10-32x32-uncond-vp\.pkl"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no file .*other; files with these names .*edm-cifar10-32x32-uncond-vp\.pkl"
+    ):
         download.fetch(tmp_path / "other")
 
 

@@ -206,7 +206,7 @@ def test_an_output_that_would_be_broadcast_is_refused(kind):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Module:
-    """As Equinox has them: a function, a choice and a weight are its leaves."""
+    """Like an Equinox module: a function, a choice and a weight are its leaves."""
 
     weight: jax.Array
     activation: Callable

@@ -53,7 +53,7 @@ def one_of_two(root: str) -> None:
         if jax.process_index() == 0:
             schedule.rename(Path(root) / "uninterrupted.json")
             (folder / "run" / "checkpoints" / f"{STEPS}-uniform" / f"{STEPS:08d}.json").unlink()
-        learn(folder)  # goes on from the last step but one, from the teacher's pairs in the cache
+        learn(folder)  # continues from the second-to-last step, with the teacher's pairs from the cache
         of_first(np.zeros(()))
         sample(schedule, folder)
     print(json.dumps({"devices": jax.device_count()}))

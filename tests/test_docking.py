@@ -1,4 +1,4 @@
-"""Learning for poses, what was learned as a file, its form for DiffDock; real molecules where the extra is there."""
+"""Learning for poses, the schedule's file, its format for DiffDock; real molecules if the extra is installed."""
 
 import importlib.util
 import json
@@ -35,7 +35,7 @@ FEW = Solver("dpmpp", 3, 2)
 
 @Partial
 def smooth(x, t, cond=None):
-    """In place of a score: smooth, not linear, with all parts depending on one another; it compiles fast."""
+    """Stands in for a score: smooth, not linear, with all parts depending on one another; it compiles fast."""
     sigma = NOISE.sigmas(t)
     down = jax.vmap(rotations.rotate)(rotations.inverse(x.rotation), jnp.ones((len(x.rotation), 1, 3)))[:, 0]
     pull = x.translation * sigma.translation / (1 + sigma.translation**2)
@@ -46,7 +46,7 @@ def smooth(x, t, cond=None):
 
 @Partial
 def coordinates(pose):
-    """In place of atoms: numbers that tell poses apart; they compile fast."""
+    """Stands in for atoms: numbers that tell poses apart; they compile fast."""
     axes = jax.vmap(rotations.rotate)(pose.rotation, jnp.broadcast_to(jnp.eye(3), (len(pose.rotation), 3, 3)))
     parts = (pose.translation, axes.reshape(-1, 9), jnp.cos(pose.torsions), jnp.sin(pose.torsions))
     return jnp.concatenate(parts, -1)
@@ -62,7 +62,7 @@ def setting():
     return student, jax.tree.map(lambda leaf: leaf[:30], pairs), jax.tree.map(lambda leaf: leaf[30:], pairs)
 
 
-def test_learning_on_the_manifold_beats_the_hand_made_grids_on_unseen_noise(setting):
+def test_learning_on_the_manifold_beats_the_standard_grids_on_unseen_noise(setting):
     student, known, unseen = setting
     learner = GaussNewton(steps=8, batch_size=10, validate_every=4, tangents=2000)
     learned = learning.fit(student, known, KEY, parametrisation=ByPart(), learner=learner, start="edm")
@@ -216,7 +216,7 @@ def test_the_documented_wrapper_gives_diffdocks_sampler_what_was_learned(tmp_pat
     inference.get_parser = lambda: SimpleNamespace(parse_args=lambda: SimpleNamespace(**scales))
     inference.main = main
     monkeypatch.setitem(sys.modules, "inference", inference)
-    (block,) = re.findall(r"```py\n(.*?)```", Path("docs/docking.md").read_text(), re.DOTALL)
+    (block,) = re.findall(r"```py\n(.*?)```", Path("docs/guides/docking.md").read_text(), re.DOTALL)
     monkeypatch.setattr(sys, "argv", ["learned_inference.py", str(tmp_path / "diffdock.json")])
     exec(block, {})
     start, given = calls
@@ -278,7 +278,7 @@ def test_a_broken_sdf_is_named(tmp_path):
         molecules.read_sdf(tmp_path / "none.sdf")
     for content in ("", "nothing\n\n\n  7  7\nbroken\n$$$$\n"):
         (tmp_path / "broken.sdf").write_text(content)
-        with pytest.raises(ValueError, match=r"broken\.sdf: record 1 is no molecule"):
+        with pytest.raises(ValueError, match=r"broken\.sdf: record 1 is not a molecule"):
             molecules.read_sdf(tmp_path / "broken.sdf")
 
 
@@ -348,7 +348,7 @@ def test_a_share_has_wilsons_interval_and_a_median_that_of_order_statistics():
 
 
 def test_the_documentation_has_the_figures_of_the_benchmark():
-    exact, network = Path("docs/docking.md").read_text().partition("The same with the trained network")[::2]
+    exact, network = Path("docs/guides/docking.md").read_text().partition("The same with the trained network")[::2]
     crystals = network.partition("The crystal complexes")[2].partition("\n## ")[0]
     measured, found = json.loads(Path("results/docking.json").read_text())["rows"], 0
     for text, suffix in ((exact, ""), (network, ", ergotamine_network")):

@@ -1,4 +1,4 @@
-"""The mains as a user meets them: what they write and print, how they fail, and that a killed run goes on."""
+"""The mains as a user meets them: what they write and print, how they fail, and that a killed run continues."""
 
 import contextlib
 import errno
@@ -216,7 +216,7 @@ def test_evaluate_animates_the_states_on_the_way(finished, tmp_path):
     [
         ("--path=path.png", "--path must end in .gif, got 'path.png'"),
         ("--baselines=dmn,ays", "--baselines takes some of ['dmn', 'gits', 'oss'], got ['ays']"),
-        ("--distances", "--distances compares images; the samples of ring are none"),
+        ("--distances", "--distances compares images, and the samples of ring are not images"),
     ],
 )
 def test_evaluate_names_what_it_cannot_compare(finished, flag, message):
@@ -285,7 +285,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert error.endswith("interrupted; the same command goes on from here\n")
+    assert error.endswith("interrupted; the same command continues from here\n")
     assert error.count("interrupted") == 1
     assert "Traceback" not in error
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
@@ -300,7 +300,7 @@ def test_a_signal_ends_a_command_at_once_or_after_the_step(monkeypatch, capfd):
     monkeypatch.setattr(experiments, "ending", SimpleNamespace(number=0, waits=True))
     experiments._end(signal.SIGTERM, None)
     assert (ended, experiments.ending.number) == ([], signal.SIGTERM)
-    assert capfd.readouterr().err == "terminated; the same command goes on from here\n"
+    assert capfd.readouterr().err == "terminated; the same command continues from here\n"
     experiments.ending.waits = False
     experiments._end(signal.SIGTERM, None)
     assert (ended, capfd.readouterr().err) == ([143], "")
@@ -334,7 +334,7 @@ def test_a_workdir_that_is_deleted_meanwhile_or_holds_files_of_others_is_told_of
     with pytest.raises(OSError, match="run was deleted meanwhile"), workdir.held(tmp_path / "run", config):
         shutil.rmtree(tmp_path / "run")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "log.txt").touch()  # what a shell writes there is no hindrance
+    (tmp_path / "run" / "log.txt").touch()  # a file that the shell writes there does not matter
     with workdir.held(tmp_path / "run", config):
         pass
     (tmp_path / "run" / "schedule.json").touch()
@@ -450,7 +450,7 @@ def test_a_bad_command_line_is_one_clear_error(arguments, message, tmp_path):
 
 def test_the_learner_of_second_order_refuses_a_loss_that_is_no_function_of_squares(config):
     config.learn.learner, config.learn.loss = "lm", "l1"
-    with pytest.raises(ValueError, match=r"learn .loss 'l1'.: steps of second order .* need a loss that has residuals"):
+    with pytest.raises(ValueError, match=r"learn .loss 'l1'.: second-order steps .* need a loss that has residuals"):
         Run.of(config).check()
 
 
@@ -542,7 +542,7 @@ def test_a_learner_that_does_not_fit_the_states_is_refused_before_the_teacher_ru
 
 def test_a_loss_that_does_not_take_the_samples_is_refused_before_anything_is_computed(config, tmp_path):
     config.learn.loss = "lpips"
-    with pytest.raises((ValueError, jaxtyping.TypeCheckError)):  # the tests check types, too
+    with pytest.raises((ValueError, jaxtyping.TypeCheckError)):  # the tests also check types
         train_main.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -729,7 +729,7 @@ STEP = {"start": "edm", "step": 1, "loss": 1.0, "valid_loss": 1.0, "best_loss": 
 def test_a_record_of_steps_of_another_program_is_named(change, tmp_path):
     path, line = tmp_path / "metrics.jsonl", json.dumps(STEP) + "\n"
     path.write_text(line + json.dumps(STEP | change if isinstance(change, dict) and change else change) + "\n" + line)
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is no record of a step .*if you move it away"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is not the record of a step .*if you move it away"):
         recording.read_log(path)
     path.write_text(line + line[:20])
     assert recording.read_log(path) == [STEP]
@@ -768,7 +768,7 @@ def test_what_follows_a_colon_goes_to_the_configuration(tmp_path):
             (RuntimeError(text), "^not enough memory; .*3 GB")
             for text in ("RESOURCE_EXHAUSTED: 3 GB", "std::bad_alloc 3 GB", "CUDA: Out of memory, 3 GB")
         ),
-        (TypeError("unhashable"), "^TypeError: unhashable. This is a fault of ld3_jax; its traceback is in .*txt"),
+        (TypeError("unhashable"), "^TypeError: unhashable. This is an error in ld3_jax; its traceback is in .*txt"),
     ],
 )
 def test_any_error_is_one_line(error, message, tmp_path, monkeypatch):
@@ -803,7 +803,7 @@ def test_a_bad_flag_is_one_clear_error(name, arguments, message):
 
 @pytest.mark.parametrize("name", ["sample", "evaluate", "convert", "export"])
 def test_a_main_runs_in_a_process_of_its_own(name):
-    """All other tests of these share one process with whatever has been imported; those of train do not all."""
+    """The other tests of these mains share one process with everything imported; not all tests of train do."""
     result = subprocess.run(mains.command(name), capture_output=True, text=True, timeout=240)
     assert result.returncode == 1
     assert result.stderr.startswith("error: flag --")
@@ -871,7 +871,7 @@ def test_a_run_warns_of_too_few_pairs_and_of_samples_beyond_them():
     assert len(sure.lines()) == 1
     unsure = sure._replace(held_out=metrics.Interval(2.0, 1.5, 2.5), beyond=3).lines()
     assert "held-out noise is higher than on the pairs; increase data.train" in unsure[1]
-    assert "3 of 20 held-out samples are larger than those of all pairs by more than a fifth" in unsure[2]
+    assert "3 of 20 held-out samples are larger than all samples of the pairs by more than a fifth" in unsure[2]
 
 
 def test_a_terminal_gets_a_bar(monkeypatch, capsys):

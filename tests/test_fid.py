@@ -141,11 +141,15 @@ def test_folders_within_count_hidden_files_do_not_and_all_have_one_shape(images,
     ("content", "arguments", "message"),
     [
         ({}, ["--reference={reference}"], "error: .*folder: not a folder of .npz or images"),
-        ({"a.png": b"no"}, ["--reference={reference}"], "error: .*a.png: no image, or damaged"),
+        ({"a.png": b"no"}, ["--reference={reference}"], "error: .*a.png: not an image, or damaged"),
         ({"a.npz": b"no"}, ["--reference={reference}"], "error: .*a.npz is damaged"),
         ({"a.png": b"no"}, [], "error: give a --reference to compare the samples with, or --out"),
         ({"a.png": b"no"}, ["--reference={reference}.gone"], "error: .*reference.npz.gone"),
-        ({"a.png": b"%!PS-Adobe-3.0 EPSF-3.0"}, ["--reference={reference}"], "error: .*a.png: no image, or damaged"),
+        (
+            {"a.png": b"%!PS-Adobe-3.0 EPSF-3.0"},
+            ["--reference={reference}"],
+            "error: .*a.png: not an image, or damaged",
+        ),
         ({"a.png": b"no", "b.tif": b"no"}, ["--reference={reference}"], "error: .*b.tif: not one of .npz or images"),
     ],
 )

@@ -377,7 +377,7 @@ def test_what_lies_beside_weights_is_skipped_and_runs_nothing(tmp_path):
 
 
 class Kind:
-    """Of a package that the reader does not have; calling it would be seen."""
+    """A class of a package that the reader does not have; a call would be seen."""
 
     def __init__(self, name):
         self.name = name

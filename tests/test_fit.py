@@ -87,12 +87,12 @@ def quick(pairs):
     ("solver", "space", "factor"),
     [("dpmpp", "lambda", 3), ("unipc", "lambda", 3), ("ipndm", "lambda", 3.5), ("ipndm", "t", 2.5)],
 )
-def test_learning_beats_every_hand_made_grid_on_unseen_noise(solver, space, factor, split):
+def test_learning_beats_every_standard_grid_on_unseen_noise(solver, space, factor, split):
     run_with, (known, unseen) = make_student(solver, 5), split
     learner = GradientDescent(steps=200, batch_size=50, valid_batch=50, held_out=50)
     learned = learning.fit(run_with, known, KEY, parametrisation=Gaps(space), learner=learner)
-    hand_made = [mean_loss(run_with, learning.on_grid(name, SCHEDULE, run_with.solver), unseen) for name in grids.GRIDS]
-    assert mean_loss(run_with, learned.discretization, unseen) < min(hand_made) / factor
+    standard = [mean_loss(run_with, learning.on_grid(name, SCHEDULE, run_with.solver), unseen) for name in grids.GRIDS]
+    assert mean_loss(run_with, learned.discretization, unseen) < min(standard) / factor
 
 
 def test_the_papers_own_settings_improve_on_the_start(split):

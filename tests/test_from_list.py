@@ -88,9 +88,9 @@ def test_what_is_no_list_is_refused(tmp_path):
         ("80, 1, 2, 0.002", "descending"),
         ("", "descending"),
         ("999, 500, 100, 0", r"run from 999 to 0.002, .* from 80 to 0.002; if these are timesteps: .* \(i \+ 1\) / N"),
-        ("80, 1, 0.001, 0", "run from 80 to 0.001, those of the noise schedule from 80 to 0.002"),
+        ("80, 1, 0.001, 0", "run from 80 to 0.001, but the noise schedule's from 80 to 0.002"),
         ("80, 1, nan, 0", "descending"),
-        ("14.6, 1, 0.03", "run from 14.6 to 0.03, those of the noise schedule from 80 to 0.002"),
+        ("14.6, 1, 0.03", "run from 14.6 to 0.03, but the noise schedule's from 80 to 0.002"),
     ]:
         path.write_text(text)
         with pytest.raises(ValueError, match=f"{path}.*{message}"):

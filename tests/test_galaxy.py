@@ -59,7 +59,7 @@ def test_an_unknown_survey_is_refused_with_the_allowed_ones():
         (lambda content: content[: len(content) // 2], "cut short or damaged"),
         (lambda content: content[:-1], "cut short or damaged"),
         (lambda content: b"", "cut short or damaged"),
-        (lambda content: content + b"\0", "goes on after the last array"),
+        (lambda content: content + b"\0", "continues after the last array"),
     ],
     ids=["half", "one byte less", "empty", "one byte more"],
 )

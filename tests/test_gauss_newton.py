@@ -127,7 +127,7 @@ def test_rates_out_of_their_range_are_refused(settings):
 
 def test_a_loss_that_is_no_function_of_squares_is_refused(pairs):
     student = learning.make_student(MODEL, SCHEDULE, Solver("dpmpp", 4), losses.l1)
-    with pytest.raises(ValueError, match=r"steps of second order .* need a loss that has residuals, as"):
+    with pytest.raises(ValueError, match=r"second-order steps .* need a loss that has residuals, as"):
         learning.fit(student, pairs, KEY)
 
 

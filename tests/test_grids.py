@@ -1,4 +1,4 @@
-"""Hand-made time grids: their closed forms, ends and order."""
+"""Standard time grids: their closed forms, ends and order."""
 
 from dataclasses import dataclass
 

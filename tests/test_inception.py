@@ -191,7 +191,7 @@ def test_the_names_of_stylegan3_are_read_and_its_head_is_left_alone(tmp_path):
 
 
 class Small(nn.Module):
-    """In place of Inception: four features of an image of any size."""
+    """Stands in for Inception: four features of an image of any size."""
 
     @nn.compact
     def __call__(self, x):

@@ -117,7 +117,7 @@ def test_a_file_with_a_table_is_read_as_before(tmp_path):
         (lambda record: record["table"]["t"].__setitem__(0, 10**400), "must be finite"),
         (lambda record: record["table"].update(process="VP"), r"process must be one of .* or null, got 'VP'"),
         (lambda record: record["table"].update(output="epsilon"), "output must be one of .* or null, got 'epsilon'"),
-        (lambda record: record["table"].update(process="flow"), "alpha and sigma are not those of the process flow"),
+        (lambda record: record["table"].update(process="flow"), "alpha and sigma do not fit the process flow"),
         (lambda record: record["table"].update(prior_scale=-1), "the prior_scale is not positive"),
         (lambda record: record["table"]["alpha"].__setitem__(0, -0.1), "alpha and sigma are not those"),
         (
@@ -551,7 +551,7 @@ def test_what_is_no_json_is_no_table(content, tmp_path):
 
 @pytest.mark.parametrize("path", ["", ".", "tests"])
 def test_a_folder_is_no_table(path):
-    with pytest.raises(ValueError, match=r"a folder, where a schedule\.json is wanted"):
+    with pytest.raises(ValueError, match=r"is a folder, not a schedule\.json"):
         interop.read(path)
 
 

@@ -1,4 +1,4 @@
-"""In diffusers' own pipelines the scheduler gives JAX's sample: all that was learned, with and without guidance."""
+"""In diffusers' own pipelines the scheduler gives JAX's sample, with all learned numbers, with and without guidance."""
 
 import dataclasses
 import functools
@@ -119,7 +119,7 @@ def test_ddpm_s_and_ddim_s_pipelines_give_jax_s_sample(tmp_path, monkeypatch, dd
 
 
 def test_what_was_learned_matters(ddpm):
-    """By more than the tolerance, so that the tests above would fail without it."""
+    """They differ by more than the tolerance, so that the tests above would fail without it."""
     x_T = torch.randn(2, 3, 4, 4)
     network = in_jax(lambda x, t: ddpm.unet(x, t).sample, x_T.shape)
     learned = moved(DDPM, SOLVERS[0])
@@ -305,7 +305,7 @@ def test_terminal_snr_of_zero_is_another_noise(tmp_path):
         (SD, None, "epsilon", None, "epsilon"),
         (SD, "v", "v_prediction", None, "v_prediction"),
         (SD, "data", None, None, "sample"),
-        (SD, None, None, None, "what is not said by the file, what is not said by like="),
+        (SD, None, None, None, "unknown by the file, unknown by like="),
         (SD, "noise", "v_prediction", None, "predicts epsilon by the file, v_prediction by like="),
         (SD, "score", "epsilon", None, "predicts score by the file, epsilon by like="),
         (SD, "noise", "v_prediction", "v_prediction", "v_prediction"),
@@ -436,7 +436,7 @@ def test_the_way_back_is_the_pipeline_s_own_scheduler(tmp_path, like):
     for back in (type(like).from_config(learned.config), type(like).from_config(loaded.config), again.replaced()):
         assert torch.equal(sample(back), expected)
     assert LearnedScheduler.from_config(learned.config).timesteps.tolist() == learned.timesteps.tolist()
-    with pytest.raises(ValueError, match="it replaces None, which is no scheduler of diffusers"):
+    with pytest.raises(ValueError, match="it replaces None, which is not a diffusers scheduler"):
         scheduler_of(tmp_path).replaced()
 
 

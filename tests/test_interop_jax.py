@@ -1,4 +1,4 @@
-"""The adapters for JAX programs in docs/interop.md, as they stand there.
+"""The adapters for JAX programs in docs/guides/other-programs.md, as they stand there.
 
 Where a program is not installed, and the tests require none, a stand-in of its documented contract is in its place:
 which arguments it passes, in which order, and what it does with what comes back. With the real ones on the path the
@@ -52,7 +52,7 @@ def adapters(monkeypatch):
         stand_in = types.SimpleNamespace(StepInfo=StepInfo, DiffusionStep=DiffusionStep)
         for part in (name.rsplit(".", i)[0] for i in range(4)):
             monkeypatch.setitem(sys.modules, part, stand_in if part == name else types.ModuleType(part))
-    section = Path("docs/interop.md").read_text().split("## JAX programs")[1].split("\n## ")[0]
+    section = Path("docs/guides/other-programs.md").read_text().split("## JAX programs")[1].split("\n## ")[0]
     names = {"__name__": __name__}
     for block in re.findall(r"```py\n(.*?)```", section, re.DOTALL):
         exec(block, names)
@@ -76,7 +76,7 @@ class Sigma:
 
 
 class Scheme(NamedTuple):
-    """Of swirl-dynamics: x_t = s (x_0 + sigma eps)."""
+    """A scheme of swirl-dynamics: x_t = s (x_0 + sigma eps)."""
 
     scale: Any
     sigma: Any
@@ -140,7 +140,7 @@ def test_an_ode_sampler_runs_what_was_learned(adapters, kind, solver):
 
 
 class Cosine:
-    """Of hackable-diffusion: a GaussianSchedule."""
+    """A GaussianSchedule of hackable-diffusion."""
 
     def alpha(self, time):
         return jnp.cos(0.5 * jnp.pi * time)
@@ -156,7 +156,7 @@ COSINE = Cosine()
 
 
 class Process:
-    """Of hackable-diffusion: a GaussianProcess, of a network that predicts the noise."""
+    """A GaussianProcess of hackable-diffusion, for a network that predicts the noise."""
 
     schedule = COSINE
 

@@ -1,4 +1,4 @@
-"""Times between those that were learned for several numbers of calls."""
+"""Times interpolated between learned ones for several numbers of calls."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -79,10 +79,10 @@ FEW = learned_for(3)
     [
         ([FEW], r"between those learned for two other numbers or more, got those for \[3\]"),
         ([], r"got those for \[\]"),
-        ([FEW, learned_for(6, "ipndm")], "of one solver and one model, got 2 kinds"),
-        ([FEW, replace(learned_for(6), model={"digest": "another"})], "of one solver and one model, got 2 kinds"),
-        ([FEW, FEW], r"for different numbers of calls, got \[3, 3\]"),
-        ([FEW, learned_for(5), learned_for(5, "ipndm")], "of one solver and one model, got 2 kinds"),
+        ([FEW, learned_for(6, "ipndm")], "for one solver and one model, got 2 kinds"),
+        ([FEW, replace(learned_for(6), model={"digest": "another"})], "for one solver and one model, got 2 kinds"),
+        ([FEW, FEW], r"between different numbers of calls, got \[3, 3\]"),
+        ([FEW, learned_for(5), learned_for(5, "ipndm")], "for one solver and one model, got 2 kinds"),
         ([FEW, learned_for(4, coefficients=CHANGE)], "these have coefficients"),
         ([FEW, replace(learned_for(6), lam=lam(learned_for(6)) + 1)], "learned for another noise schedule"),
     ],

@@ -31,7 +31,7 @@ def shapes_are_traced_once():
 
 
 class TimeTeller(UNet):
-    """In a U-Net's place, where only the time counts that it is given."""
+    """Stands in for a U-Net; depends only on the time that it gets."""
 
     @nn.compact
     def __call__(self, x, t, context=None):
@@ -210,7 +210,7 @@ def test_samples_are_finite_where_no_signal_is_left():
     network = latent.as_trained(NETWORKS["stable_diffusion"], Checkpoint("torch", {"ztsnr": EMPTY}, {}), "a file", "v")
     schedule = network.schedule
 
-    def model(x, t, cond=None):  # of data that are normal, too: x_0 given x is alpha x, and v = 0
+    def model(x, t, cond=None):  # for normal data: x_0 given x is alpha x, and v = 0
         return denoisers.to_noise(lambda x, t, cond: 0 * x, schedule, "v")(x, t, cond)
 
     x_T, t = jax.random.normal(jax.random.key(0), (2, 4)), jnp.linspace(1.0, 0.001, 6)

@@ -1,4 +1,4 @@
-"""Layers of the U-Nets: values and derivatives of every kind are those of the plain forms."""
+"""Layers of the U-Nets: values and derivatives of every kind equal the plain forms."""
 
 from functools import partial
 

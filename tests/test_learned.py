@@ -1,4 +1,4 @@
-"""What was learned: it samples, is judged, saves itself, and comes back from JSON bit for bit or not at all."""
+"""The learned schedule: it samples, is judged, saves itself, and is read back from JSON bit for bit or not at all."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Damaged files of what was learned: each is refused, by its own name and the name of what is wrong in it."""
+"""Damaged schedule files: each is refused, with its name and the name of the wrong value."""
 
 import json
 import re

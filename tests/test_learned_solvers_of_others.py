@@ -170,7 +170,7 @@ REFUSED = {
     "a flow's model": ("epd_sd", FLOW, None, "for ms_coco's model, whose noise is vp"),
     "no flow": ("epd_flux", SD, None, "for noise of the kind flow, and this model's is vp"),
     "no flow of DyWeight": ("dyweight_flux", EDM, None, "for noise of the kind flow, and this model's is ve"),
-    "unknown data": ("epd_sd", SD, put(1, "dataset_name", "cats"), "for the data 'cats'; known are those of"),
+    "unknown data": ("epd_sd", SD, put(1, "dataset_name", "cats"), "for the data 'cats'; known data are"),
     "vp where it is a flow": ("neural_flow", VPLinear(), None, "for noise of the kind flow"),
     "less noise": ("neural_vp", SD, None, "starts at the noise level .*, and the model at 14.6"),
     "a flow for GS": ("generalized_sd_5", FLOW, None, "for noise of the kind ve or vp, and this model's is flow"),

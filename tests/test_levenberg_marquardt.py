@@ -249,5 +249,5 @@ def test_learning_nothing_is_refused(parametrisation, pairs):
 
 @pytest.mark.parametrize("loss", [losses.l1, Partial(losses.l1)], ids=["function", "partial"])
 def test_a_loss_that_is_no_function_of_the_squared_error_is_refused(loss, pairs):
-    with pytest.raises(ValueError, match=r"steps of second order .* need a loss that has residuals, as"):
+    with pytest.raises(ValueError, match=r"second-order steps .* need a loss that has residuals, as"):
         learning.fit(make_student(loss), pairs, KEY, learner=LM)

@@ -163,9 +163,9 @@ def test_dpm_solver_of_diffusers_makes_the_steps_of_its_list(schedule, order, la
 
 
 def test_diffusers_arguments_say_how_the_network_was_trained():
-    with pytest.raises(ValueError, match=r"takes what predicts .*, got 'score'; use LearnedScheduler"):
+    with pytest.raises(ValueError, match=r"takes networks that predict .*, got 'score'; use LearnedScheduler"):
         lists.diffusers_timesteps(*of(SD, DPMPP, output="score"))
-    with pytest.raises(ValueError, match=r"takes what predicts \['flow'\], got 'reversed_flow'"):
+    with pytest.raises(ValueError, match=r"takes networks that predict \['flow'\], got 'reversed_flow'"):
         lists.diffusers_sigmas(*of(SCHEDULES["RectifiedFlow"], DDIM, output="reversed_flow"))
     learned, table = of(SD, DPMPP, output="v")
     arguments = lists.diffusers_timesteps(learned, table).record["arguments"]

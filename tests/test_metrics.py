@@ -95,7 +95,7 @@ def test_what_is_no_covariance_has_no_distance(bad):
     for pair in ((good, odd), (odd, good)):
         with pytest.raises(ValueError, match="a covariance must be finite and symmetric, without negative eigenvalues"):
             metrics.frechet(*pair)
-    # Those of features that depend on each other, rounded to float32, are covariances.
+    # Covariances of dependent features, rounded to float32, are accepted.
     flat = np.cov(np.random.default_rng(0).standard_normal((50, 8)) @ np.ones((8, 30)), rowvar=False).astype(np.float32)
     assert metrics.frechet(Statistics(np.zeros(30), flat), Statistics(np.zeros(30), flat)) == pytest.approx(0, abs=1e-2)
 
@@ -132,7 +132,7 @@ def test_the_interval_of_kid_covers_the_truth_in_95_of_100_cases(shift, rng):
 
 
 def test_kid_is_unbiased(rng):
-    # Of one dimension the kernel's moments are known: k(x, y) = (x y + 1)^3 has the features 1, x, x^2, x^3.
+    # In one dimension the kernel's moments are known: k(x, y) = (x y + 1)^3 has the features 1, x, x^2, x^3.
     x, y = rng.standard_normal((20000, 1)), 0.5 + rng.standard_normal((20000, 1))
     moments = np.array([0.5, 1.25 - 1, 0.5 * (3 + 0.25)])  # differences of the first three
     expected = (np.array([3, 3, 1]) * moments**2).sum()

@@ -26,7 +26,7 @@ class Row(NamedTuple):
     solver: Solver = Solver("ddim", N)
 
     def numbers(self):
-        """Of times that are no hand-made grid, and of coefficients that change; none is at its bound."""
+        """A start with times that are not a standard grid, and with changed coefficients; none is at its bound."""
         start = on_grid("logsnr", self.schedule, self.solver)
         numbers = self.parametrisation.init(start, self.schedule, self.solver)
         far = self.parametrisation.project(_moved(numbers, 0.3), self.schedule)

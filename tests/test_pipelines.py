@@ -1,5 +1,5 @@
 """Any saved pipeline of diffusers is a model: its network is what its own call hands its scheduler, and both agree on
-the samples of what is learned."""
+the samples of a learned schedule."""
 
 import functools
 import json
@@ -322,7 +322,7 @@ REFUSED = [
         _incomplete("text_encoder"),
         "its files lack 1 weights, such as .'embeddings.*embedding.weight'",
     ),
-    ("ddpm", {"options": '{"eta": NaN}'}, None, "network.options must be an object of JSON.* got .*NaN is no number"),
+    ("ddpm", {"options": '{"eta": NaN}'}, None, "network.options must be an object of JSON.*NaN is not a number"),
     (
         "ddpm",
         {"options": '{"a": 1, "a": 2}'},

@@ -34,7 +34,7 @@ def setting():
 
 
 def moved(context, x, rotation, shift):
-    """Ligand and pocket turned and moved together; improper rotations mirror the reference conformer, too."""
+    """Ligand and pocket turned and moved together; improper rotations also mirror the reference conformer."""
     flip = float(np.linalg.det(rotation))
     turn = jnp.asarray(np.roll(Rotation.from_matrix(flip * rotation).as_quat(), 1), jnp.float32)
     own = context.ligand._replace(positions=flip * context.ligand.positions)
@@ -111,7 +111,7 @@ def test_a_single_atom_has_finite_scores():
 
 @with_extra
 def test_the_committed_weights_predict_the_exact_score_as_measured():
-    """The table of docs/docking.md, a little looser, for there are fewer noises here."""
+    """The table of docs/guides/docking.md, a little looser, for there are fewer noises here."""
     from ld3_jax.poses import molecules
 
     model = pretrained.load("ergotamine_network").model

@@ -183,7 +183,7 @@ def test_gradients_of_atoms_equal_finite_differences(float64):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_ligand_without_torsions_is_rigid(count):
-    ligand = chain(count, kink=0.0)  # points on a line, whose rotation about it is no rotation at all
+    ligand = chain(count, kink=0.0)  # points on a line, on which a rotation about the line has no effect
     pose = poses.draw_prior(KEY, 2, 0)
 
     @jax.jit

@@ -228,7 +228,7 @@ def test_a_scheduler_of_other_noise_beside_a_file_is_refused(config, message, tm
 
 
 class ContextTeller(UNet):
-    """In a U-Net's place, where only the context counts that it is given."""
+    """Stands in for a U-Net; depends only on the context that it gets."""
 
     @nn.compact
     def __call__(self, x, t, context=None):
@@ -370,7 +370,7 @@ def test_a_models_identity_is_that_in_the_files_of_earlier_versions(name, settin
         ("cifar10", {"random_weights": 1}, r"network\.random_weights must be of type bool, got 1"),
         ("imagenet256", {"guidance": 0.0}, r"network\.guidance must be greater than 0, got 0\.0"),
         ("stable_diffusion", {"num_prompts": -1}, r"network\.num_prompts must be at least 0, got -1"),
-        ("ring", {"weights": "x"}, r"\['weights'\] are no settings of a model"),
+        ("ring", {"weights": "x"}, r"\['weights'\] are not settings of a model"),
     ],
 )
 def test_what_a_model_does_not_have_is_refused(name, settings, message):

@@ -60,9 +60,7 @@ def test_gits_has_a_list_for_each_number_of_steps_and_reads_more_off_the_longest
 
 
 def test_a_grid_of_another_noise_schedule_is_refused():
-    with pytest.raises(
-        ValueError, match=r"run from 14.61\d* to 0.029\d*, those of the noise schedule from 80 to 0.002"
-    ):
+    with pytest.raises(ValueError, match=r"run from 14.61\d* to 0.029\d*, but the noise schedule's from 80 to 0.002"):
         grid("ays-sd15", SCHEDULES["VELinear"], 10)
     with pytest.raises(ValueError, match=r"of a flow, alpha \+ sigma = 1"):
         grid("optimal-flux", SD, 10)

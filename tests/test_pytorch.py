@@ -111,7 +111,7 @@ def test_what_it_has_no_derivative_of_is_told():
     x, _, cond = batch_of("conditional_unet")
     with pytest.raises(ValueError, match="differentiated in states and times alone, not in its conditions"):
         jax.grad(lambda cond: network(x, 0.5, cond).sum())(cond)
-    with pytest.raises(ValueError, match="second derivatives are none"):
+    with pytest.raises(ValueError, match="it has no second derivatives"):
         jax.hessian(lambda t: network(x, t, cond).sum())(0.5)
 
 
@@ -156,7 +156,7 @@ def test_every_learner_learns_for_a_module_with_one_trace(learner):
 
 @pytest.fixture
 def float64_everywhere():
-    """Double precision in the threads of callbacks, too."""
+    """Double precision, also in the threads of callbacks."""
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
@@ -179,7 +179,7 @@ def test_learns_what_the_same_network_in_flax_learns(float64_everywhere):
 
 
 class _Kept:
-    """As caches of networks do, it gives again what it gave for a state near by."""
+    """Like caches of networks, it repeats its output for a nearby state."""
 
     last = torch.zeros(0)
 
@@ -313,7 +313,7 @@ def test_where_a_module_rounds_inside_its_derivatives_are_not_compared_with_diff
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_in_half_precision_a_derivative_of_0_is_not_taken(dtype):
-    """As of whole numbers, whose derivative PyTorch has as 0."""
+    """As for whole numbers, whose derivative is 0 in PyTorch."""
     module = build("plain").to(dtype)
     with pytest.raises(
         ValueError, match=r"cannot be differentiated \(double reverse: it is .* differences need single"
@@ -403,7 +403,7 @@ def test_without_gradients_gauss_newton_still_learns():
 
 
 def test_the_page_on_pytorch_runs(tmp_path, monkeypatch):
-    (code,) = re.findall("```python\n(.*?)```", Path("docs/pytorch.md").read_text(), re.DOTALL)
+    (code,) = re.findall("```python\n(.*?)```", Path("docs/guides/own-pytorch-network.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     code = code.replace("64, 64", "8, 8").replace(" 100, ", " 6, ").replace("key(1))", "key(1), learner=learner)")
     learner = learning.GaussNewton(steps=1, batch_size=6, validate_every=1)

@@ -1,4 +1,4 @@
-"""Starts race: all are ranked, those on the better half of the grids learn, judged on what none has learned from."""
+"""Starts race: all are ranked, the ones on the better half of the grids learn, judged on pairs not used to learn."""
 
 from dataclasses import replace
 

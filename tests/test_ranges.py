@@ -124,7 +124,7 @@ TABLE, GAPS, GN = ON_GRID.table(VP, SOLVER), learning.Gaps(), GaussNewton(batch_
             lambda: baselines.baseline("gits", VP, 3, STUDENT.model),
             r"probe must be of type Probe, or None, got .*Partial",
         ),
-        (lambda: jax.jit(batches.finite)(X), "outside jit: the numbers are looked at"),
+        (lambda: jax.jit(batches.finite)(X), "outside jit: their values are checked"),
         (lambda: batches.equal_batches(5, 0), "batch_size must be at least 1, got 0"),
         (lambda: Solver("dpmpp", 10**9), "nfe must be at most 10000, got 1000000000"),
         (lambda: Solver("heun").for_steps(10**9), "n must be at most 10000"),

@@ -1,4 +1,4 @@
-"""Samples into a folder: each fixed by its number, in files that are never made twice, and those of one run alone."""
+"""Samples in a folder: each fixed by its number, in files that are never made twice and belong to one run only."""
 
 from dataclasses import replace
 

@@ -454,7 +454,7 @@ def test_times_that_no_solver_can_run_on_are_refused(t, t_c, message):
     times = jnp.asarray(t), jnp.asarray(t_c)
     with pytest.raises(ValueError, match=message):
         solvers.make_table(schedules.VELinear(), *times, solver="ddim")
-    with pytest.raises(ValueError, match=message):  # constants in jit, too
+    with pytest.raises(ValueError, match=message):  # also for constants in jit
         jax.eval_shape(
             lambda x: solvers.sample(lambda x, t, cond: x, schedules.VELinear(), x, *times, solver="ddim"), jnp.ones(2)
         )

@@ -1,4 +1,4 @@
-"""A start below full noise is a noise schedule like any other: what was learned for it runs from noised data alone."""
+"""A start below full noise is a noise schedule like any other: a schedule learned for it runs from noised data."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ HALF = starting_at(WHOLE, t=float(WHOLE.inverse_lam(WHOLE.lam(jnp.array([WHOLE.t
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Of the teacher's own samples: some to learn from, others to judge by."""
+    """Pairs from the teacher's own samples: some to learn from, others to judge by."""
     model = RING.starting_at(starting.by_teacher(RING), HALF.t_start)
     return [make_pairs(RING.model, HALF, *model.draw(jax.random.key(seed), 100)) for seed in (0, 1)]
 
@@ -269,8 +269,8 @@ def test_times_between_two_starts():
     assert interpolate([*some, full], 4, WHOLE, t_start=1.0) is full
     assert interpolate([full, some[0]], 4, WHOLE, t_start=0.5).t_start == 0.5
     for given, t_start, message in (
-        (some, None, r"learned from t = \[0.2, 0.8\] on: t_start says"),
-        (some, 0.9, r"between those that were learned from, \[0.2, 0.8\], got 0.9"),
+        (some, None, r"learned from t = \[0.2, 0.8\] on: give t_start"),
+        (some, 0.9, r"between the learned starts, \[0.2, 0.8\], got 0.9"),
         ([moved(low, SOLVER), moved(high, SOLVER)], 0.4, "only times are interpolated"),
         ([some[0], some[0]], None, "different numbers of calls"),
     ):
@@ -335,7 +335,7 @@ def test_the_commands_learn_and_sample_from_a_start(tmp_path):
     for flags, message in (
         (["--images=none.npy"], "no images none.npy"),
         (["--start=t=0.3"], "--start=t=0.3 is for schedules that are interpolated"),
-        (["--nfe=3", "--start=t=0.3"], r"t_start must lie between those that were learned from, \[0.4\], got 0.3"),
+        (["--nfe=3", "--start=t=0.3"], r"t_start must lie between the learned starts, \[0.4\], got 0.3"),
     ):
         failed = main("sample", f"--schedule={schedule}", f"--out={out}", *flags, check=False)
         assert failed.returncode

@@ -1,4 +1,4 @@
-"""The sweep as a user meets it; the figures of README and documentation are those of the committed one."""
+"""The sweep as a user meets it; README and documentation have the figures of the committed one."""
 
 import csv
 import functools
@@ -97,7 +97,7 @@ def test_finished_cells_are_not_measured_again_and_a_damaged_one_stops_nothing(w
     assert second.returncode == 1
     assert second.stderr.strip().splitlines()[-1].startswith("error: 1 of 3 cells failed; the others are measured")
     assert "ring-ddim-4-0.json: not a cell of a sweep; remove it, and it is measured again" in second.stderr
-    assert "everything   0.10000 (0.50000)" in second.stdout  # of the cell that was there
+    assert "times + coefficients 0.10000 (0.50000)" in second.stdout  # of the cell that was there
     assert "times, 2 cells" in (folder / "sweep.html").read_text()
     assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
@@ -214,7 +214,7 @@ def test_the_summary_counts_cells_and_takes_geometric_means():
         measured(Cell("a", "ddim", 8, 0), logsnr=judged(0.1), times=judged(0.2), everything=judged(0.1)),
     ]
     of_times, everything = page.summary(found)
-    assert "times, 2 cells: the geometric mean of learned / best hand-made is 1.000 for means and 1.095" in of_times
+    assert "times, 2 cells: the geometric mean of learned / best standard grid is 1.000 for means and 1.095" in of_times
     assert "the mean is above it in 1 cells, the median in 1;" in of_times
     assert "in 0 of 1 the mean is no higher" in of_times
     assert "is 0.500 for means and 0.316 for medians" in everything
@@ -222,7 +222,7 @@ def test_the_summary_counts_cells_and_takes_geometric_means():
     assert page.summary([]) == []
 
 
-def test_frechet_distances_are_counted_against_every_hand_made_grid():
+def test_frechet_distances_are_counted_against_every_standard_grid():
     grids = {name: judged(0.4, frechet=float(i)) for i, name in enumerate(GRIDS, 1)}
     found = measured(
         Cell("a", "ddim", 4, 0), **grids, times=judged(0.1, frechet=2.0), everything=judged(0.1, frechet=0.5)
@@ -254,8 +254,8 @@ def test_a_committed_csv_is_as_a_sweep_writes_it(sweep):
     assert (RESULTS / f"{sweep}.csv").read_bytes() == page.as_csv(committed(sweep))
 
 
-def test_the_readme_has_the_figures_of_the_cells():
-    section = Path("README.md").read_text().partition("## Results")[2].partition("\n## ")[0]
+def test_the_page_of_results_has_the_figures_of_the_cells():
+    section = Path("docs/results.md").read_text().partition("## Five calls")[2].partition("\n## ")[0]
     header, _, *rows = (line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|"))
     assert rows
     meant = {"best standard grid": GRIDS, "times learned": ["times"], "times + coefficients": ["everything"]}
@@ -270,8 +270,21 @@ def test_the_readme_has_the_figures_of_the_cells():
             assert figure == expected, (network, solver, column)
 
 
+def test_the_readme_has_the_figures_of_the_cells():
+    section = Path("README.md").read_text().partition("## Results")[2].partition("\n## ")[0]
+    header, _, *rows = (line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|"))
+    assert 1 < len(rows) <= 6
+    by_cell = {one.cell: one for one in committed("galaxies")}
+    for network, *figures in rows:
+        for column, figure in zip(header[1:], figures, strict=True):
+            method, calls = re.fullmatch(r"(.*), (\d+) calls", column).groups()
+            cell = by_cell[network, "dpmpp", int(calls), 0]
+            labels = {page.label(name): one for name, one in cell.methods.items()} | {page.BEST: cell.best_grid}
+            assert figure == f"{labels[method].mean:.4f}", (network, column)
+
+
 @pytest.mark.parametrize("sweep", [galaxies, networks, seeds])
-def test_the_committed_cells_are_all_and_those_of_the_configuration(sweep):
+def test_the_committed_cells_are_the_cells_of_the_configuration(sweep):
     config, found = sweep.get_config(), committed(sweep.__name__.rpartition(".")[2])
     assert {one.cell for one in found} == {*cells.all_cells(config)}
     assert len(found) == len(cells.all_cells(config))

@@ -12,11 +12,11 @@ def get_config() -> config_dict.ConfigDict:
     """The configuration."""
     c = config_dict.ConfigDict()
     c.networks = ("hsc32", "ztf32", "lsst60", "quasar72")  # names that ld3_jax.pretrained knows
-    c.solvers = ("dpmpp", "unipc", "ipndm")  # of their highest order
+    c.solvers = ("dpmpp", "unipc", "ipndm")  # with their highest order
     c.nfes = (5, 8, 4, 6, 10)  # network calls, in the order in which they are measured
-    c.seeds = (0,)  # of the training pairs and of the held-out noises
+    c.seeds = (0,)  # seeds of the training pairs and of the held-out noises
     c.baselines = ("dmn", "gits", "oss")  # grids of other methods
-    c.probes = 64  # training noises that those look at
-    c.run = default.get_config()  # how cells learn; what a cell sets itself is without effect here
+    c.probes = 64  # training noises that these methods use
+    c.run = default.get_config()  # how cells learn; keys that a cell sets itself have no effect here
     c.run.data.test = 2000  # held-out noises that samples are judged on
     return c

@@ -1,4 +1,4 @@
-"""Hand-made grids and what is learned on three more networks of galaxies.
+"""Standard grids and learned schedules on three more galaxy networks.
 
 python -m experiments.sweep --config=configs/sweeps/networks.py --workdir=runs/networks
 """

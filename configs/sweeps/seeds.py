@@ -1,4 +1,4 @@
-"""How much depends on the training pairs: five calls, four other seeds of the pairs and of the held-out noises.
+"""How much the result depends on the training pairs: five calls, four other seeds of the pairs and the held-out noises.
 
 python -m experiments.sweep --config=configs/sweeps/seeds.py --workdir=runs/seeds
 """

@@ -1,4 +1,4 @@
-"""Add a learner, how the numbers move: here by random steps, of which those that lower a batch's loss are taken.
+"""Add a learner (how the numbers move): here, random steps that are kept if they lower a batch's loss.
 
 python -m docs.examples.add_learner
 """
@@ -16,7 +16,7 @@ from ld3_jax.learning import Learner, StepMetrics, validation_loss
 class RandomSearch(Learner):
     steps: int = 300
     batch_size: int = 50
-    size: float = 0.03  # of a step
+    size: float = 0.03  # size of a step
 
     def calls(self, task, params):  # network calls of a step for each sample
         return 2 * task.student.solver.nfe

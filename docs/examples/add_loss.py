@@ -1,4 +1,4 @@
-"""Add a loss: what it measures as residuals, and a function of the sum of their squares. Gauss-Newton learns by it.
+"""Add a loss: residuals, and a function of the sum of their squares. Gauss-Newton can learn with it.
 
 python -m docs.examples.add_loss
 """
@@ -17,7 +17,7 @@ def cauchy(s, b=0.05):  # grows like s at first, and like log s for samples that
     return b * jnp.log1p(s / b)
 
 
-# By its name a configuration finds it, too: make(the model's squared error, the teacher's samples) -> Loss.
+# Configurations find it by its name: make(the model's squared error, the teacher's samples) -> Loss.
 ld3_jax.losses.LOSSES["cauchy"] = lambda squared_error, targets: ld3_jax.losses.Loss(residuals, cauchy)
 
 
@@ -31,7 +31,7 @@ def main() -> dict[str, float]:
         loss = ld3_jax.losses.LOSSES[name](ring.squared_error, pairs.x_0)
         student = ld3_jax.make_student(ring.model, ring.schedule, ld3_jax.Solver("dpmpp", nfe=5), loss)
         learned = ld3_jax.fit(student, pairs, jax.random.key(1), start="quadratic")
-        judged = ld3_jax.make_student(ring.model, ring.schedule, student.solver)  # by the squared error
+        judged = ld3_jax.make_student(ring.model, ring.schedule, student.solver)  # judges by the squared error
         medians[name] = float(jnp.median(learned.distances(judged, held_out)))
         print(f"learned by {name}: median squared error {medians[name]:.6f} on held-out noise")
     return medians

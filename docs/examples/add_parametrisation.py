@@ -1,4 +1,4 @@
-"""Add a parametrisation, how learned numbers stand for times: here one number, a power.
+"""Add a parametrisation (how learned numbers stand for times): here one number, a power.
 
 python -m docs.examples.add_parametrisation
 """
@@ -13,7 +13,7 @@ import ld3_jax
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Power:  # times at lam_0 + (lam_n - lam_0) (i / n)^power; the number is log power
-    def starts(self, grid, schedule, solver):  # what learning may start from on a hand-made grid
+    def starts(self, grid, schedule, solver):  # what learning may start from on a standard grid
         return {grid: ld3_jax.learning.on_grid(grid, schedule, solver)}
 
     def init(self, start, schedule, solver):  # the numbers that stand for the start: the grid "logsnr" has power 1
@@ -30,7 +30,7 @@ class Power:  # times at lam_0 + (lam_n - lam_0) (i / n)^power; the number is lo
     def learned(self, params):  # which of them a learner may move
         return ld3_jax.learning.parametrisation.all_of(params, frozen=())
 
-    def groups(self, solver):  # what learners ask of each group: its rate for Adam, its largest step, ...
+    def groups(self, solver):  # what learners need for each group: its rate for Adam, its largest step, ...
         return {"log_power": ld3_jax.learning.Group(rate=0.1, largest=0.5)}
 
 

@@ -1,4 +1,4 @@
-"""Add a pre-trained model: a function under a name, here the ideal denoiser of points that a file holds.
+"""Add a pre-trained model: a function under a name, here the ideal denoiser of the points in a file.
 
 python -m docs.examples.add_pretrained
 

@@ -25,7 +25,7 @@ def halfway(schedule: NoiseSchedule, t: Float[Array, "n"], t_c: Float[Array, "n"
 
 
 def main(count: int = 200) -> dict[str, float]:
-    """Its error in 6 calls on a ring of Gaussians, on the best hand-made grid and on learned times."""
+    """Its error with 6 calls on a ring of Gaussians, on the best standard grid and on learned times."""
     SOLVERS["halfway"] = Family(halfway, prediction="data", orders=(2,))
     schedule = VPLinear()
     model = gaussian.noise_model(gaussian.ring(), schedule)
@@ -39,7 +39,7 @@ def main(count: int = 200) -> dict[str, float]:
     learner = ld3_jax.LevenbergMarquardt(steps=10)
     learned = ld3_jax.fit(student, pairs, jax.random.key(1), parametrisation=ld3_jax.Gaps(), learner=learner)
     errors["halfway, learned times"] = float(learned.distances(student, held_out).mean())
-    print("squared error to the teacher on held-out noise, on the best hand-made grid or on learned times")
+    print("squared error to the teacher on held-out noise, on the best standard grid or on learned times")
     for name, error in errors.items():
         print(f"  {name:<24}{error:.5f}")
     return errors

@@ -1,4 +1,4 @@
-"""Image to image: learn four network calls for a start below full noise, from data of one's own.
+"""Image to image: learn four network calls for a start below full noise, from your own data.
 
 python -m docs.examples.image_to_image
 """
@@ -10,7 +10,7 @@ from ld3_jax.learning import distances, on_grid
 
 
 def main(strength: float = 0.5) -> dict[str, float]:
-    """The mean squared error to the teacher of what was learned and of the standard grids, on other data."""
+    """The mean squared error to the teacher of the learned schedule and the standard grids, on other data."""
     ring = ld3_jax.pretrained.load("ring")  # or any network with its noise schedule
     model, schedule, key = ring.model, ring.schedule, jax.random.split(jax.random.key(0), 4)
     x_0 = 2 * jax.random.normal(key[0], (300, 2))  # instead of images
@@ -27,7 +27,7 @@ def main(strength: float = 0.5) -> dict[str, float]:
     errors["learned"] = learned.distances(student, held_out)
     for name, each in sorted(errors.items(), key=lambda item: float(item[1].mean())):
         print(f"{name:<10}{each.mean():.5f}")
-    learned.sample(model, schedule, ld3_jax.noised(key[3], x_0[:8], from_start))  # with the whole noise schedule
+    learned.sample(model, schedule, ld3_jax.noised(key[3], x_0[:8], from_start))  # also takes the whole noise schedule
     return {name: float(each.mean()) for name, each in errors.items()}
 
 

@@ -1,4 +1,4 @@
-"""Learn the steps for a pre-trained network of galaxies, save what was learned, and sample with it.
+"""Learn the steps for a pre-trained galaxy network, save the learned schedule, and sample with it.
 
 python -m docs.examples.learn_schedule
 """
@@ -15,7 +15,7 @@ from ld3_jax.learning import distances, on_grid
 def main(
     out: Path = Path("runs/example/schedule.json"), count: int = 100, steps: int = 40, batch_size: int = 10
 ) -> dict[str, float]:
-    """Learn from `count` pairs; compare with the hand-made grids on as many held-out ones."""
+    """Learn from `count` pairs; compare with the standard grids on as many held-out pairs."""
     galaxies = ld3_jax.pretrained.load("hsc32")
     model, schedule = galaxies.model, galaxies.schedule
     known, held_out = (
@@ -27,7 +27,7 @@ def main(
     out.parent.mkdir(parents=True, exist_ok=True)
     learned.save(out, schedule)
 
-    learned = ld3_jax.load(out)  # all that another program needs, next to the model
+    learned = ld3_jax.load(out)  # all that another program needs besides the model
     errors = {
         name: distances(student, on_grid(name, schedule, student.solver), held_out) for name in ld3_jax.grids.GRIDS
     }

@@ -27,7 +27,7 @@ class Denoiser(torch.nn.Module):
 def main() -> dict[str, float]:
     """Learn from 100 noises and compare on 200 others."""
     schedule = ld3_jax.schedules.RectifiedFlow(t_min=0.05)
-    network = interop.pytorch_network(Denoiser().eval(), shape=(2,))  # of images (3, 64, 64), as the module takes them
+    network = interop.pytorch_network(Denoiser().eval(), shape=(2,))  # for images (3, 64, 64), as the module takes them
     model = ld3_jax.to_noise(network, schedule, "data")
     x_T, held_out = (draw_noise(jax.random.key(i), count, (2,)) for i, count in enumerate((100, 200)))
     student = ld3_jax.make_student(model, schedule, ld3_jax.Solver("dpmpp", nfe=6))

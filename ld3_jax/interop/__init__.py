@@ -1,5 +1,5 @@
 """Learned solvers in other programs: a loop for arrays of any library, diffusers, k-diffusion, ComfyUI, plain lists.
-And PyTorch modules as networks to learn for.
+Also PyTorch modules as networks to learn for.
 
     table = interop.read("schedule.json")
     x_0 = interop.solve(table, network, x_T)                                     # PyTorch, NumPy, ...
@@ -7,7 +7,7 @@ And PyTorch modules as networks to learn for.
     x = interop.sample_learned(model, x, sigmas, table=table)                    # k-diffusion
     network = interop.pytorch_network(module, (4, 64, 64))                       # network(x, t, cond), in JAX
 
-Nothing here is loaded before it is asked for; docs/interop.md says which program takes what.
+Modules are imported on first use; the documentation says which program takes which form.
 """
 
 from typing import Any

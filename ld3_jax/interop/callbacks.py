@@ -1,8 +1,9 @@
 """A network that JAX cannot trace, called back on the host, with derivatives that it computes itself.
 
-Three operations know each other: the output, its derivative along q directions, and the gradient of q cotangents. With
-their rules such a network is like any other under jit, grad, vmap, linearize, scan and rematerialisation.
-The time is one scalar for the whole batch, as of every network here, so what is mapped over times runs one by one.
+Three operations refer to each other: the output, its derivative along q directions, and the gradient of q cotangents.
+    With
+their rules such a network is like any other under jit, grad, vmap, linearize, scan and rematerialisation. The time is
+one scalar for the whole batch, as in every network here, so a map over times runs them one by one.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from ld3_jax.batches import whole
 
 @runtime_checkable
 class Host(Protocol):
-    """What computes on the host, with NumPy's arrays; hashed, and what its `repr` says determines what it computes."""
+    """An object that computes on the host, with NumPy arrays; hashable, and its `repr` determines what it computes."""
 
     def value(self, x: np.ndarray, t: np.ndarray, *cond: np.ndarray) -> np.ndarray:
         """The output, shaped like x."""
@@ -42,10 +43,10 @@ class Host(Protocol):
 
 
 def apply(host: Host, x: Any, t: Any, *cond: Any) -> Array:
-    """The output of a network on the host. Its derivatives are of x and t alone.
+    """The output of a network on the host. It has derivatives in x and t only.
 
     Args:
-        host: what computes it.
+        host: the object that computes it.
         x: (batch, ...) states.
         t: one time for all of them.
         *cond: arrays with a leading axis of samples.
@@ -54,8 +55,8 @@ def apply(host: Host, x: Any, t: Any, *cond: Any) -> Array:
 
 
 def _call_back(method: str, outputs: Callable[..., Any], *args: Any, host: Host) -> Any:
-    """A method of the host as an operation of JAX's."""
-    shapes, args = outputs(*args), whole(args)  # one device of the mesh calls, and all get what it finds
+    """A method of the host as a JAX operation."""
+    shapes, args = outputs(*args), whole(args)  # one device of the mesh makes the call, and all get its result
     return whole(jax.pure_callback(lambda *arrays: getattr(host, method)(*map(np.asarray, arrays)), shapes, *args))
 
 
@@ -107,7 +108,7 @@ def _value_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, host: Host) -
     return _value.bind(*primals, host=host), _along.bind(dx[None], dt[None], *primals, host=host)[0]
 
 
-_ONCE = "states and times once: second derivatives are none of what it has"
+_ONCE = "states and times once: it has no second derivatives"
 
 
 def _along_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, host: Host) -> tuple[Any, Any]:
@@ -141,12 +142,12 @@ def _front(args: Sequence[Any], dims: Sequence[Any]) -> tuple[int, list[Any]]:
 
 
 def _mapped(operation: Primitive, linear: int, args: Sequence[Any], dims: Sequence[Any], *, host: Host) -> Any:
-    """What is mapped joins the batch, or else the directions; with a time for each, one runs after the other.
+    """The mapped axis joins the batch, or else the directions; with a time for each, they run one after the other.
 
     Args:
         operation: one of the three.
         linear: how many of its arguments have a leading axis of directions.
-        args, dims: as rules of `vmap` have them.
+        args, dims: as in rules of `vmap`.
         host: the network.
     """
     bind, ahead = partial(operation.bind, host=host), [dim is not None for dim in dims]
@@ -169,7 +170,7 @@ def _mapped(operation: Primitive, linear: int, args: Sequence[Any], dims: Sequen
 
 
 def _merged(array: Array, axis: int = 0) -> Array:
-    """An axis and the one behind it as one."""
+    """An axis and the next one merged."""
     return array.reshape(*array.shape[:axis], -1, *array.shape[axis + 2 :])
 
 

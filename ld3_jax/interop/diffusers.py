@@ -13,36 +13,37 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from ld3_jax.interop.standalone.table import State, Table, advanced, converted, from_record, read
 from ld3_jax.interop.strength import Start
 
-# What a network predicts, as diffusers names it; x_0 - eps has no name there.
+# Names of predictions in diffusers, which has none for x_0 - eps.
 OUTPUTS = {"epsilon": "noise", "sample": "data", "v_prediction": "v", "flow_prediction": "flow"}
 OUTPUTS |= {"reversed_flow": "reversed_flow"}
 KINDS: dict[str | None, str] = {"vp": "variance-preserving noise", "ve": "variance-exploding noise", "flow": "a flow"}
-FLOW_STEPS = 1000  # what flows' networks multiply their time by
-_CLOSE = 0.05  # of timesteps: two ways to the same noise level
+FLOW_STEPS = 1000  # the factor of the time in flows' networks
+_CLOSE = 0.05  # tolerance for two timesteps of the same noise level
 _NOISE_ALONE = 1e-3  # alpha of a state without signal
 
 
 class LearnedScheduler(SchedulerMixin, ConfigMixin):
-    """Runs what was learned in a pipeline: times, network times and coefficients, in any solver's form.
+    """Runs a learned solver in a pipeline: times, network times and coefficients, in any solver's form.
 
-    The network gets fractional timesteps. `num_inference_steps` counts network calls, and must be what was learned for.
-    What was learned from below full noise on is for image to image and inpainting, with the strength that it was
-    learned for and a `num_inference_steps` of which that strength makes as many calls: before these come timesteps that
-    pipelines leave out. An error names the pair.
-    The configuration keeps that of the scheduler that it replaces: `X.from_config(pipe.scheduler.config)` is any other.
+    The network gets fractional timesteps. `num_inference_steps` counts network calls, and must be the learned number. A
+    solver that starts below full noise is for image to image and inpainting, with the strength that it was learned for
+    and a `num_inference_steps` that gives the learned number of calls at this strength: pipelines leave out the
+    timesteps before them. An error names both values. The configuration keeps the one of the replaced scheduler:
+    `X.from_config(pipe.scheduler.config)` gives any other.
 
     Args:
-        table: of a schedule.json.
-        timesteps: those given to the network, one for each call.
-        prediction_type: what it predicts, by diffusers' names; flow_prediction is eps - x_0, reversed_flow x_0 - eps.
-        num_train_timesteps: of its training.
-        replaces: the class of diffusers that it replaces.
+        table: the table of a schedule.json.
+        timesteps: the timesteps given to the network, one for each call.
+        prediction_type: what the network predicts, by diffusers' names; flow_prediction is eps - x_0, reversed_flow x_0
+            - eps.
+        num_train_timesteps: the number of steps of its training.
+        replaces: the diffusers class that it replaces.
 
     Raises:
         ValueError: if the table is damaged, or there is not one timestep for each of its rows.
     """
 
-    __module__ = "ld3_jax.interop"  # what a saved pipeline names: diffusers looks there, once it has been imported
+    __module__ = "ld3_jax.interop"  # named by a saved pipeline; diffusers looks there once it has been imported
     _compatibles: ClassVar = [*(one.name for one in KarrasDiffusionSchedulers), "FlowMatchEulerDiscreteScheduler"]
     order = 1
 
@@ -81,12 +82,12 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         Args:
             path: a schedule.json that holds its table, as `experiments.train` and `Learned.save(path, schedule)` write.
             like: the pipeline's scheduler. Its noise levels give each call its timestep; its configuration is kept.
-            prediction_type: what the pipeline's network predicts. Without it `like` and the file must not differ on it.
+            prediction_type: what the pipeline's network predicts. Without it, `like` and the file must agree.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it has no table; if `like` is no scheduler; if the kind of noise, its levels or the
-                prediction are not those of `like`, or not known without it.
+            ValueError: if it has no table; if `like` is not a scheduler; if the kind of noise, its levels or the
+                prediction differ from `like`, or are unknown without it.
         """
         table = read(path)
         if not isinstance(like, SchedulerMixin | None):
@@ -104,10 +105,10 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         return scheduler
 
     def replaced(self) -> SchedulerMixin:
-        """The scheduler that this one replaces, as it was; a ValueError where diffusers has none of its name."""
+        """The scheduler that this one replaces, unchanged; a ValueError if diffusers has none with its name."""
         name, ours = self.config["replaces"], ("table", "timesteps", "replaces")
         if not hasattr(diffusers, str(name)):
-            raise ValueError(f"it replaces {name}, which is no scheduler of diffusers: give the pipeline's own (like=)")
+            raise ValueError(f"it replaces {name}, which is not a diffusers scheduler: give the pipeline's own (like=)")
         return getattr(diffusers, name).from_config({key: self.config[key] for key in self.config if key not in ours})
 
     def __len__(self) -> int:
@@ -119,17 +120,17 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def init_noise_sigma(self) -> float:
-        """Standard deviation of the first state, where it is noise alone; else a ValueError."""
+        """Standard deviation of the first state, if it is pure noise; otherwise a ValueError."""
         if self._table.prior_scale is None:
-            raise ValueError(f"what was learned starts from an image, not from noise alone; {self._start.remedy()}")
+            raise ValueError(f"this solver starts from an image, not from noise alone; {self._start.remedy()}")
         return self._table.prior_scale
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Refuse another start than the first call that was learned (image to image with another strength)."""
+        """Refuse a start other than the first learned call (image to image with another strength)."""
         if begin_index != len(self.timesteps) - self._table.calls:
             first = len(self.timesteps) - self._table.calls
             raise ValueError(
-                f"what was learned starts at its first call{f', number {first} here' * bool(first)}, not at call "
+                f"this solver starts at its first call{f', number {first} here' * bool(first)}, not at call "
                 f"{begin_index}; {self._start.remedy()}"
             )
         self.begin_index = begin_index
@@ -142,9 +143,9 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         sigmas: Any = None,
         timesteps: Any = None,
     ) -> None:
-        """Begin anew. The times are always those that were learned; of `sigmas` and `timesteps`, which pipelines pass
-        of their own accord, only the number is read, and `mu`, by which flows' pipelines shift them, tells the strength
-        alone.
+        """Start again. The times are always the learned ones; only the number of `sigmas` and `timesteps`, which
+        pipelines pass by themselves, is read; `mu`, by which flows' pipelines shift them, only helps to find the
+        strength.
 
         Raises:
             ValueError: if it was learned for another number.
@@ -178,10 +179,10 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         eta: float = 0.0,
         **options: Any,
     ) -> SchedulerOutput | tuple[torch.Tensor]:
-        """From one network call to the next; sums are in single precision at least.
+        """From one network call to the next; sums are at least in single precision.
 
-        Nothing is drawn, so the generator is not used, and eta and the options of other schedulers must not be set. A
-        learned variance behind the output is not used. Calls are counted; the timestep of another call is refused.
+        No noise is drawn, so the generator is not used, and eta and the options of other schedulers must not be set. A
+        learned variance after the output is not used. Calls are counted; the timestep of another call is refused.
 
         Raises:
             ValueError: if all calls were made, or none was prepared, or the shapes differ; if an option is set.
@@ -202,7 +203,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
             of = f"of call {calls[0]}" if calls else f"{now:g}, which was not learned"
             raise ValueError(f"call {i} got the timestep {of}; {self._start.remedy()}")
         if below and not (self.begin_index or self._noised):
-            raise ValueError(f"what was learned starts from an image, and none was noised; {self._start.remedy()}")
+            raise ValueError(f"this solver starts from an image, and none was noised; {self._start.remedy()}")
         if self.config.get("variance_type") in ("learned", "learned_range"):
             model_output = model_output[:, : sample.shape[1]]
         if model_output.shape != sample.shape:
@@ -217,7 +218,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         return SchedulerOutput(prev_sample=previous) if return_dict else (previous,)
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """alpha x_0 + sigma eps at the states of these calls; a ValueError for a timestep of no call."""
+        """alpha x_0 + sigma eps at the states of these calls; a ValueError for a timestep that belongs to no call."""
         learned = self.timesteps[-self._table.calls :]
         away = (timesteps.to(learned).reshape(-1, 1) - learned[None]).abs()
         if not bool((away.amin(1) < _CLOSE).all()):
@@ -236,7 +237,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
 
 
 def described(like: Any) -> tuple[str | None, str | None]:
-    """The kind of noise of a pipeline's scheduler, and what its network predicts, by what the scheduler has."""
+    """The kind of noise of a pipeline's scheduler, and what its network predicts, according to the scheduler."""
     config, said = like.config, like.config.get("prediction_type")
     discrete = None if getattr(like, "alphas_cumprod", None) is None else "vp"
     if config.get("timestep_type") == "continuous" or (config.get("sigma_max") and not discrete):
@@ -247,24 +248,24 @@ def described(like: Any) -> tuple[str | None, str | None]:
 
 
 def flow_timestep(config: Mapping[str, Any], steps: int, sigma: Any) -> Any:
-    """The timestep that a flow's network is given at a noise level, of so many in training."""
+    """The timestep that a flow's network gets at a noise level, for a number of training steps."""
     return steps * (1 - sigma if config.get("invert_sigmas") else sigma)
 
 
 def _predicted(table: Table, like: Any, given: str | None) -> str:
-    """What the network predicts: what is given, or by the file and by the pipeline's scheduler."""
+    """What the network predicts: the given type, or the one of the file and of the pipeline's scheduler."""
     learned = next((name for name, output in OUTPUTS.items() if output == table.output), table.output)
     said = like and described(like)[1]
     if len(names := [given] if given is not None else [*{learned, said} - {None}]) != 1:
         raise ValueError(
-            f"the network predicts {learned or 'what is not said'} by the file, {said or 'what is not said'} by like=: "
+            f"the network predicts {learned or 'unknown'} by the file, {said or 'unknown'} by like=: "
             f"give prediction_type=, one of {list(OUTPUTS)}; flow_prediction is eps - x_0, reversed_flow x_0 - eps"
         )
     return names.pop()
 
 
 def _timesteps(table: Table, steps: int, like: Any) -> list[float]:
-    """The timestep of each call, by its time, or by its noise level among those of the pipeline."""
+    """The timestep of each call, by its time, or by its noise level in the pipeline's scheduler."""
     config, kind = (like.config, described(like)[0]) if like is not None else ({}, table.process)
     if kind != table.process:
         learned, there = (KINDS.get(one, "other noise") for one in (table.process, kind))
@@ -294,7 +295,7 @@ def _timesteps(table: Table, steps: int, like: Any) -> list[float]:
     if noise_alone or off > 1e-3 or (by_time and np.abs(found - by_time).max() > _CLOSE):
         why = " (rescale_betas_zero_snr; leave it out of like= if the network was not trained so)" * noise_alone
         raise ValueError(
-            "it was learned for other noise levels than those of the pipeline's scheduler: alpha begins at "
+            "it was learned for other noise levels than the pipeline's scheduler has: alpha begins at "
             f"{start:.3g}, and there at {alphas[-1] ** 0.5:.3g}{why}; give a schedule.json of this model"
         )
     return by_time or found.tolist()

@@ -1,4 +1,4 @@
-"""Text conditions of a pipeline: what its `encode_prompt` gave for all prompts, handed back for any batch of them."""
+"""Text conditions of a pipeline: the outputs of `encode_prompt` for all prompts, returned for any batch of them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ class _Grows:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """What `encode_prompt` gave, in all its calls.
+    """The outputs of `encode_prompt`, in all its calls.
 
     Attributes:
         cond: arrays with an axis of prompts in front.
-        leaves: for each leaf of what was given: how many parts of it a prompt has, and its dtype; or itself, where it
-            does not grow with the number of prompts.
-        structure: of what was given.
+        leaves: for each leaf of the outputs: how many rows a prompt has, and its dtype; or the leaf itself, if it does
+            not grow with the number of prompts.
+        structure: the structure of the outputs.
     """
 
     cond: list[np.ndarray]
@@ -33,7 +33,7 @@ class Encoded:
     structure: Any
 
     def of(self, cond: Sequence[torch.Tensor]) -> list[Any]:
-        """What it gives in each of its calls for a batch of conditions."""
+        """The output of each of its calls for a batch of conditions."""
         rest = iter(cond)
         return jax.tree.unflatten(self.structure, [self._leaf(one, rest) for one in self.leaves])
 
@@ -49,17 +49,17 @@ def encoded(
     prompts: Sequence[str],
     on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Encoded:
-    """Encode prompts, in batches where these come out alike; a pipeline may pad to the longest prompt of a batch.
+    """Encode prompts, in batches if these give the same result; a pipeline may pad to the longest prompt of a batch.
 
     Args:
-        encode: encode(prompts) -> what `encode_prompt` gives, call by call: tensors in tuples, and None.
+        encode: encode(prompts) -> the output of `encode_prompt`, call by call: tensors in tuples, and None.
         prompts: at least one.
         on_batch: called with the numbers of prompts encoded and to encode.
 
     Raises:
-        ValueError: if a tensor has not so many rows for each prompt, and not the same number for all.
+        ValueError: if the rows of a tensor are not the same number for each prompt.
     """
-    several = [*prompts] * (2 if len(prompts) == 1 else 1)  # of one prompt it would not be known what grows
+    several = [*prompts] * (2 if len(prompts) == 1 else 1)  # one prompt alone would not show what grows
     alone, done, parts = _by_path(encode(several[:1])), 0, []
     for chunk in np.array_split(np.asarray(several, object), -(-len(several) // _CHUNK)):
         parts.append(_split(encode(chunk.tolist()), len(chunk), alone))
@@ -77,13 +77,13 @@ def _by_path(outputs: list[Any]) -> dict[str, Any]:
 
 
 def _split(outputs: list[Any], count: int, alone: dict[str, Any]) -> Encoded:
-    """Outputs for so many prompts, given those for one: what grows with them, and what does not."""
+    """Outputs for `count` prompts, given the outputs for one: which leaves grow with the number, and which do not."""
     cond, leaves = [], []
     for path, leaf in _by_path(outputs).items():
         if not torch.is_tensor(leaf):
             leaves.append(leaf)
             continue
-        rows, of_one = len(leaf), len(alone[path]) if path in alone else 1  # a mask may be there for several alone
+        rows, of_one = len(leaf), len(alone[path]) if path in alone else 1  # a mask may exist only for several prompts
         if rows not in (of_one, count * of_one):
             raise ValueError(f"encode_prompt gives {rows} rows for {count} prompts, and {of_one} for one")
         leaves.append(leaf if rows == of_one else _Grows(of_one, leaf.dtype))

@@ -1,4 +1,4 @@
-"""What was learned as a list, for programs that take numbers and no code; each list says what it cannot hold."""
+"""A learned schedule as a list, for programs that take numbers but no code; each list says what it cannot hold."""
 
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -27,11 +27,11 @@ class Listed(NamedTuple):
 
     Attributes:
         values: the numbers.
-        record: a file of them and of what goes with them; None where the program takes the bare list.
-        lost: what was learned and is not in the list.
-        notes: how the list differs otherwise from what was learned.
-        solver: what a program runs on it, to a sigma of 0 where it goes there.
-        t: the times that a program reads off the list; the last is t_min even where the program goes to 0.
+        record: a file with the list and related values; None if the program takes the bare list.
+        lost: learned numbers that are not in the list.
+        notes: how else the list differs from the learned schedule.
+        solver: the solver that a program runs on it, to a sigma of 0 if it ends there.
+        t: the times that a program reads from the list; the last is t_min even if the program goes to 0.
     """
 
     values: list[float]
@@ -43,16 +43,17 @@ class Listed(NamedTuple):
 
 
 def sigmas(learned: Learned, table: PlainTable, last: str = "kept") -> Listed:
-    """Noise levels, sigma / alpha or of flows sigma, for samplers with one sigma (ComfyUI, A1111, Forge, k-diffusion).
+    """Noise levels (sigma / alpha, or sigma for flows) for samplers with one sigma (ComfyUI, A1111, Forge,
+    k-diffusion).
 
     Args:
-        learned: what was learned.
+        learned: the learned schedule.
         table: its table.
-        last: "kept": n + 1 numbers, the last one 0 if it was learned so; "zero": the last one is 0; "dropped": n
+        last: "kept": n + 1 numbers, the last one 0 if learned that way; "zero": the last one is 0; "dropped": n
             numbers, for programs that append a 0.
 
     Raises:
-        ValueError: if `last` is another value, or the noise schedule is none that such programs know.
+        ValueError: if `last` has another value, or such programs do not know the noise schedule.
     """
     _known(table, ("vp", "ve", "flow"))
     levels, t = table.levels, np.asarray(learned.t, float)
@@ -74,23 +75,23 @@ def sigmas(learned: Learned, table: PlainTable, last: str = "kept") -> Listed:
 
 _LAST = {
     "kept": "the last of the n + 1 numbers is {last}: a program that expects 0 there leaves that noise in the sample",
-    "zero": "the last of the n + 1 numbers is 0 in place of {last}: the last step goes to the data prediction",
+    "zero": "the last of the n + 1 numbers is 0 instead of {last}: the last step goes to the data prediction",
     "dropped": "n numbers, for programs that append 0: the last step goes there, and not to {last}",
 }
 
 
 def diffusers_timesteps(learned: Learned, table: PlainTable) -> Listed:
-    """What diffusers' DPMSolverMultistepScheduler takes as `timesteps=`, with the arguments to construct it with.
+    """The `timesteps=` of diffusers' DPMSolverMultistepScheduler, with the arguments of its constructor.
 
     Raises:
-        ValueError: if the solver is none of its own, or the noise schedule not that of a network of discrete steps.
+        ValueError: if it does not have the solver, or the network was not trained on discrete steps.
     """
     _known(table, ("vp",))
     solver, steps = learned.solver, table.train_steps
     if solver.name not in ("ddim", "dpmpp"):
         raise ValueError(f"DPMSolverMultistepScheduler runs dpmpp or ddim, got {solver}")
     if steps is None:
-        raise ValueError("timesteps are those of a network of discrete steps (VPDiscrete)")
+        raise ValueError("timesteps are for a network of discrete steps (VPDiscrete)")
     if solver.lowers_order and solver.n_steps >= _MANY:
         raise ValueError(
             f"from {_MANY} steps on DPMSolverMultistepScheduler does not lower the order; learn with lower_order_final "
@@ -117,15 +118,15 @@ def diffusers_timesteps(learned: Learned, table: PlainTable) -> Listed:
 
 
 def diffusers_sigmas(learned: Learned, table: PlainTable) -> Listed:
-    """What diffusers' Euler schedulers take as `sigmas=`: n + 1 of them, or of flows n, to which it appends 0.
+    """The `sigmas=` of diffusers' Euler schedulers: n + 1 numbers, or n for flows, to which the scheduler appends 0.
 
     Raises:
-        ValueError: if the solver is not of order 1, or not Euler's on that noise schedule.
+        ValueError: if the solver does not have order 1, or is not Euler's method on this noise schedule.
     """
     _known(table, ("vp", "flow"))
     solver, flow = learned.solver, table.process == "flow"
     levels, t = table.levels, np.asarray(learned.t, float)
-    in_sigma = table.process != "vp" and np.allclose(t[:-1], levels[:-1], rtol=1e-5)  # there Euler's steps are ddim's
+    in_sigma = table.process != "vp" and np.allclose(t[:-1], levels[:-1], rtol=1e-5)  # same steps as ddim
     if solver.order != 1 or solver.name not in ("ddim", "dpmpp", "ipndm", *(("euler",) if in_sigma else ())):
         raise ValueError(f"diffusers' Euler schedulers make ddim's steps; learn with solver.name=ddim, got {solver}")
     record = {"format": "diffusers-sigmas", "sigmas": levels[:-1] if flow else levels}
@@ -150,11 +151,11 @@ def text(values: list[float]) -> str:
 
 
 def as_run(listed: Listed, learned: Learned, schedule: NoiseSchedule) -> Table:
-    """The table of what a program makes of a list.
+    """The table of the solver that a program runs on a list.
 
     Args:
         listed: the list.
-        learned: what was learned.
+        learned: the learned schedule.
         schedule: its noise schedule.
     """
     t = jnp.asarray(listed.t, learned.t.dtype)
@@ -170,12 +171,12 @@ def distance(
     cond: PyTree = None,
     batch_size: int = 25,
 ) -> tuple[float, float]:
-    """How far the samples of a list are from those of what was learned: mean square, and its root relative to these.
+    """How far the samples of a list are from the learned schedule's: mean square, and its root relative to the latter.
 
     Args:
         listed: the list.
-        learned: what was learned.
-        model, schedule: that it was learned for.
+        learned: the learned schedule.
+        model, schedule: the model that it was learned for, and its noise schedule.
         x_T, cond: noises, and their conditions.
         batch_size: the most samples at a time.
     """
@@ -194,7 +195,7 @@ def distance(
 
 
 def _to_zero(solver: Solver) -> Solver:
-    """The solver as programs run it to a sigma of 0, where a step of two calls makes one."""
+    """The solver as programs run it to a sigma of 0; a step of two calls has only one there."""
     return replace(solver, nfe=None, last_sigma=0.0).for_steps(solver.n_steps)
 
 
@@ -204,11 +205,11 @@ def _known(table: PlainTable, processes: tuple[str, ...]) -> None:
 
 
 def _trained(table: PlainTable) -> dict[str, Any]:
-    """Arguments of diffusers' schedulers that say how the network was trained, as far as it is known."""
+    """Arguments of diffusers' schedulers that say how the network was trained, as far as known."""
     names = {"flow": None, None: None} if table.process == "flow" else _PREDICTIONS
     if table.output not in names:
         raise ValueError(
-            f"the scheduler takes what predicts {list(names)[:-1]}, got {table.output!r}; use LearnedScheduler"
+            f"the scheduler takes networks that predict {list(names)[:-1]}, got {table.output!r}; use LearnedScheduler"
         )
     known = {"num_train_timesteps": table.train_steps, "prediction_type": names[table.output]}
     return {**(table.betas or {}), **{name: value for name, value in known.items() if value is not None}}

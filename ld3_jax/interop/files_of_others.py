@@ -1,6 +1,6 @@
-"""The files in which other programs keep learned solvers, each read as a `Sampler`; no code of a file is run.
+"""Files in which other programs store learned solvers, each read as a `Sampler`; no code of a file is run.
 
-Another format is a row of FORMATS.
+A new format is a row of FORMATS.
 """
 
 import ast
@@ -35,11 +35,11 @@ class Format(NamedTuple):
 
 
 def content(path: Path) -> Mapping[str, Any]:
-    """What a file holds by name: a pickle, a file of torch.save, or a module of Python with numbers.
+    """The content of a file by name: a pickle, a torch.save file, or a Python module with numbers.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, none of these, or would run code.
+        ValueError: if it is damaged, is none of these, or would run code.
     """
     if path.suffix == ".py":
         with path.open(encoding="utf-8") as file, naming(str(path)):
@@ -51,14 +51,14 @@ def content(path: Path) -> Mapping[str, Any]:
 
 
 def name_of(held: Mapping[str, Any]) -> str | None:
-    """The name of the format of what a file holds, or None."""
+    """The name of the format of a file's content, or None."""
     return next((name for name, one in FORMATS.items() if one.holds(held)), None)
 
 
 def read(path: Path, model: Model) -> tuple[str, Sampler]:
     """The name of a file's format, and the sampler in it.
 
-    Raises: see `content`; a ValueError, too, if the file is of no format, or not for such a model.
+    Raises: see `content`; also a ValueError if the file has no known format, or is not for such a model.
     """
     held = content(path)
     with naming(str(path)):
@@ -69,7 +69,7 @@ def read(path: Path, model: Model) -> tuple[str, Sampler]:
 
 
 def _numbers_of_module(text: str) -> dict[str, Any]:
-    """Names that a module gives to numbers, lists and dict(...) of them."""
+    """The names in a module of numbers, and of lists and dict(...) of numbers."""
     found: dict[str, Any] = {}
 
     def value(node: ast.AST) -> Any:
@@ -83,13 +83,13 @@ def _numbers_of_module(text: str) -> dict[str, Any]:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             try:
                 found[node.targets[0].id] = value(node.value)
-            except (KeyError, ValueError):  # something else than numbers, which is not read
+            except (KeyError, ValueError):  # not a number; it is not read
                 continue
     return found
 
 
 def _array(value: Any, name: str, *shape: int) -> np.ndarray:
-    """Numbers of a file in double precision; a size of -1 is any."""
+    """Numbers of a file in double precision; -1 stands for any size."""
     array = np.asarray(value.array() if isinstance(value, Tensor) else value, float)
     if array.ndim != len(shape) or any(size not in (-1, have) for size, have in zip(shape, array.shape, strict=True)):
         raise Refused(f"its {name} must be of shape {shape}, got {array.shape}")
@@ -106,7 +106,7 @@ def _steps(state: Mapping[str, Any]) -> int:
 
 
 def _is(held: Mapping[str, Any], name: str, kind: str) -> bool:
-    """Whether a pickle's object is of a class, by the end of its name."""
+    """Whether a pickle's object belongs to a class, by the end of its name."""
     one = held.get(name)
     return isinstance(one, Inert) and isinstance(one.state, dict) and one.name.split(".")[-1] == kind
 
@@ -119,7 +119,7 @@ _NOISE |= {"lsun_bedroom_ldm": _LDM, "ffhq_ldm": _LDM, "ms_coco": ("vp", 14.615,
 
 def _check_model(name: Any, model: Model) -> None:
     if name not in _NOISE:
-        raise Refused(f"it is for the data {name!r:.80}; known are those of {list(_NOISE)}")
+        raise Refused(f"it is for the data {name!r:.80}; known data are {list(_NOISE)}")
     process, most, least = _NOISE[name]
     if process != model.process or not np.allclose([model.most, model.least], [most, least], rtol=0.05):
         raise Refused(
@@ -141,7 +141,7 @@ def _levels(kind: Any, rho: Any, n: int, model: Model) -> list[float]:
 
 
 def _flow_levels(config: Mapping[str, Any], n: int) -> list[float]:
-    """EPD's levels of Stable Diffusion 3 and Flux: those of diffusers' scheduler for n + 1 steps."""
+    """EPD's levels of Stable Diffusion 3 and Flux: the levels of diffusers' scheduler for n + 1 steps."""
     most, least = (float(_array(config.get(name, np.nan), name)) for name in ("sigma_max", "sigma_min"))
     if not 0 < least < most <= 1:
         raise Refused(f"its sigma_min and sigma_max must be in (0, 1], got {least} and {most}")
@@ -221,11 +221,11 @@ def _neural(held: Mapping[str, Any], model: Model) -> Sampler:
 
 _NEURAL = {"FM_DATA": ("flow", samplers.neural_flow), "DDPM_DATA": ("vp", samplers.neural_vp)}
 _NAMELESS = ("its file does not say for which model it was learned",)
-_END = 1e-3  # the time at which the Generalized Solver ends, in all of its configurations
+_END = 1e-3  # the time at which the Generalized Solver ends, in all its configurations
 
 
 def _generalized(held: Mapping[str, Any], model: Model) -> Sampler:
-    """Its averaged parameters, in the module's order: times, shifts, and for each order those of data and of states."""
+    """Its averaged parameters, in the module's order: times, shifts, and for each order the data's and the states'."""
     logits, shifts, *changes = (np.asarray(one.array(), float) for one in held["ema"]["shadow_params"])
     n = len(shifts) if shifts.ndim == 1 else -1
     _array(logits, "mu_logit", n - 1)
@@ -240,7 +240,7 @@ def _generalized(held: Mapping[str, Any], model: Model) -> Sampler:
 
 
 def _log_alpha(model: Model) -> Callable[[Any], Any]:
-    """log alpha of the noise on which the Generalized Solver runs a model: EDM's with linear beta, others' as it is."""
+    """log alpha of the noise on which the Generalized Solver runs a model: linear beta for EDM, else its own."""
     _check_process(model, "ve", "vp")
     if model.process == "vp":
         return model.log_alpha

@@ -1,4 +1,4 @@
-"""The forms in which other programs take what was learned: a table by name, open to additions.
+"""The formats in which other programs take a learned schedule: a table by name, open to additions.
 
 formats.FORMATS["mine"] = formats.Format(lambda source: formats.Written(formats.json_text(source.table()), "a table"))
 """
@@ -18,12 +18,12 @@ from ld3_jax.noise_schedule import NoiseSchedule
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported.
+    """The learned schedule to export.
 
     Attributes:
-        learned: what was learned.
-        record: the content of its schedule.json; {} where it is for another number of calls than the file.
-        schedule: schedule() -> its model's noise schedule, called only where it is needed: a model may take gigabytes.
+        learned: the learned schedule.
+        record: the content of its schedule.json; {} if it is for another number of calls than the file.
+        schedule: schedule() -> its model's noise schedule, called only if needed: a model may take gigabytes.
     """
 
     learned: Learned
@@ -31,10 +31,10 @@ class Source:
     schedule: Callable[[], NoiseSchedule]
 
     def table(self) -> dict[str, Any]:
-        """The table as JSON holds it: the file's own, or that of its model.
+        """The table as JSON holds it: the file's own, or one made with its model.
 
         Raises:
-            ValueError: if it is damaged, or states are no vectors with one time for all.
+            ValueError: if it is damaged, or states are not vectors with one time for all.
         """
         if self.record.get("table") is not None:
             from_record(self.record["table"])
@@ -47,7 +47,7 @@ class Source:
 
 
 class Written(NamedTuple):
-    """What a file holds, a few words on it, how it differs from what was learned, and the list in it, if it is one."""
+    """The content of a file, a short description, its differences from the learned schedule, and its list, if any."""
 
     content: str
     what: str
@@ -56,11 +56,11 @@ class Written(NamedTuple):
 
 
 class Format(NamedTuple):
-    """One form.
+    """One format.
 
     Attributes:
         write: write(source, **options) -> Written.
-        is_list: whether it holds times alone, as a list that `exported_lists.as_run` knows to run.
+        is_list: whether it holds only times, as a list that `exported_lists.as_run` can run.
         options: the keywords that `write` takes.
     """
 
@@ -76,7 +76,7 @@ def json_text(record: Any) -> str:
 
 def _table(source: Source) -> Written:
     if not source.record:
-        raise ValueError("a table of another number of calls is no schedule.json; leave --nfe out")
+        raise ValueError("a table for another number of calls is not a schedule.json; leave --nfe out")
     table = source.table()
     return Written(json_text({**source.record, "table": table}), f"{len(table['t'])} network calls")
 

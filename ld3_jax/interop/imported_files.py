@@ -1,4 +1,4 @@
-"""What others have found or made: lists of times by name, of a text, of LD3's own files, and LD3's pairs."""
+"""Lists of times that others have published, from a name, a text file or LD3's own files; and LD3's pairs."""
 
 import re
 from pathlib import Path
@@ -23,18 +23,18 @@ _NUMBER = re.compile(r"[^\s,;\[\]()]+")
 def read_times(name: str, schedule: NoiseSchedule, n_steps: int) -> Discretization:
     """The times of a list.
 
-    Noise levels are sigma / alpha, or of flows sigma; they are interpolated, their logarithm linearly. The last one may
-    be 0, as programs have it, and stands for the noise schedule's own end; after that end t ends twice at t_min, as a
-    solver with last_sigma=0 takes it. LD3's files must have the wanted number.
+    Noise levels are sigma / alpha, or sigma for flows; their logarithm is interpolated linearly. The last one may be 0,
+    as in other programs, and stands for the noise schedule's own end; if it follows that end, t ends twice at t_min,
+    which a solver with last_sigma=0 takes. LD3's files must have the wanted number of steps.
 
     Args:
-        name: of a published grid, or of a file: a text of numbers, or LD3's best_v1.pt or best_v2.pt.
+        name: a published grid, or a file: a text of numbers, or LD3's best_v1.pt or best_v2.pt.
         schedule: the model's.
         n_steps: how many steps are wanted.
 
     Raises:
-        FileNotFoundError: if it is neither.
-        ValueError: if it is no such list, or of another noise schedule.
+        FileNotFoundError: if it is neither a grid nor a file.
+        ValueError: if it is not such a list, or is for another noise schedule.
     """
     path = Path(name)
     if name not in PUBLISHED and not path.exists():
@@ -51,21 +51,21 @@ def read_times(name: str, schedule: NoiseSchedule, n_steps: int) -> Discretizati
 
 
 def read_pairs(path: Path, schedule: NoiseSchedule, count: int, like: Pairs) -> Pairs:
-    """Pairs that LD3's gen_data.py has written: a file for each, latent_000000.pt and so on, read without running code.
+    """Pairs that LD3's gen_data.py wrote: a file for each, latent_000000.pt and so on, read without running code.
 
     A file holds `latent`, normal noise, and `img`, the teacher's sample, decoded, both (channels, height, width); and
-    `c`, the condition, and `uc`, that of guidance, or None. `uc` is not taken: guidance is the model's.
+    `c`, the condition, and `uc`, the unconditional one, or None. `uc` is not used: guidance is part of the model.
 
     Args:
         path: the folder, or one file.
         schedule: the model's; its prior scales the noise.
-        count: how many pairs are wanted; as in LD3 the first by name.
+        count: how many pairs are wanted; as in LD3, the first ones by name.
         like: one pair of the model as shapes, without the axis of samples.
 
     Raises:
         FileNotFoundError: if there is neither a folder nor a file.
-        ValueError: if there are fewer pairs, or a file is damaged, not of such a pair, or of another shape than the
-            model's; or if its `uc` is its `c`, as the published code has it for classes: then it was not guided.
+        ValueError: if there are fewer pairs, or a file is damaged, not such a pair, or of another shape than the
+            model's; or if its `uc` equals its `c`, as in the published code for classes: then it was not guided.
     """
     if not path.exists():
         raise FileNotFoundError(f"no pairs {path}: neither a folder nor a file")

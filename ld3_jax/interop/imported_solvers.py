@@ -1,7 +1,7 @@
 """Learned solvers of others, from their files: EPD, DyWeight, NeuralSolver, the Generalized Solver.
 
-A sampler of theirs is run once on unit vectors, which says how each of its states is a sum of the first one and of the
-network's predictions. That is a solver with one call a step: here, the changes that make another one that solver.
+Each sampler is run once on unit vectors, which shows how each of its states is a sum of the first state and of the
+network's predictions. This is a solver with one call a step, written here as changes of another such solver.
 """
 
 from collections.abc import Callable
@@ -24,10 +24,10 @@ from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Expansion, Solver, converted, expand
 from ld3_jax.solvers.record import process_of_schedule
 
-_TIMES_TOO = (".pt", ".pth")  # LD3's files, too, end so
-_LAST = 0.05  # the most noise that a sample may hold
+_TIMES_TOO = (".pt", ".pth")  # LD3's files also end like this
+_LAST = 0.05  # the most noise that may be left in a sample
 _CALL_BEFORE = "a call of weight 0 comes first, since theirs is not made with the first state"
-_PRECISE = 1e-4  # of single precision, relative
+_PRECISE = 1e-4  # relative error allowed in single precision
 # sigma / alpha of a model's noise as the factor of the signal, in states of variance-preserving noise.
 _ALPHA: dict[str, Callable[[float], float]] = {
     "vp": lambda level: 1 / np.sqrt(1 + level**2),
@@ -37,11 +37,11 @@ _ALPHA: dict[str, Callable[[float], float]] = {
 
 
 class Imported(NamedTuple):
-    """A solver of others.
+    """A solver from another program.
 
     Attributes:
-        discretization: its times and coefficients, as changes of those of a solver here.
-        notes: whose it is, and where it differs.
+        discretization: its times and coefficients, as changes of a solver of this library.
+        notes: where it comes from, and how it differs.
     """
 
     discretization: Discretization
@@ -56,7 +56,7 @@ class _WrittenOut(NamedTuple):
 
 
 def holds_solver(path: Path) -> bool:
-    """Whether a file has a learned solver in it, and not times alone: one of FORMATS, or a pickle or module of none.
+    """Whether a file holds a learned solver, and not only times: one of FORMATS, or an unknown pickle or module.
 
     Raises:
         ValueError: if it is damaged, or would run code.
@@ -68,23 +68,23 @@ def holds_solver(path: Path) -> bool:
 
 @entrance(path=PATH, schedule=instance(NoiseSchedule), solver=instance(Solver), side=CALLS)
 def read_solver(path: str | Path, schedule: NoiseSchedule, solver: Solver, *, side: int = 512) -> Imported:
-    """A learned solver of others.
+    """A learned solver from another program.
 
     Args:
         path: EPD's or DyWeight's network-snapshot.pkl, DyWeight's .pt of Flux, a checkpoint of the Generalized Solver,
             or a module of NeuralSolver with FM_DATA or DDPM_DATA.
         schedule: the noise schedule of the model that it was learned for.
-        solver: the solver whose coefficients are changed, with as many calls. Those of learning go on as this solver.
-        side: of the images in pixels; of DyWeight's .pt alone, whose levels depend on it.
+        solver: the solver whose coefficients are changed, with as many calls. Learning continues with this solver.
+        side: side of the images in pixels; only for DyWeight's .pt, whose levels depend on it.
 
     Returns:
-        What `Learned(solver, discretization, ...)` takes. Where the first call is not made with the first state, a call
-        of weight 0 comes before it.
+        The discretization for `Learned(solver, discretization, ...)`. If the first call is not made with the first
+        state, a call of weight 0 is put before it.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged or no such file, for another model or number of calls, or more than this solver can
-            be changed to.
+        ValueError: if it is damaged or not such a file, for another model or number of calls, or beyond what this
+            solver can be changed to.
 
     Reference: arXiv:2507.14797 (EPD), arXiv:2603.11607 (DyWeight), arXiv:2505.21114 (NeuralSolver), arXiv:2510.17699
     (Generalized Solver).
@@ -96,7 +96,7 @@ def read_solver(path: str | Path, schedule: NoiseSchedule, solver: Solver, *, si
         raise ValueError(f"states must be vectors with one time for all, got {schedule!r:.200}")
     precision = jnp.result_type(float)
     try:
-        # What is too large becomes infinite, and is refused.
+        # A number that is too large becomes infinite and is refused.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             with jax.enable_x64(True):
                 model = _model(schedule, solver.calls, side)
@@ -112,7 +112,7 @@ def read_solver(path: str | Path, schedule: NoiseSchedule, solver: Solver, *, si
     return Imported(found, notes + more)
 
 
-# Each is one program.
+# Each is compiled as one program.
 _converted, _expand = jax.jit(converted, static_argnums=(2, 3)), jax.jit(expand)
 _like_expansion = jax.jit(like_expansion, static_argnums=1)
 
@@ -176,7 +176,7 @@ def _written_out(sampler: Sampler, model: Model) -> tuple[_WrittenOut, list[str]
 
 
 def _allowed(level: float, model: Model) -> float:
-    """A level at which the network is asked, within the model's range."""
+    """A level at which the network is called, within the model's range."""
     allowed = min(max(level, model.least), model.most)
     if not abs(level - allowed) <= SAME_END * allowed:
         raise ValueError(
@@ -188,9 +188,9 @@ def _allowed(level: float, model: Model) -> float:
 def _as_changes(
     written: _WrittenOut, model: Model, schedule: NoiseSchedule, solver: Solver, precision: np.dtype
 ) -> tuple[Expansion, Discretization]:
-    """What is written out as the solver takes it, and the changes that make the solver that.
+    """The written-out solver for the prediction that `solver` takes, and the changes that give it.
 
-    They are changes of the table that will be made again, in the precision in which it will be.
+    The changes are relative to the table as it will be built again, in the same precision.
     """
     t, t_c = _times(written.levels, model, schedule)
     check_times(t, t_c, schedule, whole=True)
@@ -202,7 +202,7 @@ def _as_changes(
 
 
 def _times(levels: list[float], model: Model, schedule: NoiseSchedule) -> tuple[np.ndarray, np.ndarray]:
-    """Times of the steps and of the calls: the same ones, but where calls share one, or begin later than their step."""
+    """Times of the steps and of the calls: the same, unless calls share a time or begin later than their step."""
     level = np.array([*levels, model.least])
     lam = np.log1p(-level) - np.log(level) if model.process == "flow" else -np.log(level)
     t_c = np.clip(np.asarray(schedule.inverse_lam(jnp.asarray(lam))), model.ends[1], model.ends[0])

@@ -1,4 +1,4 @@
-"""The folder of a saved pipeline of diffusers: all that belongs to it must be there, weights above all."""
+"""The folder of a saved diffusers pipeline: all its parts must be there, above all the weights."""
 
 import logging
 import re
@@ -12,7 +12,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from ld3_jax.disk import read_json
 
-_DRAWN = "newly initialized"  # as transformers says of weights that it draws at random, since files lack them
+_DRAWN = "newly initialized"  # transformers' words for missing weights, which it draws at random
 _NAME = re.compile(r"^([\w.]+)\s+\|.*MISSING", re.MULTILINE)
 
 
@@ -20,7 +20,7 @@ def read(folder: str, dtype: torch.dtype) -> Any:
     """The pipeline, on the CPU.
 
     Args:
-        folder: that `require_whole` lets pass.
+        folder: a folder that `require_whole` accepts.
         dtype: of its networks.
 
     Raises:
@@ -39,7 +39,7 @@ def read(folder: str, dtype: torch.dtype) -> Any:
 
 @contextmanager
 def _noticing() -> Iterator[list[str]]:
-    """What transformers says of weights that files lack, for which it draws random ones."""
+    """The messages of transformers about missing weights, for which it draws random ones."""
     said: list[str] = []
     logger, handler = logging.getLogger("transformers"), logging.Handler()
     handler.addFilter(lambda record: _DRAWN in record.getMessage() and bool(said.append(record.getMessage())))
@@ -54,11 +54,11 @@ def _noticing() -> Iterator[list[str]]:
 
 
 def require_whole(folder: str) -> None:
-    """Refuse what is no folder of a pipeline, or lacks a part of it.
+    """Refuse anything that is not the folder of a pipeline, or lacks a part of it.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if it is not one of a pipeline, or lacks a part.
+        ValueError: if it is not the folder of a pipeline, or lacks a part.
     """
     path = Path(folder)
     if not folder or not path.is_dir():

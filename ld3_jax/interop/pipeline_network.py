@@ -1,4 +1,4 @@
-"""A pipeline of diffusers as a model: its network, its decoder and its conditions, in JAX."""
+"""A diffusers pipeline as a model: its network, its decoder and its conditions, in JAX."""
 
 import copy
 import math
@@ -24,10 +24,10 @@ from ld3_jax.interop.pipelines import Driven, naming, opened
 from ld3_jax.interop.pytorch import PyTorchNetwork, pytorch_network
 from ld3_jax.schedules import NoiseSchedule
 
-_TRIED = 0.617  # where a network is tried, between t_min and t_max: at no whole timestep
-_STEPS = 6  # that are compared; guidance that skips layers does so in the second of as many
+_TRIED = 0.617  # where a network is tried, between t_min and t_max: not at a whole timestep
+_STEPS = 6  # steps to compare; guidance that skips layers does so in the second of this many steps
 _SAME = 0.01  # relative; half precision rounds to 0.004
-_NO_TEXT = "text_encoder"  # in the names of components that are not needed once prompts are encoded
+_NO_TEXT = "text_encoder"  # part of the names of components that are not needed once prompts are encoded
 
 
 class Loaded(NamedTuple):
@@ -36,11 +36,11 @@ class Loaded(NamedTuple):
     Attributes:
         model: model(x, t, cond) -> eps.
         schedule: its noise schedule.
-        shape: of one state, as the pipeline's scheduler has it.
-        cond: conditions with an axis of samples in front; None if there are none.
+        shape: shape of one state, as the pipeline's scheduler sees it.
+        cond: conditions with a leading axis of samples; None if there are none.
         pictures: pictures(states) -> images (n, height, width, channels) in [-1, 1], on the host.
-        decode: decode(states) -> the same in JAX, with derivatives; None where it was not asked for.
-        seconds: that a network call took for one sample.
+        decode: decode(states) -> the same in JAX, with derivatives; None if it was not requested.
+        seconds: the time of a network call for one sample.
     """
 
     model: denoisers.Denoiser
@@ -65,11 +65,11 @@ def load(
 
     Args:
         folder: as a pipeline's `save_pretrained` writes it.
-        dtype: of its networks, as PyTorch names it.
-        options: keywords of its call.
-        conditions: conditions(kind, pipe) -> its prompts for "prompt", labels (n,) for "class_labels", else None.
+        dtype: dtype of its networks, by its name in PyTorch.
+        options: keyword arguments of its call.
+        conditions: conditions(kind, pipe) -> its prompts for "prompt", labels (n,) for "class_labels", otherwise None.
         decoded: whether `decode` is wanted.
-        on_progress: called with what is under way, how much is done and how much there is.
+        on_progress: called with the name of the current work, how much is done and how much there is.
 
     Raises:
         FileNotFoundError, ValueError: see `opened`, `noise` and `pytorch_network`; if the pipeline cannot be called
@@ -101,7 +101,7 @@ def _network(
 
 
 def _without_text(pipe: Any) -> Any:
-    """The pipeline without what encodes text, of which calls may still read the configuration."""
+    """The pipeline without its text encoders; calls may still read their configuration."""
     own, found = copy.copy(pipe), [name for name in pipe.components if _NO_TEXT in name]
     for name in found:
         module = getattr(pipe, name)
@@ -111,7 +111,7 @@ def _without_text(pipe: Any) -> Any:
 
 
 def _tried(driven: Driven, says: Noise, one: PyTree) -> tuple[Driven, tuple[int, ...], list[torch.nn.Module], float]:
-    """Network calls at both ends, since some pipelines change networks on the way.
+    """Network calls at both ends, because some pipelines switch networks in between.
 
     Returns:
         The pipeline with the dtype of its states, their shape, the modules that it uses, the seconds of a call.
@@ -122,7 +122,7 @@ def _tried(driven: Driven, says: Noise, one: PyTree) -> tuple[Driven, tuple[int,
         state = driven.first(first, cond)
         driven = replace(driven, dtype=state.dtype)
         several = driven.steps(state, torch.tensor([at], device=state.device), cond)
-        begun = time.monotonic()  # the first calls prepare what later ones share
+        begun = time.monotonic()  # the first calls prepare what later calls share
         several += driven.steps(state, torch.full((_STEPS,), at, device=state.device), cond)
         outputs = torch.stack(several).float().cpu()
         seconds = (time.monotonic() - begun) / _STEPS
@@ -154,7 +154,7 @@ def _used(pipe: Any) -> Iterator[list[torch.nn.Module]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What a pipeline warns of at each call it has said at the first one."""
+    """Silence the warnings that a pipeline repeats at each call."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -164,13 +164,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _tensors(driven: Driven, cond: PyTree, count: int = 1) -> PyTree:
-    """Conditions of one sample for several."""
+    """The conditions of one sample, repeated for several."""
     device = driven.pipe._execution_device
     return jax.tree.map(lambda leaf: torch.as_tensor(np.repeat(leaf, count, 0)).to(device), cond)
 
 
 def _pictures(driven: Driven, one: PyTree, states: np.ndarray) -> np.ndarray:
-    """Images of states, one after the other."""
+    """Images of states, one at a time."""
     images = []
     with _quiet(), torch.no_grad():
         for state in np.asarray(states, np.float32):
@@ -182,14 +182,14 @@ def _pictures(driven: Driven, one: PyTree, states: np.ndarray) -> np.ndarray:
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _Sizes:
-    """Of a decoder as a network, whose output is shaped like its input: both are filled up with zeros."""
+    """A decoder as a network whose output is shaped like its input: both are padded with zeros."""
 
     state: tuple[int, ...]
     image: tuple[int, ...]
 
     @property
     def both(self) -> int:
-        """How many numbers either has."""
+        """How many numbers both have after padding."""
         return max(math.prod(self.state), math.prod(self.image))
 
 

@@ -1,4 +1,4 @@
-"""What the scheduler of a pipeline of diffusers says of its network: noise schedule, prediction, timesteps."""
+"""What the scheduler of a diffusers pipeline says about its network: noise schedule, prediction, timesteps."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,17 +6,17 @@ from typing import Any, NamedTuple
 from ld3_jax.interop.diffusers import FLOW_STEPS, KINDS, OUTPUTS, described, flow_timestep
 from ld3_jax.schedules import NoiseSchedule, RectifiedFlow, VPDiscrete
 
-_LEAST_SNR = 2.0**-24  # alpha^2 of no signal, as some schedulers write it; others write 0
+_LEAST_SNR = 2.0**-24  # alpha^2 where there is no signal, in some schedulers; others have 0
 BY_HAND = "write the network's call yourself, and hand it to ld3_jax.interop.pytorch_network"
 
 
 class Noise(NamedTuple):
-    """What a pipeline's scheduler says of its network.
+    """What a pipeline's scheduler says about its network.
 
     Attributes:
         schedule: the noise schedule. Karras' and other sigmas, spacings and shifts only move the scheduler's own times.
         prediction: what the network predicts, by this library's names.
-        timestep: timestep(t) -> what the pipeline gives its network at the time t.
+        timestep: timestep(t) -> the timestep that the pipeline gives its network at the time t.
     """
 
     schedule: NoiseSchedule
@@ -28,8 +28,8 @@ def noise(scheduler: Any) -> Noise:
     """Read a scheduler of diffusers; a flow's time is its noise level, from 0.999 to 0.001.
 
     Raises:
-        ValueError: if its noise is neither variance preserving nor a flow's; if it does not say what its network
-            predicts, or that is noise where a state holds nothing else.
+        ValueError: if its noise is neither variance preserving nor a flow; if it does not say what its network
+            predicts, or the network predicts noise where a state is pure noise.
     """
     kind, said = described(scheduler)
     name, config = type(scheduler).__name__, scheduler.config

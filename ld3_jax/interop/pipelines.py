@@ -1,9 +1,9 @@
-"""A pipeline of diffusers as PyTorch functions: its own call, from a state to what it hands its scheduler.
+"""A diffusers pipeline as PyTorch functions: its own call, from a state to the prediction for its scheduler.
 
-No family is known here. The call runs with a stand-in for the scheduler, which has one timestep and ends the call with
-the prediction that it is given. So guidance, packing, time ids and the scale of the timestep are the pipeline's own.
-Without a timestep the loop is empty, and the state goes to the decoder. Prompts are encoded once: what `encode_prompt`
-gave is kept, and handed back for the samples of a batch.
+No pipeline family is special here. The call runs with a stand-in for the scheduler, which has one timestep and ends the
+call with the prediction that it gets. So guidance, packing, time ids and the scale of the timestep are the pipeline's
+own. Without a timestep the loop is empty, and the state goes to the decoder. Prompts are encoded once: the output of
+`encode_prompt` is kept and returned for the samples of a batch.
 """
 
 import copy
@@ -22,15 +22,15 @@ from ld3_jax.interop import pipeline_files
 from ld3_jax.interop.encoded_prompts import Encoded
 from ld3_jax.interop.pipeline_noise import BY_HAND
 
-_NOT_NEEDED = ("safety_checker", "watermark")  # of what comes behind the decoder
-# What is set here, and by no user.
+_NOT_NEEDED = ("safety_checker", "watermark")  # components after the decoder
+# Set here, and not by users.
 _OURS = ("prompt", "latents", "class_labels", "batch_size", "num_inference_steps", "timesteps", "sigmas", "mu")
 _OURS += ("output_type", "return_dict", "generator", "eta", "callback_on_step_end", "callback", "callback_steps")
 _OURS += ("num_images_per_prompt", "num_videos_per_prompt", "callback_on_step_end_tensor_inputs")
 
 
 class _Captured(Exception):
-    """Ends a pipeline's call with what its scheduler was given at each step, and the state."""
+    """Ends a pipeline's call with the predictions that its scheduler got at each step, and the state."""
 
     def __init__(self, outputs: list[torch.Tensor], sample: torch.Tensor):
         super().__init__()
@@ -40,7 +40,7 @@ class _Captured(Exception):
 class _StandIn:
     """A scheduler that leaves the state as it is, and ends the call after its last timestep.
 
-    What it does not have is that of the pipeline's own.
+    All other attributes come from the pipeline's own scheduler.
     """
 
     order, begin_index, init_noise_sigma = 1, 0, 1.0
@@ -59,7 +59,7 @@ class _StandIn:
         sigmas: Any = None,
         timesteps: Any = None,
     ) -> None:
-        """Keep those that there are: a learned solver has its own times, too, whatever the pipeline would shift."""
+        """Keep the present times: a learned solver also has its own times, however the pipeline would shift them."""
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         pass
@@ -83,7 +83,7 @@ class _StandIn:
 
 
 class _Noise(TorchFunctionMode):
-    """The first normal noise that is drawn is a given state, for pipelines that take none."""
+    """Replace the first normal noise that is drawn by a given state, for pipelines that take no latents."""
 
     def __init__(self, state: torch.Tensor):
         super().__init__()
@@ -95,12 +95,12 @@ class _Noise(TorchFunctionMode):
 
 @dataclass(frozen=True, eq=False)
 class Driven:
-    """A pipeline's call, with what a user's call of it says.
+    """A pipeline's call with a user's options.
 
     Attributes:
         pipe: a copy of the pipeline, whose components are shared.
-        options: keywords of its call: size, guidance and so on.
-        dtype: of its latents.
+        options: keyword arguments of its call: size, guidance and so on.
+        dtype: dtype of its latents.
         encoded: its text conditions, if it has any.
     """
 
@@ -116,7 +116,7 @@ class Driven:
 
     @property
     def conditions(self) -> str:
-        """What a sample depends on: "prompt", "class_labels", or "batch_size", which is nothing."""
+        """What a sample depends on: "prompt", "class_labels", or "batch_size" if it depends on nothing."""
         return next(name for name in _CONDITIONS if name in self.takes)
 
     @property
@@ -124,23 +124,23 @@ class Driven:
         return {name for name, value in self.options.items() if "prompt" in name and isinstance(value, str)}
 
     def predict(self, x: torch.Tensor, timestep: torch.Tensor, cond: Any = None) -> torch.Tensor:
-        """What the pipeline hands its scheduler.
+        """The prediction that the pipeline gives its scheduler.
 
         Args:
-            x: (batch, ...) states, as the scheduler has them: latents, packed where the pipeline packs them.
+            x: (batch, ...) states, as the scheduler sees them: latents, packed if the pipeline packs them.
             timestep: a scalar, in units of the pipeline's training steps; it may be fractional.
-            cond: of each sample, as `Encoded.cond`, or labels of classes.
+            cond: condition of each sample, as in `Encoded.cond`, or class labels.
         """
         return self.steps(x, timestep.reshape(1), cond)[0]
 
     def steps(self, x: torch.Tensor, timesteps: torch.Tensor, cond: Any = None) -> list[torch.Tensor]:
-        """What it hands its scheduler at each of several steps from the same state."""
+        """The predictions at each of several steps from the same state."""
         outputs, _ = self._called(timesteps, len(x), cond, x.to(self.dtype))
-        # A batch that is doubled for guidance has the same in both halves; behind the prediction is a variance.
+        # A batch that is doubled for guidance has the same in both halves; a variance may follow the prediction.
         return [output[: len(x), : x.shape[1]].to(x.dtype) for output in outputs]
 
     def decode(self, x: torch.Tensor, cond: Any = None) -> torch.Tensor:
-        """Images (batch, height, width, channels) in [-1, 1] of states without noise; of a video its middle frame."""
+        """Images (batch, height, width, channels) in [-1, 1] of states without noise; for a video its middle frame."""
         images, _ = self._called(x.new_zeros(0), len(x), cond, x.to(self.dtype), "pt")
         frame = images[:, images.shape[1] // 2] if images.ndim == 5 else images
         return frame.movedim(1, -1).to(x.dtype) * 2 - 1
@@ -152,7 +152,7 @@ class Driven:
             return self._called(at, count, cond)[1][:count]
 
     def encode(self, prompts: Sequence[str]) -> list[Any]:
-        """What `encode_prompt` gives for prompts, call by call. No network is called."""
+        """The output of `encode_prompt` for prompts, call by call. No network is called."""
         outputs, encode = [], self.pipe.encode_prompt
 
         def record(*args: Any, **options: Any) -> Any:
@@ -167,7 +167,7 @@ class Driven:
     def _arguments(self, output_type: str, count: int, steps: int) -> dict[str, Any]:
         # Mochi divides by half of the steps.
         fixed = {"num_inference_steps": max(steps, 2), "output_type": output_type, "return_dict": False}
-        # Of a list of prompts some pipelines take one negative prompt, and all take as many.
+        # For a list of prompts some pipelines take one negative prompt, and all take as many as prompts.
         own = {name: [value] * count if name in self._texts else value for name, value in self.options.items()}
         return {name: value for name, value in fixed.items() if name in self.takes} | own
 
@@ -200,7 +200,7 @@ def _loop(pipe: Any) -> Callable[..., Any]:
 
 
 def _run(pipe: Any, timesteps: torch.Tensor, arguments: dict[str, Any], encode: Any = None) -> tuple[Any, Any]:
-    """What the call hands its scheduler, step by step, and the state; or what it returns, and None."""
+    """What the call gives its scheduler, step by step, and the state; or its return value, and None."""
     own = copy.copy(pipe)  # the call sets attributes
     vars(own)["scheduler"] = _StandIn(pipe.scheduler, timesteps)
     if encode is not None:
@@ -216,16 +216,16 @@ def opened(folder: str, dtype: torch.dtype, options: Mapping[str, Any]) -> Drive
 
     Args:
         folder: as a pipeline's `save_pretrained` writes it.
-        dtype: of its networks.
-        options: keywords of its call.
+        dtype: dtype of its networks.
+        options: keyword arguments of its call.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if it holds no pipeline that can be loaded, or one that cannot be driven; if an option is not one of
+        ValueError: if it holds no pipeline that can be loaded, or one that cannot be used; if an option is not one of
             its call's, or must not be set.
     """
     pipeline_files.require_whole(folder)
-    extras.load("accelerate", "loading a pipeline of diffusers")  # some networks are not loaded without it
+    extras.load("accelerate", "loading a pipeline of diffusers")  # some networks need it to load
     with naming(folder):
         pipe = pipeline_files.read(folder, dtype).to("cuda" if torch.cuda.is_available() else "cpu")
     for part in pipe.components.values():
@@ -233,7 +233,7 @@ def opened(folder: str, dtype: torch.dtype, options: Mapping[str, Any]) -> Drive
             part.requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
     vars(pipe).update({name: None for name in _NOT_NEEDED if hasattr(pipe, name)})
-    if hasattr(getattr(pipe, "scheduler", None), "replaced"):  # it was saved with what was learned
+    if hasattr(getattr(pipe, "scheduler", None), "replaced"):  # it was saved with a learned scheduler
         vars(pipe)["scheduler"] = pipe.scheduler.replaced()
     driven = Driven(pipe, dict(options))
     check(driven, folder)
@@ -241,7 +241,7 @@ def opened(folder: str, dtype: torch.dtype, options: Mapping[str, Any]) -> Drive
 
 
 def check(driven: Driven, folder: str) -> None:
-    """Refuse what cannot be driven, and keywords that the call does not take."""
+    """Refuse pipelines that cannot be used, and keywords that the call does not take."""
     kind, takes = type(driven.pipe).__name__, driven.takes
     if getattr(driven.pipe, "scheduler", None) is None:
         raise ValueError(f"{folder}: {kind} has no scheduler, whose place is taken here: {BY_HAND}")
@@ -259,7 +259,7 @@ def check(driven: Driven, folder: str) -> None:
 
 @contextmanager
 def naming(folder: str) -> Iterator[None]:
-    """Whatever a pipeline raises, on one line with its folder."""
+    """Turn any error of a pipeline into one line with its folder."""
     try:
         yield
     except Exception as error:

@@ -1,7 +1,7 @@
 """A PyTorch module as a network: called on the host, on its own device, with derivatives that PyTorch computes.
 
-Its weights stay where they are. States have the shapes that the module takes, so images are (batch, channels, height,
-width). Beside JAX on one GPU, XLA_PYTHON_CLIENT_PREALLOCATE=false leaves PyTorch its memory.
+Its weights stay where they are. States have the shapes that the module expects, so images are (batch, channels, height,
+width). If JAX shares the GPU, XLA_PYTHON_CLIENT_PREALLOCATE=false leaves memory for PyTorch.
 """
 
 import logging
@@ -24,30 +24,30 @@ from ld3_jax.interop.pytorch_weights import Weights, weights_of
 from ld3_jax.ranges import ARRAYS, COUNT, POSITIVE, TEXT, Kind, entrance, one_of, shown
 
 _AUTO = "auto"
-# JAX logs what a callback raises with its traceback, and raises it as well.
+# JAX logs an error of a callback with its traceback, and also raises it.
 logging.getLogger("jax._src.callback").addFilter(
     lambda record: not (record.exc_info and isinstance(record.exc_info[1], PyTorchError))
 )
 _NAME = "ld3_jax.interop.pytorch"
-# JAX calls back from several threads. PyTorch keeps a team of threads for each one that calls it, and teams are in each
-# other's way: of a small network on two cores, learning took three times as long. So modules run one at a time, too.
+# JAX calls back from several threads. PyTorch keeps a team of threads for each calling thread, and the teams slow each
+# other down: with a small network on two cores, learning took three times as long. So modules run one at a time.
 _THREAD = ThreadPoolExecutor(1, _NAME)
-_MEMORY = "allocate memory"  # in the errors of PyTorch's allocators
+_MEMORY = "allocate memory"  # part of the errors of PyTorch's allocators
 
 
 @dataclass(frozen=True, eq=False)
 class _Host:
-    """A module as `callbacks.Host`. Equal to itself alone; its text tells it from others in a traced program.
+    """A module as `callbacks.Host`. Equal only to itself; its text identifies it in a traced program.
 
     Attributes:
         name: of the module.
         call: call(x, t, cond) -> tensor.
-        weights: that it uses.
-        shape: of one state.
-        like: the condition of one sample.
+        weights: the weights that it uses.
+        shape: shape of one state.
+        like: the condition of one sample, as an example.
         derivative: one of DERIVATIVES.
         lacks: why there are no gradients in reverse mode; "" if there are.
-        output: a digest of what it gives for fixed states, which stands for `call`.
+        output: a digest of its output for fixed states, which stands for `call`.
     """
 
     name: str
@@ -100,7 +100,7 @@ class _Host:
         cond: Sequence[np.ndarray],
         directions: int = 0,
     ) -> Any:
-        """What PyTorch computes, as arrays of the states' dtype."""
+        """The result of PyTorch, as arrays of the states' dtype."""
 
         def run() -> Any:
             try:
@@ -118,7 +118,7 @@ class _Host:
         return run() if threading.current_thread().name.startswith(_NAME) else _THREAD.submit(run).result()
 
     def _checked(self, x: torch.Tensor, t: torch.Tensor, cond: Any) -> torch.Tensor:
-        """The module's output, in the states' dtype; it may write into what it is given."""
+        """The module's output, in the states' dtype; the module may write into its inputs."""
         output = self.call(x.clone(), t.clone(), jax.tree.map(torch.clone, cond))
         if not isinstance(output, torch.Tensor):
             raise ValueError(
@@ -133,7 +133,7 @@ class _Host:
         return output.to(x.dtype)
 
     def _tensors(self, *arrays: np.ndarray) -> list[torch.Tensor]:
-        """Tensors on the module's device, floats in its dtype but the time, which needs the digits."""
+        """Tensors on the module's device; floats get its dtype, except the time, which needs its digits."""
         exact = torch.promote_types(self.weights.dtype, torch.float32)
         tensors = [torch.tensor(_plain(one), device=self.weights.device) for one in arrays]
         wanted = [exact if one.ndim < 2 else self.weights.dtype for one in tensors]
@@ -164,7 +164,7 @@ def _array(tensor: torch.Tensor, dtype: Any) -> np.ndarray:
 @jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True, eq=False)
 class PyTorchNetwork:
-    """A module as network(x, t, cond) of JAX; see `pytorch_network`. Its one leaf is a digest of the weights."""
+    """A module as a JAX network(x, t, cond); see `pytorch_network`. Its only leaf is a digest of the weights."""
 
     digest: Any
     host: _Host
@@ -219,31 +219,32 @@ def pytorch_network(
     derivative: str = _AUTO,
     name: str = "",
 ) -> PyTorchNetwork:
-    """A PyTorch module as a network of JAX, under jit, grad, vmap, scan and every learner.
+    """A PyTorch module as a JAX network that works under jit, grad, vmap, scan and every learner.
 
-    It is tried on fixed random states first, and its derivatives are compared with differences. Reverse mode
-    twice is taken if PyTorch has it of all that the module does, else forward mode, which needs less memory, else
-    central differences, which are good to about 1 % in single precision. There are first derivatives, in states and
-    times.
+    It is first tried on fixed random states, and its derivatives are compared with finite differences. Reverse mode
+    twice is used if PyTorch supports it for the whole module, otherwise forward mode, which needs less memory,
+    otherwise central differences, which are good to about 1 % in single precision. There are only first derivatives, in
+    states and times.
 
     Args:
-        module: the module, in eval mode; or several, all whose weights `call` uses. It runs on the device of
-            its first weight, in the dtype of most; t comes in single precision at least.
-        shape: of one state as the module takes it, for instance (4, 64, 64).
+        module: the module, in eval mode; or all modules whose weights `call` uses. It runs on the device of its first
+            weight, in the dtype of most weights; t has at least single precision.
+        shape: shape of one state for the module, for instance (4, 64, 64).
         cond: the condition of one sample: a pytree of arrays without the batch axis.
-        call: call(x, t, cond) -> tensor, of tensors x (batch, *shape), a scalar t, and cond with a batch axis; by
+        call: call(x, t, cond) -> tensor, for tensors x (batch, *shape), a scalar t, and cond with a batch axis; by
             default module(x, t), or module(x, t, cond), with t (batch,).
-        t: a time to try it at, in the units of its noise schedule.
+        t: a time at which to try it, in the units of its noise schedule.
         derivative: one of DERIVATIVES, or "auto".
-        name: of the module, for messages; by default its class.
+        name: name of the module in messages; by default its class.
 
     Returns:
         network(x, t, cond) -> the module's output; `to_noise` makes it a model. The weights must not change from here
         on.
 
     Raises:
-        ValueError: if the module is in training mode, cannot be called so, gives no tensor shaped like the states,
-            numbers that are not finite, or others the second time; if the derivative is not to be had.
+        ValueError: if the module is in training mode, cannot be called like this, gives no tensor shaped like the
+            states, gives numbers that are not finite or differ the second time; if the requested derivative does not
+            work.
     """
     modules = [module] if isinstance(module, torch.nn.Module) else [*module]
     name = name or type(modules[0]).__name__

@@ -1,8 +1,8 @@
 """How a PyTorch function changes along directions: in forward mode, in reverse mode twice, or by differences.
 
 A function is call(x, t, cond) with x (batch, ...), a scalar t and a pytree cond of tensors with leading axis batch.
-Each kind of derivative is a function of it and of where it is differentiated, which gives a linear map of q directions
-dx (q, batch, ...) and dt (q,).
+Each kind of derivative is a function of it and of a point, which gives a linear map of q directions dx (q, batch, ...)
+and dt (q,).
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Call = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
 
 
 class At(NamedTuple):
-    """A function and where it is differentiated."""
+    """A function and the point where it is differentiated."""
 
     call: Call
     x: torch.Tensor
@@ -47,7 +47,7 @@ def double_reverse(at: At) -> Linear:
 
 
 def forward(at: At) -> Linear:
-    """Forward mode: the network runs once for each set of directions, with all of them beside it."""
+    """Forward mode: the network runs once for each set of directions, together with all of them."""
 
     def one(dx: torch.Tensor, dt: torch.Tensor) -> torch.Tensor:
         return torch.func.jvp(lambda x, t: at.call(x, t, at.cond), (at.x, at.t), (dx, dt))[1]
@@ -63,7 +63,7 @@ def difference(at: At) -> Linear:
     """Central differences, J_x dx of all directions in one batch, and J_t dt.
 
     A step is eps^0.4 of the states' size, and eps^0.5 of the time, whose embedding has high frequencies; with the eps
-    of single precision at least, for many modules compute embeddings in it whatever their dtype.
+    of single precision at least, because many modules compute embeddings in it with any dtype.
     """
     single, call = torch.finfo(torch.float32).eps, torch.no_grad()(at.call)
 
@@ -84,7 +84,7 @@ def difference(at: At) -> Linear:
     return lambda dx, dt: of_states(dx) + (of_time(dt) if dt.any() else 0)
 
 
-# In the order in which they are tried: reverse mode twice is the fastest, and PyTorch has it of the most operations.
+# In the order in which they are tried: reverse mode twice is the fastest, and PyTorch has it for the most operations.
 DERIVATIVES: dict[str, Callable[[At], Linear]] = {
     "double reverse": double_reverse,
     "forward": forward,

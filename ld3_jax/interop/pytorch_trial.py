@@ -1,4 +1,4 @@
-"""A module is tried before it is used: what it gives, and which of its derivatives are right."""
+"""A module is tried before it is used: its output, and which of its derivatives are right."""
 
 import hashlib
 import logging
@@ -10,32 +10,32 @@ import jax
 import numpy as np
 import torch
 
-_SHARE = 0.3  # what derivatives may be from each other, relative; one that is wrong is off by about all of it
+_SHARE = 0.3  # relative difference allowed between derivatives; a wrong one is off by about its own size
 _SINGLE = 1e-5  # above the rounding of single precision, below that of half precision
 _OTHERS = 0.1  # relative; weights of whole numbers round by the largest state of a batch
-_SHORT = 3e-4  # of the states' size; on this way half precision rounds by 1e-3 of the output, single by 1e-6
+_SHORT = 3e-4  # of the states' size; over this distance half precision rounds by 1e-3 of the output, single by 1e-6
 _BENT = 1e-4
-_LONG = 0.1  # of the states' size; half precision rounds differences by this by some per cent
+_LONG = 0.1  # of the states' size; half precision rounds differences over this distance by a few per cent
 
 
 class PyTorchError(RuntimeError):
-    """What a module raised while it ran, on one line that names it."""
+    """An error of a running module, on one line that names it."""
 
 
 def tried(host: Any, t: np.ndarray, derivatives: Sequence[str]) -> Any:
-    """A host whose module works, with the first derivative that is right, and a digest of what it gives.
+    """A host whose module works, with the first derivative that is right, and a digest of its output.
 
-    Derivatives are compared with central differences. In half precision these are noise in times, and rough in
+    Derivatives are compared with central differences. In half precision, differences are noise in times and rough in
     states.
 
     Args:
-        host: of `interop.pytorch`; its derivative is "difference".
-        t: the time to try it at.
-        derivatives: the names of those to try.
+        host: a host of `interop.pytorch` with the derivative "difference".
+        t: the time at which to try it.
+        derivatives: the names of the derivatives to try.
 
     Raises:
-        ValueError: if numbers are not finite, or others the second time, or depend on other samples; if no derivative
-            is right.
+        ValueError: if numbers are not finite, differ the second time, or depend on other samples; if no derivative is
+            right.
         PyTorchError: if the module does not run.
     """
     random = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def tried(host: Any, t: np.ndarray, derivatives: Sequence[str]) -> Any:
     directions = (np.stack([dx, 0 * dx]), np.array([0, 1], np.float32))
     eps = torch.finfo(host.weights.dtype).eps
     exact = eps < _SINGLE and not _rounds(host, output, dx, where)
-    # Of a difference of numbers of this size, by the steps of `pytorch_derivatives.difference`.
+    # The error of a difference of numbers of this size, with the steps of `pytorch_derivatives.difference`.
     of_steps = np.array([eps**0.6 * np.linalg.norm(dx) / np.linalg.norm(x), eps**0.5 / float(t)])
     rounding = 3 * np.linalg.norm(output) * of_steps
     if exact:
@@ -63,7 +63,7 @@ def tried(host: Any, t: np.ndarray, derivatives: Sequence[str]) -> Any:
 
 
 def _output(host: Any, others: np.ndarray, where: Sequence[np.ndarray]) -> np.ndarray:
-    """What it gives, which must be finite, and the same each time and beside any other states."""
+    """Its output, which must be finite, and the same each time and next to any other states."""
     output = host.value(*where)
     if not np.isfinite(output).all():
         raise ValueError(f"{host.name} gives numbers that are not finite at t = {float(where[1]):g} for normal states")
@@ -74,7 +74,7 @@ def _output(host: Any, others: np.ndarray, where: Sequence[np.ndarray]) -> np.nd
 
 
 def _require_alone(host: Any, output: np.ndarray, others: np.ndarray, where: Sequence[np.ndarray]) -> None:
-    """Refuse a module that gives something else for a state beside another one, or after a call with one near it."""
+    """Refuse a module whose output for a state changes with the other states, or after a call with a nearby state."""
     x, t, *cond = where
     for i in (0, 1):
         beside, of_beside = 3 * others, [0 * leaf if leaf.dtype.kind == "f" else leaf.copy() for leaf in cond]
@@ -92,7 +92,7 @@ def _require_alone(host: Any, output: np.ndarray, others: np.ndarray, where: Seq
 
 
 def _rounds(host: Any, output: np.ndarray, dx: np.ndarray, where: Sequence[np.ndarray]) -> bool:
-    """Whether it rounds to less than single precision inside, as autocast does: then it is no line on a short way."""
+    """Whether it rounds to less than single precision inside, as under autocast: small differences are rounding."""
     x, *rest = where
     step = np.float32(_SHORT) * dx
     bent = host.value(x + step, *rest) + host.value(x - step, *rest) - 2 * output
@@ -100,7 +100,7 @@ def _rounds(host: Any, output: np.ndarray, dx: np.ndarray, where: Sequence[np.nd
 
 
 def _roughly(host: Any, output: np.ndarray, dx: np.ndarray, where: Sequence[np.ndarray]) -> tuple[np.ndarray, Any]:
-    """What half precision tells of derivatives: those in the states by a long step, and how far off they may be."""
+    """What half precision shows of derivatives: in the states, over a long step, and how far off they may be."""
     x, *rest = where
 
     def by(share: float) -> np.ndarray:
@@ -108,12 +108,12 @@ def _roughly(host: Any, output: np.ndarray, dx: np.ndarray, where: Sequence[np.n
         return (host.value(x + step, *rest) - host.value(x - step, *rest)) / (2 * share)
 
     of_x = by(_LONG)
-    away = np.linalg.norm(by(2 * _LONG) - of_x)  # which guidance enlarges
+    away = np.linalg.norm(by(2 * _LONG) - of_x)  # guidance enlarges it
     return np.stack([of_x, 0 * of_x]), np.array([0.5 * np.linalg.norm(of_x) + away, np.inf])
 
 
 def _warn_of_jumps(host: Any, output: np.ndarray, of_time: np.ndarray, where: Sequence[np.ndarray]) -> None:
-    """Warn of a module that rounds its time, whose derivative in it is 0."""
+    """Warn if a module rounds its time, so that its derivative in time is 0."""
     x, t, *cond = where
     if not of_time.any() and not np.array_equal(output, host.value(x, np.asarray(0.8 * t, t.dtype), *cond)):
         logging.getLogger(__name__).warning(
@@ -139,13 +139,13 @@ def _first_right(
 
 
 def _squares(host: Any, along: np.ndarray, dx: np.ndarray, where: Sequence[np.ndarray]) -> np.ndarray:
-    """<J^T J d, d> by reverse mode, of d = dx and of the time, where J d is known."""
+    """<J^T J d, d> by reverse mode, for d = dx and for the time, if J d is known."""
     of_x, of_t = host.back(along, *where)
     return np.array([np.vdot(of_x[0], dx), of_t[1]])
 
 
 def _why_not(compute: Callable[[], np.ndarray], expected: np.ndarray, allowed: np.ndarray) -> str:
-    """Why what is computed is not taken, or ""."""
+    """Why a derivative is not used, or ""."""
     try:
         found = compute()
     except PyTorchError as error:

@@ -1,4 +1,4 @@
-"""The weights of PyTorch modules: where they are, a digest of them, and whether they changed since."""
+"""The weights of PyTorch modules: where they are, their digest, and whether they have changed."""
 
 import hashlib
 import re
@@ -8,19 +8,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-_SOME = 64  # parameters that are looked at in each call
+_SOME = 64  # parameters that are checked in each call
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class Weights(NamedTuple):
-    """All that some modules compute with."""
+    """All weights that some modules compute with."""
 
     modules: list[torch.nn.Module]
-    tensors: list[torch.Tensor]  # those whose changes PyTorch counts
+    tensors: list[torch.Tensor]  # tensors whose changes PyTorch counts
     changes: int
-    seen: tuple[list[int], bytes]  # of parameters: which there are, and some of their numbers
-    device: torch.device  # of the first one
-    dtype: torch.dtype  # that most of their numbers have; some modules keep norms and embeddings in single precision
+    seen: tuple[list[int], bytes]  # which parameters there are, and some of their numbers
+    device: torch.device  # device of the first one
+    dtype: torch.dtype  # dtype of most of their numbers; some modules keep norms and embeddings in single precision
     digest: bytes  # SHA-256 of the modules' text, of names, shapes, dtypes and bytes
 
     def require_unchanged(self, name: str) -> None:
@@ -64,8 +64,8 @@ def _parts(modules: Sequence[torch.nn.Module]) -> list[torch.nn.Module]:
 
 
 def _seen(parts: Sequence[torch.nn.Module]) -> tuple[list[int], bytes]:
-    """Which parameters there are, and a number of some of them: PyTorch counts no change that is made through `data`,
-    and none of what another tensor replaces."""
+    """Which parameters there are, and one number from some of them: PyTorch does not count changes through `data`, nor
+    tensors that are replaced."""
     found = [one for part in parts for one in part._parameters.values() if one is not None]
     groups: dict[Any, list[torch.Tensor]] = {}
     for one in found[:: -(-len(found) // _SOME) or 1]:
@@ -82,7 +82,7 @@ def require_eval(parts: Sequence[torch.nn.Module], name: str) -> None:
 
 
 def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a state_dict. Quantised modules have tuples in it, and tensors that are made of others."""
+    """The leaves of a state_dict. Quantised modules have tuples in it, and tensors made of other tensors."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             yield from _leaves(value, f"{path}.{key}")

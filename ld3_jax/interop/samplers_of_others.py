@@ -1,9 +1,9 @@
-"""The sampling loops of other programs that learn their solvers, for states of any kind that add.
+"""The sampling loops of other programs that learn their solvers, for any states that can be added.
 
-They run on NumPy's arrays in double precision; `imported_solvers` runs them once on unit vectors, which gives a table.
+They run on NumPy arrays in double precision; `imported_solvers` runs them once on unit vectors, which gives a table.
 
-States are in units where alpha = 1, or of flows as they are. `network(x, level)` gives the direction dx / dlevel there:
-the noise prediction, or of flows the velocity eps - x_0. A level is sigma / alpha, or of flows sigma.
+States are in units where alpha = 1, except for flows. `network(x, level)` gives the direction dx / dlevel there:
+the noise prediction, or the velocity eps - x_0 for flows. A level is sigma / alpha, or sigma for flows.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,16 +17,16 @@ Network = Callable[[Any, float], Any]
 
 
 class Model(NamedTuple):
-    """What is asked of a model, and what the reader of a file must know.
+    """What a sampler and the reader of its file need to know about the model.
 
     Attributes:
         process: its noise: "ve", "vp" or "flow".
-        most, least: its levels at t_max and t_min, sigma / alpha or of flows sigma.
+        most, least: its levels at t_max and t_min, sigma / alpha, or sigma for flows.
         ends: t_max and t_min.
         log_alpha: log alpha at a time.
         level: the level at a time.
-        calls: the network calls that are wanted.
-        side: of images in pixels; the levels of Flux's models depend on it.
+        calls: the wanted number of network calls.
+        side: side of images in pixels; the levels of Flux's models depend on it.
     """
 
     process: str
@@ -45,7 +45,7 @@ class Sampler(NamedTuple):
     Attributes:
         run: run(network, x) -> the sample, from the state x at the level `start`.
         start, end: the levels at which it starts and ends.
-        notes: what its file says beyond the numbers.
+        notes: what its file says besides the numbers.
     """
 
     run: Callable[[Network, Any], Any]
@@ -86,7 +86,7 @@ def linear_beta(most: float, least: float) -> tuple[float, float]:
 
 
 def shifted(levels: np.ndarray, factor: float) -> list[float]:
-    """factor s / (1 + (factor - 1) s), by which flows' levels are moved to more noise."""
+    """factor s / (1 + (factor - 1) s), which moves flows' levels to more noise."""
     return [*map(float, factor * levels / (1 + (factor - 1) * levels))]
 
 
@@ -97,7 +97,7 @@ class EPDNumbers(NamedTuple):
         ratios: where the parallel calls lie in each step, in (0, 1) of the logarithm of the level.
         weights: of their directions; the sum of a step's is 1.
         scale_dir: factors of the directions.
-        scale_time: factors of the level at which the network is asked.
+        scale_time: factors of the level at which the network is called.
     """
 
     ratios: Float[np.ndarray, "n k"]
@@ -110,14 +110,15 @@ _ADAMS_BASHFORTH = ([1.0], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 2
 
 
 def epd(levels: Sequence[float], numbers: EPDNumbers, order: int, analytical: bool) -> Sampler:
-    """EPD: parallel calls in each step, from states that one direction leads to, and a weighted sum of theirs.
+    """EPD: parallel calls in each step, from states that one direction leads to, and a weighted sum of their
+    directions.
 
-    Calls in parallel do not depend on each other; they are made by falling level.
+    Parallel calls do not depend on each other; they are made in order of decreasing level.
 
     Args:
-        levels: of the steps' ends.
-        numbers: what was learned.
-        order: of the extrapolation that leads to the parallel calls: 1, or with iPNDM as student up to 4.
+        levels: the levels at the steps' ends.
+        numbers: the learned numbers.
+        order: order of the extrapolation to the parallel calls: 1, or up to 4 with iPNDM as student.
         analytical: whether the first direction is x / sqrt(1 + level^2), without a call.
 
     Reference: Zhu et al., arXiv:2507.14797, and Wang et al., arXiv:2512.22796.
@@ -152,11 +153,12 @@ def dyweight(
     """DyWeight: a weighted sum of all directions so far; the weights' sum says how far a step really goes.
 
     Args:
-        levels: of the steps' ends.
-        weights: of the directions at each step, oldest first.
-        scales: factors of the level at which the network is asked.
+        levels: the levels at the steps' ends.
+        weights: weights of the directions at each step, oldest first.
+        scales: factors of the level at which the network is called.
         analytical: whether the first direction is x / sqrt(1 + level^2), without a call.
-        flow: whether directions are the network's own velocity, and not of its data prediction and the unscaled level.
+        flow: whether directions are the network's own velocity, and not made from its data prediction and the unscaled
+            level.
 
     Reference: Zhao et al., arXiv:2603.11607.
     """
@@ -236,11 +238,11 @@ def generalized(
     of_states: Float[np.ndarray, "order n"],
     log_alpha: Callable[[float], float],
 ) -> Sampler:
-    """The Generalized Solver: DPM-Solver++ with changes of its coefficients, and past states among what is summed.
+    """The Generalized Solver: DPM-Solver++ with changed coefficients and with past states in the sums.
 
     Args:
-        t: the steps' ends, on variance-preserving noise.
-        shifts: of the times at which the network is asked.
+        t: the times of the steps' ends, on variance-preserving noise.
+        shifts: shifts of the times at which the network is called.
         of_data, of_states: changes of the coefficients of data predictions and of states, newest first.
         log_alpha: log alpha of the noise at a time.
 
@@ -270,7 +272,8 @@ def generalized(
 
 
 def _dpmpp(lam: float, lams: Sequence[float], alpha: float, change: Float[np.ndarray, "order"]) -> np.ndarray:
-    """Weights of the data predictions at `lams`, newest first, of a step to lam, with the Generalized Solver's changes.
+    """Weights of the data predictions at `lams`, newest first, for a step to lam, with the Generalized Solver's
+    changes.
 
     The changes are of the coefficients of the newest prediction and of divided differences.
     """

@@ -1,8 +1,7 @@
-"""How pipelines of diffusers ask for a start below full noise: by a strength, and a number of steps of which it leaves
+"""How diffusers pipelines ask for a start below full noise: by a strength, and a number of steps of which they skip
 some.
 
-A pipeline of image to image makes int(number * strength) calls, and some round up; it passes over as many timesteps as
-are left out.
+An image-to-image pipeline makes int(number * strength) calls, and some round up; it skips the other timesteps.
 """
 
 import math
@@ -15,11 +14,11 @@ _WHOLE = "pass strength=1 (SDXL inpainting's default is 0.9999), no denoising_st
 
 
 class Start(NamedTuple):
-    """Where a learned solver starts, as pipelines have it.
+    """Where a learned solver starts, in the terms of pipelines.
 
     Attributes:
-        calls: network calls that were learned.
-        strength: of image to image; None for full noise.
+        calls: the learned number of network calls.
+        strength: the strength for image to image; None for full noise.
     """
 
     calls: int
@@ -27,13 +26,13 @@ class Start(NamedTuple):
 
     @classmethod
     def of(cls, table: Table, config: Mapping[str, Any], mu: float | None = None) -> "Start":
-        """The strength that starts at the table's first level: the share of the steps of training, or of flows of the
+        """The strength that starts at the table's first level: the share of the training steps, or for flows of the
         levels before the pipeline's own shift.
 
         Args:
-            table: what was learned.
-            config: of the scheduler, with the timesteps of the calls and what it kept of the replaced one.
-            mu: by which a pipeline shifts the levels of an image of its size.
+            table: the learned solver.
+            config: the scheduler's configuration, with the timesteps of the calls and what it kept of the replaced one.
+            mu: the shift of the levels that a pipeline uses for its image size.
         """
         if table.full_noise is None:
             return cls(table.calls)
@@ -47,7 +46,7 @@ class Start(NamedTuple):
         return cls(table.calls, _short(sigma / (shift - (shift - 1) * sigma)))
 
     def fits(self, number: Any) -> bool:
-        """Whether a num_inference_steps makes all calls, of pipelines that round down or of those that round up."""
+        """Whether a num_inference_steps makes all calls, in pipelines that round down or up."""
         if self.strength is None:
             return number == self.calls
         known = range(self.calls, math.ceil((self.calls + 1) / self.strength) + 1)

@@ -1,4 +1,4 @@
-"""Learning: parametrisations, learners, and what was learned."""
+"""Learning: parametrisations, learners, and the learned schedule."""
 
 from ld3_jax.learning.bound import Bound, kl_bound
 from ld3_jax.learning.by_part import ByPart

@@ -1,4 +1,4 @@
-"""How far the student's distribution is from the teacher's: the bound of LD3's theorem, and what it bounds."""
+"""How far the student's distribution is from the teacher's: the bound of LD3's theorem, and the divergence itself."""
 
 import math
 from collections.abc import Callable
@@ -36,9 +36,9 @@ class Bound(NamedTuple):
         dimension: d, how many numbers a state has.
         kl: the divergence itself, estimated.
         kl_error: standard error of `kl`.
-        matched: share of the noises for which a' was found. The other figures are over these alone.
-        folded: share of them where the determinants' signs differ, as where the student maps several noises to one
-            sample.
+        matched: share of the noises for which a' was found. The other figures are over these only.
+        folded: share of them where the determinants' signs differ, for instance if the student maps several noises to
+            one sample.
     """
 
     value: float
@@ -65,13 +65,13 @@ def kl_bound(
 
     Jacobians are exact: d directions in forward mode through every network call, and (d, d) matrices for each sample.
 
-    - It is for the few numbers of an analytic model. On images of hsc32 (d = 1024; DPM-Solver++ 3M, 5 calls, uniform
-      grid or everything learned) it means nothing: at two noises the student's least singular value was 1e-6 to 8e-5,
-      the teacher's 0.02 to 0.03; Newton's first step was 7 to 340 times sqrt(d), and further ones, followed for one
-      noise, did not find a'. So nothing here estimates determinants by random probes.
-    - Where the student maps several noises to one sample, a' is one of them and `kl` is too large, not too small.
-    - Where the student reaches a teacher's sample from no noise, the divergence is infinite: read `matched` first.
-    - r is the largest over the noises given, and grows with their number; for linear maps there is no largest.
+    - It is meant for the few numbers of an analytic model. On images of hsc32 (d = 1024; DPM-Solver++ 3M, 5 calls,
+      uniform grid or times + coefficients) it means nothing: at two noises the student's least singular value was 1e-6
+      to 8e-5, the teacher's 0.02 to 0.03; Newton's first step was 7 to 340 times sqrt(d), and further ones, followed
+      for one noise, did not find a'. So nothing here estimates determinants by random probes.
+    - If the student maps several noises to one sample, a' is one of them and `kl` is too large, not too small.
+    - If no noise leads the student to a teacher's sample, the divergence is infinite: read `matched` first.
+    - r is the largest over the given noises, and grows with their number; for linear maps it has no limit.
 
     Args:
         student: model, noise schedule, solver. States are compared as they are, before `decode`; no loss is used.
@@ -115,7 +115,7 @@ def kl_bound(
 
 
 class _Terms(NamedTuple):
-    """For each noise |a' - a|, (|a'|^2 - |a|^2) / 2, C_student(a') - C_teacher(a), and what `Bound` has shares of."""
+    """For each noise |a' - a|, (|a'|^2 - |a|^2) / 2, C_student(a') - C_teacher(a), and flags for `Bound`'s shares."""
 
     distance: Float[Array, "n"]
     energy: Float[Array, "n"]
@@ -157,7 +157,7 @@ def _compare(
 def _with_jacobian(psi: Map, a: Float[Array, "d"]) -> tuple[Float[Array, "d"], Float[Array, "d d"]]:
     def twice(a: Array) -> tuple[Array, Array]:
         x = psi(a)
-        return x, x  # to differentiate, and as it is
+        return x, x  # to differentiate, and as auxiliary output
 
     jacobian, x = jax.jacfwd(twice, has_aux=True)(a)
     return x, jacobian
@@ -166,7 +166,7 @@ def _with_jacobian(psi: Map, a: Float[Array, "d"]) -> tuple[Float[Array, "d"], F
 def _inverse(psi: Map, x: Float[Array, "d"], start: Float[Array, "d"]) -> tuple[Float[Array, "d"], Float[Array, ""]]:
     """The a with psi(a) = x by Newton's method, and the root mean square of its last step.
 
-    Of the whole step, its half, its quarter, ... the one that ends nearest to x is taken.
+    It tries the whole step, half of it, a quarter, ... and takes the one that ends nearest to x.
     """
     parts = 0.5 ** jnp.arange(_HALVINGS, dtype=x.dtype)
 

@@ -1,4 +1,4 @@
-"""A parametrisation for each part of a state: its own times, and what else another parametrisation learns."""
+"""A parametrisation for each part of a state: its own times, and whatever else another parametrisation learns."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ class ByPart:
     Its arrays have a leading axis of parts.
 
     Attributes:
-        each: the parametrisation of each part: `Gaps`, or `WithCoefficients` for everything.
+        each: the parametrisation of each part: `Gaps`, or `WithCoefficients` for times and coefficients.
     """
 
     each: Parametrisation = _GAPS
@@ -69,7 +69,7 @@ def _split(params: Params) -> list[Params]:
 
 
 def _stacked(each: list[Discretization]) -> Discretization:
-    """Discretisations of the parts as that of the whole."""
+    """The discretisations of the parts as one of the whole state."""
     if len(each) == 1:
         return each[0]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves, -1), *each)

@@ -15,7 +15,7 @@ from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, make_table
 
 _GAPS = Gaps()
-_OTHERS = (("dpmpp", 3), ("unipc", 3), ("ipndm", 2))  # that learning may start as, with the orders that start best
+_OTHERS = (("dpmpp", 3), ("unipc", 3), ("ipndm", 2))  # possible starts, with the orders that start best
 
 
 @jax.tree_util.register_static
@@ -25,9 +25,9 @@ class WithCoefficients:
 
     Attributes:
         times: the parametrisation of the times.
-        consistent: change the coefficients only such that constants still integrate exactly.
-        history: past predictions that the changes reach back to; None: all.
-        frozen: ("coefficients",) keeps those that the start has.
+        consistent: change the coefficients only so that constants still integrate exactly.
+        history: how many past predictions the changes reach back to; None: all.
+        frozen: ("coefficients",) keeps the coefficients of the start.
 
     Raises:
         ValueError: if history is less than 1 or a group is unknown.
@@ -49,7 +49,7 @@ class WithCoefficients:
 
         Raises:
             ValueError: if history is more than the solver's number of network calls, the start's coefficients look back
-                further or are not consistent, or the times have coefficients of their own.
+                further or are not consistent, or the times' parametrisation has its own coefficients.
         """
         check({"history": self.history}, {"history": COUNT._replace(most=solver.calls).or_none()})
         numbers, change = self.times.init(start._replace(coefficients=None), schedule, solver), start.coefficients
@@ -72,11 +72,11 @@ class WithCoefficients:
             raise ValueError("the start's coefficients do not integrate constants exactly, so consistent must be False")
 
     def starts(self, grid: str, schedule: NoiseSchedule, solver: Solver) -> dict[str, Discretization]:
-        """The solver itself and, where all coefficients are free, what other solvers do on the grid."""
+        """The solver itself and, if all coefficients are free, other solvers on the grid."""
         starts = self.times.starts(grid, schedule, solver)
         parts = len(schedule.parts)
         if self.consistent or self.history is not None or self.frozen or solver.calls_per_step > 1 or parts > 1:
-            return starts  # the changes that make one solver another are not the same for all parts
+            return starts  # the changes that turn one solver into another differ between parts
         for name, order in _OTHERS:
             other = Solver(name, solver.calls, min(order, solver.n_steps), last_sigma=solver.last_sigma)
             if (other.name, other.order) != (solver.name, solver.order):

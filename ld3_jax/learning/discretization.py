@@ -1,4 +1,4 @@
-"""What a student runs with: times, the network's own times, and changes of the solver's coefficients."""
+"""The times that a student runs on, the network's own times, and changes of the solver's coefficients."""
 
 from typing import NamedTuple
 
@@ -16,20 +16,20 @@ from ld3_jax.solvers.solver import joined, of_part
 
 
 class Coefficients(NamedTuple):
-    """Changes of a table, relative to it: zeros change nothing. They reach `k` predictions back.
+    """Changes of a table, relative to the table: zeros change nothing. They reach `k` predictions back.
 
-    Where parts of a state have their own, the arrays have a last axis of parts.
+    If parts of a state have their own coefficients, the arrays have a last axis of parts.
     """
 
     base: Float[Array, "nfe *parts"] | tuple[()]  # () on a manifold, where a base has no factor
     predict: Float[Array, "nfe k *parts"]
-    correct: Float[Array, "nfe k *parts"] | tuple[()] = ()  # () where the solver has no corrector
+    correct: Float[Array, "nfe k *parts"] | tuple[()] = ()  # () if the solver has no corrector
 
 
 class Discretization(NamedTuple):
-    """What the learned numbers stand for, whatever the parametrisation.
+    """What the learned numbers stand for, with any parametrisation.
 
-    Where parts of a state have their own times, t and t_c have a last axis of parts.
+    If parts of a state have their own times, t and t_c have a last axis of parts.
     """
 
     t: Float[Array, "n_points *parts"]  # descending from t_max to t_min
@@ -63,19 +63,19 @@ class Discretization(NamedTuple):
 
 @entrance(solver=instance(Solver))
 def on_grid(name: str, schedule: NoiseSchedule, solver: Solver) -> Discretization:
-    """A hand-made grid for a solver; see `grids.grid`."""
+    """A standard grid for a solver; see `grids.grid`."""
     t = grid(name, schedule, solver.n_steps)
     return Discretization(t, t)
 
 
 def like_another(other: Solver, t: Float[Array, "n_points"], schedule: NoiseSchedule, solver: Solver) -> Discretization:
-    """What another solver does on these times, as changes of this one's coefficients.
+    """Another solver on these times, as changes of this solver's coefficients.
 
-    With all its coefficients free, a solver with one call a step is every other: both make each state a sum of the
+    With all coefficients free, a solver with one call a step can be any other: both make each state a sum of the
     initial state and past predictions.
 
     Args:
-        other: the solver to be like, with as many network calls and the same end.
+        other: the solver to imitate, with as many network calls and the same end.
         t: the times.
         schedule: the noise schedule.
         solver: the solver whose coefficients are changed; it has one call a step.
@@ -91,19 +91,19 @@ def like_expansion(
     schedule: NoiseSchedule,
     solver: Solver,
 ) -> Discretization:
-    """What a solver that is written out does, as changes of another one's coefficients.
+    """A solver that is written out, as changes of another solver's coefficients.
 
     Args:
         target: its states, with the same end as the solver's.
-        given: what it takes, "noise" or "data".
+        given: the prediction it takes, "noise" or "data".
         t: the times on which the coefficients are changed.
-        t_c: the network's, those of the target.
+        t_c: the network's times, the same as the target's.
         schedule: the noise schedule.
         solver: the solver whose coefficients are changed; it has one call a step.
     """
     target = converted(target, schedule, given, solver.takes(schedule))
     change = _changes_to(make_table(schedule, t, t_c, solver=solver), target)
-    if solver.to_zero:  # both end in the data prediction, where the base may have no factor to change
+    if solver.to_zero:  # both end in the data prediction, and the base may have no factor to change there
         change = jax.tree.map(lambda leaf: leaf.at[-1].set(0.0), change)
     return Discretization(t, t_c, change if solver.expands(schedule) else change._replace(base=()))
 
@@ -113,8 +113,8 @@ def no_change(table: Table, k: int | None = None, *, base: bool = True) -> Coeff
 
     Args:
         table: the table, or its shapes.
-        k: how many predictions they reach back; default all of them.
-        base: whether the factors of the base are among them.
+        k: how many predictions they reach back; by default all of them.
+        base: whether they include the factors of the base.
     """
     nfe = len(table.t)
     k = nfe if k is None else k
@@ -132,10 +132,10 @@ def changed(table: Table, change: Coefficients) -> Table:
 
     Args:
         table: a solver's table.
-        change: what was learned for it.
+        change: the learned change.
 
     Raises:
-        ValueError: if the change is for another number of network calls, or of a corrector where there is none.
+        ValueError: if the change is for another number of network calls, or for a corrector where there is none.
 
     Reference: arXiv:2502.17423 (S4S: multistep coefficients); arXiv:2403.01329 (BNS: all of a solver's coefficients).
     """
@@ -161,14 +161,14 @@ def consistent(change: Coefficients) -> Coefficients:
 
 
 def effective(change: Coefficients) -> Coefficients:
-    """Which of the changes have an effect, as booleans: not those of predictions before the first one."""
+    """Which of the changes have an effect, as booleans: changes of predictions before the first one have none."""
     return jax.tree.map(lambda leaf: np.ones(len(leaf), bool) if leaf.ndim == 1 else _there(*leaf.shape) > 0, change)
 
 
 def _changes_to(table: Table, target: Expansion) -> Coefficients:
-    """The changes under which a table's states are those of the target.
+    """The changes that give a table the states of the target.
 
-    Row by row, x' = (1 + base) predict_base b + history, where the base b is known: what makes it is not changed.
+    Row by row, x' = (1 + base) predict_base b + history, where the base b is known: its own coefficients do not change.
     """
     nfe = len(table.t)
     states = jnp.concatenate([target.initial[:, None], target.history], 1)

@@ -1,4 +1,4 @@
-"""LD3 as a whole: start, step, and describe what was learned.
+"""LD3 as a whole: start, step, and describe the learned schedule.
 
 Reference: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv:2405.15506.
 """
@@ -43,22 +43,22 @@ def fit(
 
     Args:
         student: what to run, from `make_student`.
-        pairs: the teacher's pairs; `x_0` is what the loss compares with, so decoded if the student decodes.
+        pairs: the teacher's pairs; the loss compares with `x_0`, so it is decoded if the student decodes.
         key: fixes the order of the batches.
-        parametrisation: what is learned.
-        learner: how.
-        start: the times to start from: a hand-made grid's name, "race" for a race of them (`learning.race`), or what
-            was learned before (`Learned.discretization`).
+        parametrisation: the numbers to learn: `WithCoefficients`, `Gaps` or your own.
+        learner: how it is learned.
+        start: the times to start from: a standard grid's name, "race" for a race of them (`learning.race`), or an
+            earlier result (`Learned.discretization`).
 
     Returns:
-        What was learned: the best by the validation loss, which is the start if nothing beats it.
+        The learned schedule: the best by the validation loss, or the start if no step is better.
 
     Raises:
-        ValueError: if there are fewer pairs than a batch, or learner, parametrisation, loss and start do not fit
+        ValueError: if there are fewer pairs than a batch holds, or learner, parametrisation, loss and start do not fit
             together.
-        FloatingPointError: if pairs are not finite, a loss is not (it names the step), or that of no validation is.
+        FloatingPointError: if pairs or a loss are not finite (it names the step), or no validation loss is finite.
 
-    For progress, checkpoints and resuming, give `learn` an `advance` of your own, as this function calls it.
+    For progress, checkpoints and resuming, call `learn` with your own `advance`, as this function does.
     """
     task = make_task(student, pairs, key, parametrisation, learner)
     ended = learn(task, start)
@@ -70,7 +70,7 @@ def fit(
 def make_task(
     student: Student, pairs: Pairs, key: PRNGKeyArray, parametrisation: Parametrisation, learner: Learner
 ) -> Task:
-    """All that does not change while learning, checked; on each of the devices of the mesh in context.
+    """Everything that does not change while learning, checked, and on each device of the mesh in context.
 
     Args and Raises: see `fit`.
     """
@@ -101,25 +101,25 @@ class Ended(NamedTuple):
     """The end of learning, and how it was reached."""
 
     state: TrainState
-    start: str  # the name of what learning started from
-    ranked: list[Start]  # all starts before learning, best first; none without a race
+    start: str  # the name of the start
+    ranked: list[Start]  # all starts before learning, best first; empty without a race
     heats: list[Heat]
-    network_calls: int  # for one sample each; a derivative along one direction counts as one
+    network_calls: int  # for one sample each; a derivative along one direction counts as one call
 
 
 @entrance(task=instance(Task), start=START, advance=FUNCTION.or_none())
 def learn(task: Task, start: str | Discretization = "race", advance: Advance | None = None) -> Ended:
-    """Race if asked to, and learn to the last step.
+    """Run the race if there is one, and learn to the last step.
 
     Args:
-        task: what is learned.
+        task: the learning task.
         start: see `fit`.
-        advance: advance(name, state, step) -> the state at that step, by `steps`; your own may watch and save them.
+        advance: advance(name, state, step) -> the state at that step, by `steps`; your own may also watch and save it.
     """
     advance = partial(_advance, task) if advance is None else advance
     ranked = rank(task) if isinstance(start, str) and start == "race" else []
     starts = entrants(ranked) or {start if isinstance(start, str) else "given": start}
-    losses = {start.name: start.loss for start in ranked}  # on some pairs, as good as any until one has won
+    losses = {start.name: start.loss for start in ranked}  # on some pairs, which is good enough until one has won
     states = {name: begin(task, discretization, losses.get(name)) for name, discretization in starts.items()}
     name, state, heats = race(task, states, advance)
     if ranked:
@@ -130,15 +130,16 @@ def learn(task: Task, start: str | Discretization = "race", advance: Advance | N
 
 @entrance(task=instance(Task), state=instance(TrainState), until=COUNT.or_none())
 def steps(task: Task, state: TrainState, until: int | None = None) -> Iterator[tuple[TrainState, StepMetrics]]:
-    """Learn, step by step. Only scalars leave the device, and those one step late, so that it never waits.
+    """Learn, step by step. Only scalars leave the device, one step late, so that it never waits.
 
     Args:
-        task: what is learned.
-        state: the state to go on from, new or of an earlier run of the same task; it ends as if never interrupted.
-        until: the last step, by default the learner's.
+        task: the learning task.
+        state: the state to continue from, new or from an earlier run of the same task; the result is as if never
+            interrupted.
+        until: the last step, by default the learner's last one.
 
     Yields:
-        Each step's state and figures, these as NumPy scalars, once the step's loss is known to be finite.
+        Each step's state and figures (NumPy scalars), once the step's loss is known to be finite.
 
     Raises:
         FloatingPointError: if a loss is not finite; it names the step. All earlier steps have been yielded.
@@ -149,7 +150,7 @@ def steps(task: Task, state: TrainState, until: int | None = None) -> Iterator[t
     for step in range(int(state.step) + 1, (task.learner.steps if until is None else until) + 1):
         state, figures = move(task, state)
         state = task.learner.after_step(task, state, step)
-        if unchecked:  # look at the step before while this one runs
+        if unchecked:  # check the previous step while this one runs
             yield _checked(*unchecked)
             if unchecked[0].done:
                 return
@@ -160,7 +161,7 @@ def steps(task: Task, state: TrainState, until: int | None = None) -> Iterator[t
 
 @entrance(task=instance(Task), state=instance(TrainState))
 def describe(task: Task, state: TrainState) -> Learned:
-    """What the best numbers of a state stand for.
+    """The discretisation of a state's best numbers.
 
     Raises:
         FloatingPointError: if no validation had a finite loss.
@@ -188,13 +189,13 @@ def _is_key(key: Any) -> bool:
 
 def _advance(task: Task, name: str, state: TrainState, step: int) -> TrainState:
     reached = state
-    for reached, _ in steps(task, state, step):  # noqa: B007, the last one counts
+    for reached, _ in steps(task, state, step):  # noqa: B007, only the last one is used
         pass
     return reached
 
 
 def _network_calls(task: Task, last: TrainState, ranked: int, heats: list[Heat]) -> int:
-    """The calls of the steps, of what follows them, and of the samples that were drawn to judge."""
+    """The calls of the steps, of what follows them, and of the samples that were drawn for judging."""
     learner, n_train, n_valid = task.learner, *(len(jax.tree.leaves(pairs)[0]) for pairs in (task.train, task.valid))
     ends = [0, *(heat.step for heat in heats)]
     legs = [(len(heat.losses), *leg) for heat, leg in zip(heats, pairwise(ends), strict=True)]

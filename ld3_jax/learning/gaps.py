@@ -1,4 +1,4 @@
-"""LD3's own parametrisation: gaps between the times, and decoupled times that are given to the network.
+"""LD3's own parametrisation: gaps between the times, and decoupled times for the network.
 
 Reference: Tong et al., arXiv:2405.15506, section 4.
 """
@@ -37,19 +37,19 @@ SPACES = {
 class Gaps:
     """2n - 1 numbers for n steps.
 
-    In the coordinate of the space the gaps are softmax(logits), scaled to the whole range, and at the inner points
+    In the coordinate of the space, the gaps are softmax(logits), scaled to the whole range, and at the inner points
     t_c = t + clip(shifts, -b, b) with b = max_shift times the smallest gap. No gradient flows through b.
 
     Attributes:
         space: the coordinate: "lambda" (half-log-SNR) or "t".
         max_shift: bound on the shifts in units of the smallest gap: at most 0.5, which keeps t_c in order.
-        frozen: groups that stay as they start: "logits" (n,), "shifts" (n - 1,) in units of the space.
+        frozen: groups that keep their start: "logits" (n,), "shifts" (n - 1,) in units of the space.
 
     Raises:
         ValueError: if the space or a group is unknown, or max_shift is not in [0, 0.5].
 
     Reference: Tong et al., arXiv:2405.15506, section 4.
-    Differs from the paper: its code takes the bound in lambda space from the raw logits, so equal ones forbid shifts.
+    Differs from the paper: its code takes the bound in lambda space from the raw logits, so equal logits forbid shifts.
     """
 
     space: str = "lambda"
@@ -99,17 +99,17 @@ class Gaps:
         return jax.lax.stop_gradient(self.max_shift * jnp.abs(width) * jax.nn.softmax(params["logits"]).min())
 
     def learned(self, params: Params) -> Mask:
-        """All numbers but those of the frozen groups; a single step has none."""
+        """All numbers except the frozen groups; a single step has none."""
         return all_of(params, self.frozen if len(params["logits"]) > 1 else tuple(params))
 
     def groups(self, solver: Solver) -> dict[str, Group]:
-        """Logits, each of which moves by at most 1 in a step of second order, and shifts; none for a single step."""
+        """Logits, which move by at most 1 in a second-order step, and shifts; none for a single step."""
         n = solver.n_steps
         groups = {"logits": Group(0.12 / n, largest=1.0), "shifts": Group(0.05 / n, late=True, floor=1e-5)}
         return {name: group for name, group in groups.items() if n > 1 and name not in self.frozen}
 
     def _range(self, schedule: NoiseSchedule, dtype: jnp.dtype) -> tuple[Array, Array]:
-        """Where the coordinate starts, and how far it goes (with its sign)."""
+        """The start of the coordinate, and the (signed) length of its range."""
         ends = SPACES[self.space].of_t(schedule, jnp.asarray([schedule.t_max, schedule.t_min], dtype))
         return ends[0], ends[1] - ends[0]
 

@@ -1,4 +1,4 @@
-"""Gauss-Newton on small batches: steps of second order from moving averages of the gradient and the matrix.
+"""Gauss-Newton on small batches: second-order steps from moving averages of the gradient and the matrix.
 
 Reference: Nocedal and Wright, Numerical Optimization, chapter 10 (Gauss-Newton); Kingma and Ba, arXiv:1412.6980 (moving
 averages without bias).
@@ -31,15 +31,16 @@ class Averages(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class GaussNewton(SecondOrder):
-    """Steps -rate (A + damping diag A)^-1 g, where A and g are moving averages of those of small batches.
+    """Steps -rate (A + damping diag A)^-1 g, where A and g are moving averages over small batches.
 
     A sample has thousands of residuals, so a few samples determine the matrix of a few dozen numbers, and ten steps of
-    ten samples go much further than one step of a hundred. The rate rises while A fills, by 1 - memory^k at step k, and
-    falls along a cosine. Nothing needs tuning: the numbers' scales are the matrix's own. With 8 and more calls some
-    directions are hardly determined by a hundred pairs; a ridge of 1e-3 keeps the numbers near the start along these.
+    ten samples get much further than one step of a hundred. The rate rises while A fills, by 1 - memory^k at step k,
+    and falls along a cosine. Nothing needs tuning: the matrix sets the scales of the numbers. With 8 and more calls,
+    some directions are hardly determined by a hundred pairs; a ridge of 1e-3 keeps the numbers near the start along
+    them.
 
-    Attributes: those of `SecondOrder`, and
-        rate: the highest one, at most 1: the whole Gauss-Newton step. The cosine ends at 5 % of it.
+    Attributes: as in `SecondOrder`, and
+        rate: the highest rate, at most 1: the whole Gauss-Newton step. The cosine ends at 5 % of it.
         damping: relative to the diagonal of A.
         momentum: decay of the average of g.
         memory: decay of the average of A.

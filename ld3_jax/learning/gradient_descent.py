@@ -35,10 +35,10 @@ from ld3_jax.teacher import Pairs
 
 @dataclass(frozen=True)
 class SoftSurrogate:
-    """Let the initial noise of each sample move in a small ball, where that lowers the sample's loss.
+    """Let the initial noise of each sample move in a small ball if that lowers the sample's loss.
 
     Attributes:
-        gamma: the ball has the radius gamma d / n^2 around the noise z, for d elements and n steps.
+        gamma: the ball around the noise z has the radius gamma d / n^2, for d elements and n steps.
         rate: rate of the noise's gradient step, times n.
         move_validation: whether validation noise moves too, once a round (a pass over the training pairs).
 
@@ -60,12 +60,12 @@ class SoftSurrogate:
 class GradientDescent(Learner):
     """Steps along the gradient by any Optax transformation.
 
-    The defaults reach a low error on held-out noise soon; they are not the paper's choices.
+    The defaults reach a low error on held-out noise quickly; they are not the paper's choices.
 
-    Attributes: those of `Learner`, and
+    Attributes: as in `Learner`, and
         optimizer: any Optax transformation of the numbers, which are a dict of groups; see `optimizers.by_group`. None:
             Adam at the rates of the parametrisation.
-        frozen_steps: number of first steps in which the groups that are `late` (the shifts) do not move.
+        frozen_steps: number of steps at the beginning in which the groups that are `late` (the shifts) do not move.
         patience: when to lower the rates and to stop early; None: never.
         surrogate: the soft surrogate; None: off.
         remat: recompute activations in the backward pass, so that memory does not grow with the network calls.
@@ -93,7 +93,7 @@ class GradientDescent(Learner):
             task.student.schedule.space.require_vectors("the soft surrogate, which moves noise in a ball,")
 
     def init(self, task: Task, params: Params) -> "Memory":
-        """The optimiser's state, the factors on the rates, and the noise where it moves."""
+        """The optimiser's state, the factors on the rates, and the noise if it moves."""
         moving = self.surrogate is not None
         return Memory(
             optimizer=_optimizer(self, task).init(params),
@@ -108,7 +108,7 @@ class GradientDescent(Learner):
     def move(self, task: Task, state: TrainState, batch: Int[Array, "batch"]) -> tuple[Params, "Memory", StepMetrics]:
         """One gradient step on a batch, and one step of the batch's noise.
 
-        The loss is the mean of `sample_losses` from the noise x'_T. With the soft surrogate each x'_T then takes a
+        The loss is the mean of `sample_losses` from the noise x'_T. With the soft surrogate, each x'_T then takes a
         gradient step, is projected on its ball, and keeps the move if its own loss falls under the updated times.
         """
         memory = state.learner
@@ -125,7 +125,7 @@ class GradientDescent(Learner):
         return params, memory, StepMetrics(loss, optax.tree.norm(grads), moved)
 
     def _stepped(self, task: Task, state: TrainState, grads: Params) -> tuple[Params, optax.OptState, Params]:
-        """The numbers after the optimiser's step, its state, and the gradients of what is learned."""
+        """The numbers after the optimiser's step, its state, and the gradients of the learned numbers."""
         learned = task.parametrisation.learned(grads)
         grads = _only(learned, grads)
         for name, group in task.groups().items():
@@ -133,31 +133,31 @@ class GradientDescent(Learner):
                 frozen = state.step < self.frozen_steps
                 grads[name] = jax.tree.map(lambda grad, frozen=frozen: jnp.where(frozen, 0.0, grad), grads[name])
         updates, optimizer = _optimizer(self, task).update(grads, state.learner.optimizer, state.params)
-        updates = _only(learned, updates)  # an optimizer may move numbers without a gradient, by weight decay
+        updates = _only(learned, updates)  # an optimizer may move numbers that have no gradient, by weight decay
         factors = state.learner.factors
         updates = {name: jax.tree.map(lambda u, f=factors[name]: u * f, updates[name]) for name in updates}
         return task.parametrisation.project(add(state.params, updates), task.student.schedule), optimizer, grads
 
     def calls(self, task: Task, params: Params) -> int:
-        """A gradient costs three calls, with recomputation four; noise that moves is tried once more."""
+        """A gradient costs three calls, or four with recomputation; moving noise needs one more."""
         each = (4 if self.remat else 3) + (self.surrogate is not None)
         return each * task.student.solver.calls
 
     def after_step(self, task: Task, state: TrainState, step: int) -> TrainState:
-        """A validation where one is due, and at a round's end a step of the validation noise."""
+        """A validation if one is due, and a step of the validation noise at the end of a round."""
         if validation_is_due(task, step):
             state = judge(self, task, state, validation_loss(task, state.params, _validation_pairs(self, task, state)))
         return end_round(self, task, state) if self._moves_validation_noise(task, step) else state
 
     def calls_after_step(self, task: Task, params: Params, step: int) -> int:
-        """Those of a validation, and where validation noise moves its step and another validation."""
+        """The calls of a validation and, if validation noise moves, of its step and another validation."""
         moves = self._moves_validation_noise(task, step)
         return super().calls_after_step(task, params, step) + moves * (
             self.calls(task, params) + task.student.solver.calls
         )
 
     def _moves_validation_noise(self, task: Task, step: int) -> bool:
-        """Whether validation noise moves after the step of that number: the last one of a round."""
+        """Whether validation noise moves after this step: only after the last one of a round."""
         per_round = len(jax.tree.leaves(task.train)[0]) // self.batch_size
         return self.surrogate is not None and self.surrogate.move_validation and step % per_round == 0
 
@@ -169,14 +169,14 @@ class Memory(NamedTuple):
     factors: dict[str, Float[Array, ""]]  # on the rate of each group
     worse: Int[Array, ""]  # validations since the best
     floor_visits: Int[Array, ""]
-    noise: PyTree  # initial states of the training pairs as moved; () when they do not move
+    noise: PyTree  # moved initial states of the training pairs; () if they do not move
     valid_noise: PyTree
     noise_rate: Float[Array, ""]
 
 
 @jax.jit
 def judge(learner: GradientDescent, task: Task, state: TrainState, loss: Float[Array, ""]) -> TrainState:
-    """Keep the numbers if they are the best so far; out of patience, return to the best and lower the rates."""
+    """Keep the numbers if they are the best so far; when patience runs out, return to the best and lower the rates."""
     worse = jnp.where(loss < state.best_loss, 0, state.learner.worse + 1)
     new = keep_best(state, loss)
     new = new._replace(learner=state.learner._replace(worse=worse))
@@ -186,9 +186,9 @@ def judge(learner: GradientDescent, task: Task, state: TrainState, loss: Float[A
 
 
 def end_round(learner: GradientDescent, task: Task, state: TrainState) -> TrainState:
-    """After a pass over the training pairs: validation noise takes a step as well, under the best numbers.
+    """After a pass over the training pairs, validation noise also takes a step, under the best numbers.
 
-    Its rate halves when no sample moves. The best loss is measured anew, from the noise as moved.
+    Its rate halves when no sample moves. The best loss is measured again, from the moved noise.
     """
     moved = _move_validation_noise(learner, task, state)
     return _measured_anew(state, moved, validation_loss(task, state.best, _validation_pairs(learner, task, moved)))
@@ -206,7 +206,7 @@ def _optimizer(learner: GradientDescent, task: Task) -> Optimizer:
 
 
 def _validation_pairs(learner: GradientDescent, task: Task, state: TrainState) -> Pairs:
-    """Validation noise is where the teacher started, unless it moves too."""
+    """Validation noise is the noise that the teacher started from, unless it moves too."""
     moves = learner.surrogate is not None and learner.surrogate.move_validation
     return task.valid._replace(x_T=state.learner.valid_noise) if moves else task.valid
 
@@ -219,7 +219,7 @@ def _measured_anew(state: TrainState, moved: TrainState, loss: Array) -> TrainSt
 @jax.jit
 def _move_validation_noise(learner: GradientDescent, task: Task, state: TrainState) -> TrainState:
     memory, surrogate = state.learner, learner.surrogate
-    assert surrogate is not None  # `after_step` has looked
+    assert surrogate is not None  # `after_step` has checked
 
     def move(batch: tuple[Pairs, PyTree]) -> tuple[PyTree, Array]:
         pairs, noise = batch
@@ -248,9 +248,9 @@ def _gradients(
 def _move_noise(
     gamma: float, task: Task, params: Params, rate: Array, pairs: Pairs, noise: PyTree, grads: PyTree, each: Array
 ) -> tuple[PyTree, Array]:
-    """The soft surrogate's step on initial noise, kept where a sample's loss falls; and where it was kept.
+    """The soft surrogate's step on initial noise, kept for samples whose loss falls; and for which it was kept.
 
-    Radius and rate are those of z = x_T / prior_scale, which is the noise that the paper moves.
+    Radius and rate are in units of z = x_T / prior_scale, which is the noise that the paper moves.
     """
     student, scale = task.student, task.student.schedule.prior_scale
     elements = sum(leaf[0].size for leaf in jax.tree.leaves(noise))

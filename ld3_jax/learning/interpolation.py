@@ -1,4 +1,4 @@
-"""Times for another number of network calls or another start, between those that were learned for several.
+"""Times for another number of network calls or another start, interpolated between learned ones.
 
 Reference: Align Your Steps (arXiv:2404.14507) interpolates its times.
 """
@@ -23,51 +23,51 @@ from ld3_jax.starts import starting_at
 def interpolate(
     learned: Sequence[Learned], nfe: int, schedule: NoiseSchedule, *, t_start: float | None = None
 ) -> Learned:
-    """The times for a number of network calls and a start, from those learned for others.
+    """The times for a number of network calls and a start, from times learned for others.
 
-    On hsc32 times learned for 4, 6, 8 and 10 calls, interpolated to 5, 7 and 9, have 1.02, 1.02 and 1.14 times the mean
-    squared error of times that were learned for that number.
+    On hsc32, times learned for 4, 6, 8 and 10 calls and interpolated to 5, 7 and 9 have 1.02, 1.02 and 1.14 times the
+    mean squared error of times that were learned for that number.
 
     Args:
-        learned: one or more, of one solver and one model, each for another number of calls or another start.
-        nfe: the number of calls that is wanted.
+        learned: one or more, for one solver and one model, each for another number of calls or another start.
+        nfe: the wanted number of calls.
         schedule: the model's noise schedule.
-        t_start: the start that is wanted, between those of the others; full noise is t_max. None: that of all.
+        t_start: the wanted start, between the starts of the others; full noise is t_max. None: the start of all.
 
     Returns:
-        The one that was learned for `nfe` calls from this start on, as it is, or else times between those of the
-        others: first between numbers of calls, see `between`, then between the two next starts.
+        The one that was learned for `nfe` calls and this start, as it is, or otherwise times interpolated between the
+        others: first between numbers of calls, see `between`, then between the two nearest starts.
 
     Raises:
-        ValueError: if they are of several solvers or models, two are for one number of calls and one start, they have
+        ValueError: if they have several solvers or models, two are for one number of calls and one start, they have
             coefficients or times for each part, or the solver cannot take so few calls; if they have several starts and
-            none is given, or it lies not between them.
+            none is given, or it does not lie between them.
     """
     each = {f"learned[{i}]": one for i, one in enumerate(learned)}
     check(each, dict.fromkeys(each, instance(Learned)))
     kinds = {(replace(one.solver, nfe=None), one.model.get("digest")) for one in learned}
     if len(kinds) > 1:
-        raise ValueError(f"times are interpolated between those of one solver and one model, got {len(kinds)} kinds")
+        raise ValueError(f"times are interpolated for one solver and one model, got {len(kinds)} kinds")
     by_start: dict[float, list[Learned]] = {}
     for one in learned:
         by_start.setdefault(schedule.t_max if one.t_start is None else one.t_start, []).append(one)
     if t_start is None and len(by_start) > 1:
-        raise ValueError(f"they were learned from t = {sorted(by_start)} on: t_start says from which time on")
+        raise ValueError(f"they were learned from t = {sorted(by_start)} on: give t_start")
     if t_start is None or t_start in by_start:
         return _of_calls(learned if t_start is None else by_start[t_start], nfe, schedule)
     below = [start for start in by_start if start < t_start]
     above = [start for start in by_start if start > t_start]
     if not below or not above:
-        raise ValueError(f"t_start must lie between those that were learned from, {sorted(by_start)}, got {t_start}")
+        raise ValueError(f"t_start must lie between the learned starts, {sorted(by_start)}, got {t_start}")
     lower, upper = (_of_calls(by_start[at], nfe, schedule) for at in (max(below), min(above)))
     return _between_starts(lower, upper, schedule, t_start)
 
 
 def _of_calls(learned: Sequence[Learned], nfe: int, schedule: NoiseSchedule) -> Learned:
-    """The times for a number of calls, from one start on."""
+    """The times for a number of calls and one start."""
     given = [one.solver.nfe for one in learned]
     if len({*given}) < len(given):
-        raise ValueError(f"times are interpolated between those for different numbers of calls, got {given}")
+        raise ValueError(f"times are interpolated between different numbers of calls, got {given}")
     if same := [one for one in learned if one.solver.nfe == nfe]:
         return same[0]
     if len(learned) < 2:
@@ -82,7 +82,7 @@ def _of_calls(learned: Sequence[Learned], nfe: int, schedule: NoiseSchedule) -> 
 
 
 def _between_starts(lower: Learned, upper: Learned, schedule: NoiseSchedule, t_start: float) -> Learned:
-    """Half-log-SNR at the times is linear in that of the start."""
+    """Half-log-SNR at the times, linear in the half-log-SNR of the start."""
     _check_times_alone((lower, upper), schedule)
     at, own = lower.range(schedule), starting_at(schedule, t_start)
     lam, first, last = (float(schedule.lam(jnp.asarray(one.t_max))) for one in (own, at, upper.range(schedule)))
@@ -108,19 +108,19 @@ def _with_times(like: Learned, solver: Solver, times: Discretization, schedule: 
 
 
 def between(known: Sequence[Discretization], schedule: NoiseSchedule, solver: Solver) -> Discretization:
-    """The times for a solver's number of steps n, from those for other numbers of steps.
+    """The times for a solver's number of steps n, from times for other numbers of steps.
 
     Half-log-SNR at the times is a function of u = i / m for each m, by monotone cubic interpolation. Between the next
-    smaller m and the next larger one it is linear in 1 / m. Fewer steps than the fewest, and more than the most, are
-    read off these. Network times likewise.
+    smaller m and the next larger one, it is linear in 1 / m. For fewer steps than the fewest, or more than the most,
+    the nearest function is used. Network times likewise.
 
     Args:
         known: times for several numbers of steps.
         schedule: the noise schedule.
-        solver: of n steps.
+        solver: a solver of n steps.
 
     Returns:
-        t and t_c, (n + 1,) each, descending, exact at both ends; for a number of steps in `known`, what is there.
+        t and t_c, (n + 1,) each, descending, exact at both ends; for a number of steps in `known`, its times.
     """
     n, by_steps = solver.n_steps, {len(one.t) - 1: one for one in known}
     if n in by_steps:

@@ -1,8 +1,8 @@
-"""How a solver's samples change with what is learned: Jacobians that do no work on zeros.
+"""How a solver's samples change with the learned numbers: Jacobians that do no work on zeros.
 
-In a vector space a state is a sum of the initial state and past predictions (`solvers.Expansion`). A change of one of
-its factors shows in that state first, so before the call there the tangent is zero. At each call the network is
-linearised once, and only the directions that have begun pass through it. On a manifold states are no sums, and the
+In a vector space, a state is a sum of the initial state and past predictions (`solvers.Expansion`). A change of one of
+its factors shows in that state first, so the tangent is zero before the call there. At each call the network is
+linearised once, and only the directions that have begun pass through it. On a manifold states are not sums, and the
 Jacobian is that of the whole solver.
 """
 
@@ -24,7 +24,7 @@ class Directions(NamedTuple):
     """Changes of an expansion, in the order in which they begin.
 
     Attributes:
-        first: the call at which each of q directions begins, ascending; nfe for those of the sample alone.
+        first: the call at which each of q directions begins, ascending; nfe for directions that only change the sample.
         change: the directions themselves, with a leading axis of q.
     """
 
@@ -80,7 +80,7 @@ def sample_and_jacobian(
         )
 
     def tangent(row: tuple[Array, Array], own: tuple[Array, Array], past: PyTree, moved: PyTree) -> PyTree:
-        """The change of a state: of its own factors, and of the predictions that it is made of."""
+        """The change of a state, through its own factors and through the predictions in its sum."""
         inherited = jax.tree.map(lambda m: jnp.tensordot(row[1], m, 1, precision="highest"), moved)
         return jax.tree.map(jnp.add, state(own, past), inherited)
 
@@ -120,7 +120,7 @@ def sample_and_jacobian_of_each(
 ) -> tuple[PyTree, PyTree]:
     """A batch of samples, and how they change along directions of the numbers, through the whole solver.
 
-    It assumes nothing about the states, which may lie on a manifold. A pose is fewer numbers than a solver has, so its
+    It assumes nothing about the states, which may lie on a manifold. A pose has fewer numbers than a solver, so its
     Jacobian is taken in reverse mode, row by row: `passes` of them.
 
     Args:
@@ -149,5 +149,5 @@ def sample_and_jacobian_of_each(
 
 
 def passes(x_T: PyTree, directions: int) -> int:
-    """Derivatives along one direction that `sample_and_jacobian_of_each` takes of each state, forward or in reverse."""
+    """How many derivatives `sample_and_jacobian_of_each` takes of each state, in forward or reverse mode."""
     return min(directions, sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(x_T)))

@@ -1,4 +1,4 @@
-"""What was learned: a solver with its times and coefficients. It samples, is judged, saved and loaded on its own."""
+"""The learned schedule: a solver with times and coefficients. It samples, is judged, saved and loaded on its own."""
 
 import dataclasses
 import json
@@ -24,9 +24,9 @@ from ld3_jax.teacher import Pairs
 
 FORMAT = "ld3_jax schedule"
 VERSION = 6
-# Files of earlier versions: 2 has coefficients, or a curve of another form, of which its own times alone are read; 3 is
-# of a manifold, where each part may have its own times; 4 ends at sigma 0; 5 has times for several numbers of calls; 7
-# starts below full noise, and is written for that alone, so that older programs read all others.
+# Files of earlier versions: 2 has coefficients, or a curve of another form, of which only its own times are read; 3 is
+# for a manifold, where each part may have its own times; 4 ends at sigma 0; 5 has times for several numbers of calls; 7
+# starts below full noise, and is written only for that, so that older programs can read all others.
 WITH_START = 7
 VERSIONS = (1, 2, 3, 4, 5, VERSION, WITH_START)
 _KINDS = {"solver": TEXT, "nfe": CALLS, "order": COUNT, "variant": TEXT.or_none(), "lower_order_final": FLAG}
@@ -41,10 +41,10 @@ class Learned:
         solver: the solver with its number of network calls.
         discretization: its times, the network's own times, and the changes of its coefficients.
         lam: half-log-SNR at the times.
-        model: what is needed to build the model again; its "digest" tells whether it is the same one, and
-            "predicts" what its network predicts, one of `denoisers.PREDICTIONS`.
-        losses: figures measured while learning, at least those of the validation at the start and of what was learned.
-        t_start: the time t_s below full noise from which on it was learned; None: from full noise, t_max.
+        model: what is needed to build the model again; its "digest" tells whether it is the same model, and "predicts"
+            what its network predicts, one of `denoisers.PREDICTIONS`.
+        losses: figures measured while learning, at least the validation loss of the start and of the learned schedule.
+        t_start: the time t_s below full noise at which it starts; None: full noise, t_max.
     """
 
     solver: Solver
@@ -74,7 +74,7 @@ class Learned:
         return self.discretization.coefficients
 
     def table(self, schedule: NoiseSchedule) -> Table:
-        """All of it as a table for `solvers.solve`.
+        """The learned solver as a table for `solvers.solve`.
 
         Raises:
             ValueError: if the times do not span the range of the noise schedule.
@@ -83,10 +83,10 @@ class Learned:
         return self.discretization.table(self.range(schedule), self.solver)
 
     def range(self, schedule: NoiseSchedule) -> NoiseSchedule:
-        """The part of a noise schedule that it was learned for: from t_start on, or from full noise all of it.
+        """The part of a noise schedule that it was learned for: from t_start on, or all of it.
 
         Raises:
-            ValueError: if t_start is not in its range, or it starts below full noise and this does not.
+            ValueError: if t_start is not in its range, or only the noise schedule starts below full noise.
         """
         if self.t_start is not None:
             return starting_at(schedule, self.t_start)
@@ -101,7 +101,7 @@ class Learned:
         Args:
             model: model(x, t, cond) -> noise prediction, the one that it was learned for.
             schedule: its noise schedule.
-            x_T: states at t_max, scaled by `schedule.prior_scale`; where it has a t_start, states there (`noised`).
+            x_T: states at t_max, scaled by `schedule.prior_scale`; with a t_start, states at that time (`noised`).
             cond: passed to the model.
 
         Raises:
@@ -111,7 +111,7 @@ class Learned:
 
     @entrance(student=instance(Student))
     def distances(self, student: Student, pairs: Pairs, *, batch_size: int = 25) -> Float[Array, "n"]:
-        """How far it lands from the teacher: the student's loss of each pair.
+        """How far its samples are from the teacher's: the student's loss of each pair.
 
         Args:
             student: model, loss and decoder; its own solver is not used.
@@ -122,11 +122,11 @@ class Learned:
         return distances(student._replace(solver=self.solver), self.discretization, pairs, batch_size=batch_size)
 
     def check_range(self, schedule: NoiseSchedule) -> None:
-        """Refuse a noise schedule of another space, range or log-SNR, and network times beyond it."""
+        """Refuse a noise schedule with another space, range or log-SNR, and network times outside it."""
         schedule = self.range(schedule)
         check_times(self.t, self.t_c, schedule, whole=True, to_zero=self.solver.to_zero)
         if self.coefficients is not None and bool(len(self.coefficients.base)) != self.solver.expands(schedule):
-            raise ValueError(f"its coefficients were learned for states of another space than those of {schedule}")
+            raise ValueError(f"its coefficients were learned for states of another space than the states of {schedule}")
         with jax.ensure_compile_time_eval():
             lam = np.asarray(self.discretization.lam(schedule))
         if not np.allclose(lam, self.lam, rtol=1e-2, atol=1e-2):
@@ -141,12 +141,12 @@ class Learned:
 
         Args:
             path: the file.
-            schedule: the noise schedule. With it the file holds the solver's table, too, which other programs run
-                (`ld3_jax.interop`), unless the states are no vectors.
+            schedule: the noise schedule. With it the file also holds the solver's table, which other programs run
+                (`ld3_jax.interop`), unless the states are not vectors.
 
         Raises:
             ValueError: if the times do not span the range of the noise schedule.
-            OSError: if the disk does not take it; what stood at `path` before stays.
+            OSError: if it cannot be written to the disk; an earlier file at `path` stays.
         """
         solver = dataclasses.asdict(self.solver)
         lists = {"t": self.t, "t_c": self.t_c, "lam": self.lam}
@@ -164,7 +164,7 @@ class Learned:
         write_atomically(Path(path), (json.dumps(record, indent=2) + "\n").encode())
 
     def plain_table(self, schedule: NoiseSchedule) -> dict[str, Any] | None:
-        """The table for other programs, as JSON takes it; None if the states are no vectors with one time for all."""
+        """The table for other programs, as JSON; None unless the states are vectors with one time for all."""
         table, predicts = self.table(schedule), self.model.get("predicts")
         return to_record(table, self.range(schedule), self.t, self.solver, predicts)
 
@@ -178,14 +178,14 @@ def load(path: str | Path) -> Learned:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if the file is cut short, is no such file, or holds impossible values; the message names what.
+        ValueError: if the file is cut short, is not such a file, or holds impossible values; the message says which.
     """
     return _read(Path(path))[0]
 
 
 @entrance(path=PATH, schedule=instance(NoiseSchedule))
 def load_several(path: str | Path, schedule: NoiseSchedule) -> list[Learned]:
-    """All that a file holds, for `interpolate`: one, or of version 5 perhaps one for each of several numbers of calls.
+    """All that a file holds, for `interpolate`: one, or in version 5 perhaps one for each of several numbers of calls.
 
     Args:
         path: a schedule.json.
@@ -229,7 +229,7 @@ def _from_record(record: dict[str, Any], names: list[str]) -> Learned:
         raise ValueError(f"losses must have the name of a loss as their loss, got {loss!r}")
     version, choices = record["version"], {name: record[name] for name in names}
     if version < VERSION and Solver(record["solver"]).variant is None:
-        choices["variant"] = None  # "bh1" stood in every file
+        choices["variant"] = None  # every file had "bh1"
     solver = Solver(record["solver"], **choices)
     t, t_c, lam = (_times(record[key], key, by_part=version > 2) for key in ("t", "t_c", "lam"))
     if not len(t) == len(t_c) == len(lam) == solver.n_steps + 1:
@@ -274,7 +274,7 @@ def _are_times(array: np.ndarray, ends: Float[Array, "2"]) -> bool:
 
 
 def _times(values: Any, name: str, *, by_part: bool) -> np.ndarray:
-    """A list of finite numbers, or one for each part."""
+    """A list of finite numbers, or of lists with a number for each part."""
     array = numbers(values)
     if not 1 <= array.ndim <= 1 + by_part or not np.isfinite(array).all():
         raise ValueError(f"{name} must be a list of finite numbers, got {values!r}")
@@ -285,7 +285,7 @@ def _read_coefficients(change: Any, solver: Solver, version: int) -> Coefficient
     names = Coefficients._fields
     if not isinstance(change, dict) or not set(names) <= set(change):
         raise ValueError(f"coefficients must be the lists of {names}, got {change!r:.80}")
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+    with np.errstate(over="ignore"):  # a number that is too large becomes infinite and is refused
         arrays = [numbers(change[name]).astype(jnp.result_type(float)) for name in names]
     base, *histories = arrays if arrays[2].size else arrays[:2]
     shapes = [rows.shape for rows in histories]

@@ -1,4 +1,4 @@
-"""Levenberg-Marquardt: steps of second order that never raise the loss of their batch.
+"""Levenberg-Marquardt: second-order steps that never raise the loss of their batch.
 
 Reference: Marquardt, SIAM J. Appl. Math. 11 (1963); Nocedal and Wright, Numerical Optimization, chapter 10.
 """
@@ -23,11 +23,11 @@ from ld3_jax.teacher import Pairs
 class LevenbergMarquardt(SecondOrder):
     """Steps delta that solve (A + mu diag A) delta = -g; mu grows until the loss falls, and falls after a success.
 
-    A and g are those of `second_order.quadratic_model`. A step needs the whole batch's Jacobian, so `GaussNewton`, with
+    A and g are from `second_order.quadratic_model`. A step needs the whole batch's Jacobian, so `GaussNewton`, with
     small batches, gets further on the same number of network calls.
 
-    Attributes: those of `SecondOrder`, and
-        tries: how often mu may grow within a step; if no mu lowers the loss, nothing moves.
+    Attributes: as in `SecondOrder`, and
+        tries: how many times mu may grow within a step; if no mu lowers the loss, nothing moves.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -66,7 +66,7 @@ def descend(
     solve: Callable[[Array], Params],
     damping: Float[Array, ""],
 ) -> tuple[Params, Float[Array, ""]]:
-    """The update that lowers the loss, zero if none is found, and the damping to go on with.
+    """The update that lowers the loss (zero if none is found), and the damping for the next step.
 
     Args:
         tries: how many steps are tried.
@@ -74,7 +74,7 @@ def descend(
         loss: at these numbers.
         loss_at: the loss at other numbers.
         solve: solve(damping) -> the step.
-        damping: mu, to begin with.
+        damping: mu at the beginning.
     """
 
     def again(carry: tuple[Array, Array, Array, Params]) -> Array:

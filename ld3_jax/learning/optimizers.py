@@ -1,7 +1,8 @@
-"""Optax transformations as the learning of times uses them.
+"""The Optax transformations that learning uses.
 
-Optax builds a transformation of closures, which are equal to themselves alone, and a learner is static under `jax.jit`.
-So equal arguments give the same transformation here, and nothing compiles twice. All clip gradients to norm 1.
+Optax builds a transformation from closures, which are equal only to themselves, and a learner is static under
+`jax.jit`. So equal arguments give the same transformation here, and nothing compiles twice. All clip gradients to norm
+1.
 """
 
 import functools
@@ -32,7 +33,7 @@ class Optimizer(Protocol):
 @entrance(rate=NOT_NEGATIVE, steps=COUNT)
 @functools.cache
 def adam(rate: float, steps: int) -> optax.GradientTransformation:
-    """Adam, whose rate falls along a cosine to 2 %."""
+    """Adam with a rate that falls along a cosine to 2 %."""
     schedule = optax.cosine_decay_schedule(rate, steps, alpha=0.02)
     return optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -67,7 +68,7 @@ def by_group(rules: Mapping[str, Optimizer]) -> optax.GradientTransformation:
     """One transformation for each group of numbers; groups without one do not move.
 
     Args:
-        rules: name of a group -> its transformation, of this module or of Optax.
+        rules: name of a group -> its transformation, from this module or from Optax.
     """
     check({"rules": rules}, {"rules": instance(Mapping)})
     for group, rule in rules.items():

@@ -1,6 +1,6 @@
 """Parametrisations: how learned numbers stand for a discretisation. A new one is a frozen dataclass with these methods.
 
-The numbers are a dict of named groups of arrays. Learners know the groups by what `Parametrisation.groups` states of
+The numbers are a dict of named groups of arrays. Learners know the groups by what `Parametrisation.groups` says about
 them, and never by their names.
 """
 
@@ -23,13 +23,14 @@ Mask = dict[str, PyTree[Bool[np.ndarray, "..."]]]  # which of the numbers
 
 
 class Group(NamedTuple):
-    """What learners ask of a group of numbers.
+    """What learners need to know about a group of numbers.
 
     Attributes:
         rate: learning rate for Adam.
-        largest: the most that one of its numbers may change in a step of second order, whose model means little beyond.
+        largest: the most that one of its numbers may change in a second-order step; beyond it the quadratic model is
+            poor.
         late: whether the group waits for the second phase of LD3 (`GradientDescent.frozen_steps`).
-        floor: the least factor on its rate (`Patience`).
+        floor: the lowest factor on its rate (`Patience`).
     """
 
     rate: float
@@ -47,7 +48,7 @@ class Parametrisation(Protocol):
         ...
 
     def starts(self, grid: str, schedule: NoiseSchedule, solver: Solver) -> dict[str, Discretization]:
-        """What learning may start from on a hand-made grid, by name; the best of them counts."""
+        """What learning may start from on a standard grid, by name; the best one is used."""
         ...
 
     def discretization(self, params: Params, schedule: NoiseSchedule, solver: Solver) -> Discretization:
@@ -59,11 +60,11 @@ class Parametrisation(Protocol):
         ...
 
     def learned(self, params: Params) -> Mask:
-        """Booleans shaped like the numbers: which are learned and have an effect."""
+        """Booleans shaped like the numbers: which of them are learned and have an effect."""
         ...
 
     def groups(self, solver: Solver) -> dict[str, Group]:
-        """The groups of which anything is learned; empty if nothing is."""
+        """The groups in which anything is learned; empty if nothing is."""
         ...
 
 
@@ -75,7 +76,7 @@ _NUMBERS = Kind("a dict of real floating-point arrays", lambda given: _is_dict(g
 def first_numbers(
     parametrisation: Parametrisation, start: Discretization, schedule: NoiseSchedule, solver: Solver
 ) -> Params:
-    """`Parametrisation.init`, and a ValueError unless numbers, masks and groups are what learners take."""
+    """`Parametrisation.init`; a ValueError unless numbers, masks and groups have the form that learners need."""
     params, groups = parametrisation.init(start, schedule, solver), parametrisation.groups(solver)
     check({"numbers": params, "groups": groups}, {"numbers": _NUMBERS, "groups": _GROUPS})
     for name, group in groups.items():
@@ -86,7 +87,7 @@ def first_numbers(
         raise ValueError(f"learned must give booleans shaped like the numbers {shown(params)}, got {shown(learned)}")
     moving = [name for name, group in learned.items() if any(np.any(leaf) for leaf in jax.tree.leaves(group))]
     if {*groups} != {*moving}:
-        raise ValueError(f"groups must be those of which anything is learned, {sorted(moving)}, got {sorted(groups)}")
+        raise ValueError(f"groups must be those in which anything is learned, {sorted(moving)}, got {sorted(groups)}")
     return params
 
 
@@ -101,7 +102,7 @@ def known_groups(given: tuple[str, ...], groups: tuple[str, ...]) -> None:
 
 
 def all_of(params: Params, frozen: tuple[str, ...]) -> Mask:
-    """Booleans like the numbers: all but the frozen groups."""
+    """Booleans shaped like the numbers: true except in the frozen groups."""
     return {name: jax.tree.map(partial(_full, name not in frozen), group) for name, group in params.items()}
 
 

@@ -1,4 +1,4 @@
-"""LD3's patience: back to the best numbers, at lower rates, when validations bring nothing better.
+"""LD3's patience: return to the best numbers, at lower rates, when validations find nothing better.
 
 Reference: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv:2405.15506.
 """
@@ -19,12 +19,12 @@ _PAIR = Kind("a tuple of a group and its floor", lambda pair: isinstance(pair, t
 
 @dataclass(frozen=True)
 class Patience:
-    """Return to the best numbers and lower the rates when validations bring nothing better.
+    """Return to the best numbers and lower the rates when validations find nothing better.
 
     Attributes:
-        validations: how many in a row without a new best one.
+        validations: how many in a row without a new best.
         decay: factor on the rates.
-        floors: the least factor on a group's rate, as (group, factor), where it is not the parametrisation's own.
+        floors: the lowest factor on a group's rate, as (group, factor), if it is not the parametrisation's own.
         visits: stop after this many returns with all rates at their floors.
 
     Raises:
@@ -45,7 +45,7 @@ class Patience:
 
 
 def lower_rates(state: TrainState, patience: Patience, groups: Mapping[str, Group], frozen_steps: int) -> TrainState:
-    """Out of patience: back to the best with lower rates; groups that are still frozen keep theirs."""
+    """When patience runs out: back to the best, with lower rates; groups that are still frozen keep theirs."""
     memory, floors = state.learner, dict(patience.floors)
     out = memory.worse >= patience.validations
     factors, at_floor = {}, out

@@ -1,8 +1,8 @@
-"""Where to start: the grid that is best before learning is often not the one that is best after it, so starts race.
+"""Where to start: the grid that is best before learning is often not the best one after it, so starts race.
 
-Of the standard grids the better two, each with its best start, learn for a quarter of the steps. The worse one drops
-out, judged on the pairs that come last in the first pass over them, so that as few as possible have been learned from;
-what the winner has learned by then is kept. So a race costs a quarter of the steps.
+The better two of the standard grids, each with its best start, learn for a quarter of the steps. The worse one drops
+out, judged on the pairs that come last in the first pass, so that as few of them as possible have been used to learn;
+the winner keeps what it has learned by then. So a race costs a quarter of the steps.
 
 Reference: Jamieson and Talwalkar, arXiv:1502.07943 (successive halving).
 """
@@ -25,7 +25,7 @@ Advance = Callable[[str, TrainState, int], TrainState]  # (name, state, step) ->
 
 
 class Start(NamedTuple):
-    """What learning may start from, and its mean loss on some training pairs."""
+    """A possible start, and its mean loss on some training pairs."""
 
     name: str
     discretization: Discretization
@@ -33,7 +33,7 @@ class Start(NamedTuple):
 
 
 class Heat(NamedTuple):
-    """The mean losses of those that were in the race at a step, best first."""
+    """The mean losses of the starts that were in the race at a step, best first."""
 
     step: int
     losses: dict[str, float]
@@ -43,7 +43,7 @@ class Heat(NamedTuple):
 def rank(task: Task) -> list[Start]:
     """All starts of the parametrisation on all standard grids, best first; NaN comes last.
 
-    They are judged on as many training pairs as a batch of validation holds, those that are learned from first.
+    They are judged on as many training pairs as a validation batch holds: the pairs that are used first.
     """
     student, size, ranked = task.student, task.learner.valid_batch, []
     first = order_of_round(task, jnp.zeros((), jnp.int32))[:size]
@@ -57,9 +57,9 @@ def rank(task: Task) -> list[Start]:
 
 
 def entrants(ranked: list[Start]) -> dict[str, Discretization]:
-    """The best start on each of the better half of the grids, in the order of the ranking.
+    """The best start on each grid of the better half, in the order of the ranking.
 
-    Grids with the same times are one, as uniform and logsnr are where noise is geometric in t.
+    Grids with the same times count as one, such as uniform and logsnr if noise is geometric in t.
     """
     chosen: dict[str, Discretization] = {}
     for name, discretization, _ in ranked:
@@ -70,18 +70,18 @@ def entrants(ranked: list[Start]) -> dict[str, Discretization]:
 
 
 def race(task: Task, states: Mapping[str, TrainState], advance: Advance) -> tuple[str, TrainState, list[Heat]]:
-    """Halve the number of those that learn until one is left.
+    """Halve the number of starts that learn until one is left.
 
     Args:
-        task: what is learned.
-        states: the initial states by name; one is no race.
+        task: the learning task.
+        states: the initial states by name; a single one needs no race.
         advance: advance(name, state, step) -> the state at that step. A FloatingPointError ends one start's race.
 
     Returns:
         The winner's name and state, and the heats.
 
     Raises:
-        FloatingPointError: if none has a finite loss.
+        FloatingPointError: if no start has a finite loss.
     """
     heats, count = [], len(states)
     for left in range(math.ceil(math.log2(count)), 0, -1):
@@ -105,7 +105,7 @@ def race(task: Task, states: Mapping[str, TrainState], advance: Advance) -> tupl
 
 
 def _loss_of_the_last(task: Task, state: TrainState) -> float:
-    """The mean loss of the pairs that come last in the first round, two batches of them."""
+    """The mean loss on the last two batches of the first round."""
     size, held_out = task.learner.valid_batch, task.learner.held_out
     if held_out:
         pairs, order = task.valid, np.arange(held_out)

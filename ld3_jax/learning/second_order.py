@@ -1,8 +1,8 @@
-"""Steps of second order: a quadratic model of the loss around the numbers, from Jacobians of the samples.
+"""Second-order steps: a quadratic model of the loss around the numbers, from Jacobians of the samples.
 
-There are few numbers to learn and a sample has many pixels, so a sample's Jacobian is cheap to take column by column,
-and nothing is kept for a backward pass: memory does not depend on the number of network calls. A pose is fewer numbers
-than are learned, so its Jacobian is taken row by row.
+There are few numbers to learn and a sample has many pixels, so it is cheap to take a sample's Jacobian column by
+column, and nothing is kept for a backward pass: memory does not depend on the number of network calls. A pose has fewer
+numbers than are learned, so its Jacobian is taken row by row.
 
 Reference: Nocedal and Wright, Numerical Optimization, chapter 10.
 """
@@ -31,9 +31,9 @@ from ld3_jax.ranges import COUNT, settle
 from ld3_jax.solvers import Expansion, expand, integrate
 from ld3_jax.teacher import Pairs
 
-_BOUND_ROUNDS = 3  # solutions in which more numbers may reach their bounds
-_ROUNDING = 1e-6  # of a number, relative to it: a larger difference from the nearest within its bounds is a bound's
-_HELD = 64  # states held for each tangent that passes through the network at a time
+_BOUND_ROUNDS = 3  # rounds of solving, in each of which more numbers may reach their bounds
+_ROUNDING = 1e-6  # relative; a larger difference from the nearest number within the bounds means that a bound is active
+_HELD = 64  # states held in memory for each tangent that passes through the network at a time
 
 
 class Quadratic(NamedTuple):
@@ -46,11 +46,11 @@ class Quadratic(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SecondOrder(Learner):
-    """A learner by steps of second order; a subclass says how a batch's model moves the numbers.
+    """A learner that makes second-order steps; a subclass says how a batch's model moves the numbers.
 
-    Attributes: those of `Learner`, and
-        tangents: directions times samples that pass through the network at a time: more on an accelerator. Memory holds
-            64 states for each.
+    Attributes: as in `Learner`, and
+        tangents: directions times samples that pass through the network at a time; use more on an accelerator. Memory
+            holds 64 states for each.
     """
 
     tangents: int = 40
@@ -60,15 +60,15 @@ class SecondOrder(Learner):
         settle(self, {"tangents": COUNT})
 
     def check(self, task: Task) -> None:
-        """Refuse a loss that is no function of squares, and a solver of one step: XLA does not compile that."""
+        """Refuse a loss that is not a function of squares, and a solver of one step, which XLA does not compile."""
         if task.student.judged_by.residuals is None:
             raise ValueError(
-                "steps of second order (GaussNewton, LevenbergMarquardt) need a loss that has residuals, as "
+                "second-order steps (GaussNewton, LevenbergMarquardt) need a loss that has residuals, as "
                 "losses.l2, rmse and both have; GradientDescent takes any loss"
             )
         if task.student.solver.n_steps < 2:
             raise ValueError(
-                f"steps of second order need a solver of at least 2 steps, got {task.student.solver}; gradient descent "
+                f"second-order steps need a solver of at least 2 steps, got {task.student.solver}; gradient descent "
                 "does not"
             )
 
@@ -80,10 +80,10 @@ class SecondOrder(Learner):
 
     @abc.abstractmethod
     def move_by(self, model: Quadratic, task: Task, state: TrainState, pairs: Pairs) -> tuple[Params, Any]:
-        """The numbers after a step on a batch with that model, and what the learner remembers then."""
+        """The numbers after a step on a batch with this model, and the learner's new memory."""
 
     def calls(self, task: Task, params: Params) -> int:
-        """The calls that the quadratic model makes."""
+        """The network calls of the quadratic model."""
         nfe, schedule = task.student.solver.calls, task.student.schedule
         if task.student.solver.expands(schedule):
             first = _first_calls(task.student, jax.eval_shape(task.discretization, params))
@@ -99,7 +99,7 @@ def quadratic_model(task: Task, params: Params, pairs: Pairs, tangents: int) -> 
     averaged over the batch. Loss and w are multiplied by the pair's weight.
 
     Args:
-        task: what is learned.
+        task: the learning task.
         params: the numbers.
         pairs: the batch.
         tangents: directions times samples that pass through the network at a time.
@@ -127,14 +127,14 @@ def quadratic_model(task: Task, params: Params, pairs: Pairs, tangents: int) -> 
 def solution(model: Quadratic, damping: Float[Array, ""], params: Params, task: Task) -> Params:
     """The step that solves (matrix + damping diag(matrix)) step = -gradient within the bounds of the numbers.
 
-    A number that would leave its bounds is taken to its bound, and the others are solved for again. The step is
-    shortened if a number changes by more than its group allows (`Group.largest`).
+    A number that would leave its bounds is set to its bound, and the others are solved for again. The step is shortened
+    if a number changes by more than its group allows (`Group.largest`).
 
     Args:
         model: the quadratic model, in the order of `ravel_pytree`.
         damping: relative to the diagonal.
         params: the numbers.
-        task: what is learned, whose parametrisation states bounds and largest steps.
+        task: the learning task, whose parametrisation states bounds and largest steps.
 
     Reference: Marquardt, SIAM J. Appl. Math. 11 (1963); Nocedal and Wright, Numerical Optimization, section 16.7.
     """
@@ -171,7 +171,7 @@ def project(task: Task, params: Params) -> Params:
 
 
 class Derivatives(NamedTuple):
-    """How a student's samples are differentiated: along q directions, and what each of p numbers has of each."""
+    """How a student's samples are differentiated: along q directions, and how the p numbers depend on them."""
 
     sample: Callable[[Pairs], tuple[PyTree, PyTree]]  # a batch -> samples and their derivatives
     of_numbers: Float[Array, "q p"]
@@ -193,7 +193,7 @@ def _along_factors(task: Task, params: Params, tangents: int) -> Derivatives:
 
 
 def _along_numbers(task: Task, params: Params, tangents: int) -> Derivatives:
-    """Along the numbers themselves, where states are no sums."""
+    """Along the numbers themselves, where states are not sums."""
     flat, unravel = ravel_pytree(params)
     model, schedule, solver, *_ = task.student
     learned = jnp.asarray(np.eye(len(flat))[_learned(task, params)], flat.dtype)
@@ -209,10 +209,10 @@ def _along_numbers(task: Task, params: Params, tangents: int) -> Derivatives:
 
 
 def _directions(task: Task, params: Params) -> tuple[Directions, Float[Array, "q p"]]:
-    """Directions that all changes of the numbers are made of, and what each number has of each direction.
+    """Directions that span all changes of the numbers, and the share of each direction in each number.
 
-    Without coefficients these are the inner times and network times: the rows of a step depend on no later time. With
-    them they are the factors themselves, which are fewer than times and coefficients together.
+    Without coefficients, these are the inner times and network times: the rows of a step depend on no later time. With
+    coefficients, they are the factors themselves, which are fewer than times and coefficients together.
     """
     student, (flat, unravel) = task.student, ravel_pytree(params)
     learned = jnp.asarray(_learned(task, params), flat.dtype)

@@ -1,4 +1,4 @@
-"""What is learned and how it is judged: a student, its pairs, how numbers stand for its times, and how they move.
+"""The learning task: a student, its pairs, how numbers stand for its times, and how they move.
 
 Reference: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv:2405.15506.
 """
@@ -29,7 +29,7 @@ START = Kind("a grid's name, 'race' or a Discretization", lambda value: isinstan
 
 
 class Student(NamedTuple):
-    """What is run and how it is judged; see `make_student`. The weights are its leaves."""
+    """What is run and how it is judged; see `make_student`. Its leaves are the weights."""
 
     model: Model
     schedule: NoiseSchedule
@@ -39,7 +39,7 @@ class Student(NamedTuple):
 
     @property
     def judged_by(self) -> Loss:
-        """The loss, or the squared error where it has none."""
+        """The loss, or the squared error if it has none."""
         return l2 if self.loss is None else self.loss
 
 
@@ -51,14 +51,14 @@ def make_student(
     loss: Callable[[PyTree, PyTree], Array] | None = None,
     decode: Callable[[PyTree], PyTree] = lambda x: x,
 ) -> Student:
-    """A `Student` of any callables; those that are no pytrees of their own are taken to hold no weights.
+    """A `Student` from any callables; a callable that is not a pytree is assumed to hold no weights.
 
     Args:
         model: model(x, t, cond) -> noise prediction.
         schedule: its noise schedule.
         solver: the solver, with its number of network calls.
-        loss: loss(samples, targets) -> (batch,) losses, at least 0: of a likeness s <= 1 take 1 - s. None: it is judged
-            by `losses.l2` and learns by `losses.both`.
+        loss: loss(samples, targets) -> (batch,) losses, at least 0: for a similarity s <= 1 use 1 - s. None: it is
+            judged by `losses.l2` and learns with `losses.both`.
         decode: from a state at t_min to what the loss sees, for instance a latent's image.
 
     Raises:
@@ -90,7 +90,7 @@ def run(
 def sample_losses(
     student: Student, discretization: Discretization, pairs: Pairs, *, remat: bool = False
 ) -> Float[Array, "batch"]:
-    """The loss of each sample of `run` against `pairs.x_0`, the teacher's sample, decoded, times the pair's weight."""
+    """The loss of each sample of `run` against `pairs.x_0`, the teacher's decoded sample, times the pair's weight."""
     x_0 = run(student, discretization, pairs.x_T, pairs.cond, remat=remat)
     return weighted(each(student.judged_by, x_0, pairs.x_0), pairs)
 
@@ -118,14 +118,14 @@ def distances(
 
 
 def weighted(values: Float[Array, "n"], pairs: Pairs) -> Float[Array, "n"]:
-    """Values of pairs, times the pairs' weights where they have any."""
+    """Values of pairs, times the pairs' weights if they have any."""
     return values if pairs.weight is None else values * pairs.weight
 
 
 def run_in_batches(
     student: Student, discretization: Discretization, x_T: PyTree, cond: PyTree = None, *, batch_size: int = 25
 ) -> PyTree:
-    """`run` for any number of initial states, a batch at a time."""
+    """`run` for any number of initial states, one batch at a time."""
     return _run_in_batches(student._replace(loss=None), discretization, (x_T, cond), batch_size)
 
 
@@ -152,13 +152,13 @@ class StepMetrics(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Learner(abc.ABC):
-    """How the numbers move. One of your own is a frozen dataclass with `move`.
+    """How the numbers move. Your own learner is a frozen dataclass with `move`.
 
     Attributes:
         steps: how many steps.
-        batch_size: training pairs a step.
+        batch_size: training pairs in a step.
         validate_every: steps between validations.
-        held_out: how many of the pairs are for validation alone; 0: all are for both.
+        held_out: how many of the pairs are for validation only; 0: all are used for both.
         valid_batch: validation samples to integrate at a time.
 
     Raises:
@@ -187,31 +187,31 @@ class Learner(abc.ABC):
 
     @abc.abstractmethod
     def move(self, task: "Task", state: "TrainState", batch: Int[Array, "batch"]) -> tuple[Params, Any, StepMetrics]:
-        """The numbers after a step, what the learner remembers then, and the step's figures. Pure.
+        """The numbers after a step, the learner's new memory, and the step's figures. Pure.
 
         Args:
-            task: what is learned.
+            task: the learning task.
             state: the state before the step.
-            batch: which of the training pairs the step is for.
+            batch: the indices of the step's training pairs.
         """
 
     @abc.abstractmethod
     def calls(self, task: "Task", params: Params) -> int:
-        """Network calls that a step makes for each sample; a derivative along one direction counts as one."""
+        """Network calls of a step for each sample; a derivative along one direction counts as one."""
 
     def after_step(self, task: "Task", state: "TrainState", step: int) -> "TrainState":
-        """What follows the step of that number: a validation where one is due."""
+        """What follows a step: a validation if one is due."""
         if not validation_is_due(task, step):
             return state
         return judge(state, validation_loss(task, state.params, task.valid))
 
     def calls_after_step(self, task: "Task", params: Params, step: int) -> int:
-        """Network calls that `after_step` makes for each validation sample."""
+        """Network calls of `after_step` for each validation sample."""
         return task.student.solver.calls if validation_is_due(task, step) else 0
 
 
 class Task(NamedTuple):
-    """All that does not change while learning. The static parts are no leaves, so a task crosses jit as it is."""
+    """Everything that does not change while learning. Static parts are not leaves, so a task crosses jit as it is."""
 
     student: Student
     train: Pairs
@@ -225,11 +225,11 @@ class Task(NamedTuple):
         return self.parametrisation.groups(self.student.solver)
 
     def discretization(self, params: Params) -> Discretization:
-        """What the numbers stand for."""
+        """The discretisation that the numbers stand for."""
         return _discretize(self.parametrisation, params, self.student.schedule, self.student.solver)
 
 
-@jax.jit  # one program, where it is asked for outside of any other
+@jax.jit  # one program, if it is called outside any other
 def _discretize(
     parametrisation: Parametrisation, params: Params, schedule: NoiseSchedule, solver: Solver
 ) -> Discretization:
@@ -245,7 +245,7 @@ class TrainState(NamedTuple):
     best: Params  # by validation
     best_loss: Float[Array, ""]
     start_loss: Float[Array, ""]  # validation loss of the start
-    valid_loss: Float[Array, ""]  # of the latest validation
+    valid_loss: Float[Array, ""]  # loss of the latest validation
     done: Bool[Array, ""]
 
 
@@ -254,9 +254,9 @@ def begin(task: Task, start: str | Discretization, loss: Float[Array, ""] | floa
     """The state before the first step, in which the start is the best so far.
 
     Args:
-        task: what is learned.
+        task: the learning task.
         start: a standard grid's name, or the times to start from.
-        loss: of the start, if it was judged before; on some pairs will do until `judge_start`.
+        loss: the loss of the start, if it was judged before; on some pairs is enough until `judge_start`.
     """
     schedule, solver = task.student.schedule, task.student.solver
     times = on_grid(start, schedule, solver) if isinstance(start, str) else start
@@ -266,7 +266,7 @@ def begin(task: Task, start: str | Discretization, loss: Float[Array, ""] | floa
     first = task.discretization(params)
     check_times(first.t, first.t_c, schedule, whole=True)
     if not isinstance(loss, Tracer) and loss < 0:
-        raise ValueError(f"a loss must be at least 0, as a distance is, got {loss}; of a likeness s <= 1 take 1 - s")
+        raise ValueError(f"a loss must be at least 0, as a distance is, got {loss}; for a similarity s <= 1 use 1 - s")
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -277,11 +277,11 @@ def begin(task: Task, start: str | Discretization, loss: Float[Array, ""] | floa
         valid_loss=loss,
         done=jnp.zeros((), bool),
     )
-    return replicate(jax.tree.map(jnp.asarray, state))  # a learner may remember Python's numbers
+    return replicate(jax.tree.map(jnp.asarray, state))  # a learner's memory may hold Python numbers
 
 
 def judge_start(task: Task, state: TrainState, start: Params) -> TrainState:
-    """The state with its start, that was judged on some pairs, judged on all that validate."""
+    """The state with its start, which was judged on some pairs, judged on all validation pairs."""
     return _with_start(state, start, validation_loss(task, start, task.valid))
 
 
@@ -309,7 +309,7 @@ def move(task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
 
 
 def batch_indices(task: Task, step: Array) -> Int[Array, "batch"]:
-    """The next batch of this round's permutation; samples that do not fill a batch wait for another round."""
+    """The next batch of this round's permutation; samples that do not fill a batch wait for the next round."""
     count, size = len(jax.tree.leaves(task.train)[0]), task.learner.batch_size
     per_round = count // size
     return jax.lax.dynamic_slice(order_of_round(task, step // per_round), (step % per_round * size,), (size,))
@@ -318,8 +318,8 @@ def batch_indices(task: Task, step: Array) -> Int[Array, "batch"]:
 def order_of_round(task: Task, number: Int[Array, ""]) -> Int[Array, "n"]:
     """The permutation of the training pairs in a round.
 
-    Pairs with weights are sorted by these, which say how hard they are, and cut into as many parts as a batch has
-    samples. A batch takes one of each part, so that batches differ little.
+    Pairs with weights are sorted by weight, which says how hard they are, and cut into as many parts as a batch has
+    samples. A batch takes one from each part, so that batches differ little.
     """
     count, size = len(jax.tree.leaves(task.train)[0]), task.learner.batch_size
     key = jax.random.fold_in(task.key, number)
@@ -333,7 +333,7 @@ def order_of_round(task: Task, number: Int[Array, ""]) -> Int[Array, "n"]:
 
 
 def validation_is_due(task: Task, step: int) -> bool:
-    """Whether a validation follows the step of that number."""
+    """Whether a validation follows this step."""
     return step % task.learner.validate_every == 0 or step == task.learner.steps
 
 
@@ -343,7 +343,7 @@ def validation_loss(task: Task, params: Params, pairs: Pairs) -> Float[Array, ""
 
 
 def keep_best(state: TrainState, loss: Array) -> TrainState:
-    """The state after a validation: its numbers are the best if their loss is below all earlier ones."""
+    """The state after a validation: its numbers are the best if their loss is lower than all earlier losses."""
     better = loss < state.best_loss
     best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.params, state.best)
     return state._replace(valid_loss=loss, best=best, best_loss=jnp.where(better, loss, state.best_loss))
@@ -356,10 +356,10 @@ def judge(state: TrainState, loss: Array) -> TrainState:
 
 
 def unless_done(state: TrainState, new: TrainState) -> TrainState:
-    """The new state, or where learning is done the old one."""
+    """The new state, or the old one if learning is done."""
     return whole(jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, new))
 
 
 def finite_or_inf(loss: Array) -> Array:
-    """The loss, or infinity in place of NaN, which nothing would ever be better than."""
+    """The loss, or infinity instead of NaN, because no loss compares as lower than NaN."""
     return jnp.where(jnp.isfinite(loss), loss, jnp.inf)

@@ -1,4 +1,4 @@
-"""Networks in Flax, readers of published weights, and losses that need weights; a module loads when it is asked for."""
+"""Networks in Flax, readers of published weights, and losses that need weights; modules are imported on first use."""
 
 from types import ModuleType
 
@@ -10,7 +10,7 @@ from ld3_jax.losses import LOSSES, Loss
 
 
 def _lpips(squared_error: Loss, targets: PyTree) -> Loss:
-    from ld3_jax.networks import lpips  # Flax, which the names alone do not need
+    from ld3_jax.networks import lpips  # needs Flax, which the names do not need
 
     return lpips.load(cache=CACHE)
 

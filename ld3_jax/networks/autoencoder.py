@@ -22,7 +22,7 @@ class Autoencoder(nn.Module):
         channels: channels of the finest level; a multiple of 32, the number of groups of the norms.
         channel_mult: channels of each level, from fine to coarse, in units of `channels`.
         latent_channels: channels of a latent.
-        codes: number of vectors that a latent's pixels are rounded to before they are decoded; None if they are not,
+        codes: number of vectors to which a latent's pixels are rounded before decoding; None if they are not rounded,
             and then the encoder gives a Gaussian.
         num_res_blocks: residual blocks of a level of the encoder; the decoder's have one more.
         dtype: of the computation inside; parameters, input and output are float32.
@@ -51,7 +51,7 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(*shape, self.dtype)
 
     def __call__(self, images: Float[Array, "batch h w 3"]) -> Float[Array, "batch h w 3"]:
-        """The images as their latents keep them."""
+        """The images after encoding and decoding."""
         return self.decode(self.encode(images))
 
     def encode(self, images: Float[Array, "batch h w 3"]) -> Float[Array, "batch h2 w2 latent"]:
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
             for i in range(self.num_res_blocks):
                 h = _ResBlock(mult * self.channels, self.dtype, name=f"down.{level}.block.{i}")(h)
             if level + 1 < len(self.channel_mult):
-                # The published code puts the zeros below and to the right only.
+                # The published code pads only below and to the right.
                 name, around = f"down.{level}.downsample.conv", ((0, 1), (0, 1))
                 h = Conv(h.shape[-1], stride=2, padding=around, dtype=self.dtype, name=name)(h)
         return _to_output(_middle(h, self.dtype), self.features)
@@ -171,6 +171,6 @@ def _middle(h: Array, dtype: jnp.dtype | type) -> Array:
 
 
 def _to_output(h: Array, features: int) -> Array:
-    # The last layer is small and its rounding goes straight into the result.
+    # The last layer is small and its rounding goes directly into the result.
     h = nn.silu(GroupNorm(32, epsilon=1e-6, name="norm_out")(h.astype(jnp.float32)))
     return Conv(features, name="conv_out")(h)

@@ -86,11 +86,11 @@ def preconditioned_as(network: Network, config: Mapping[str, Any], what: str) ->
         network: the architecture.
         config: `class_name` and constructor arguments from the file, see `files.Checkpoint`; without a `class_name`
             the network stays as it is.
-        what: what is read, for messages.
+        what: name of the file, for messages.
 
     Raises:
-        ValueError: if the file's preconditioning is none of PRECONDITIONINGS, or has constants that its formula there
-            does not have.
+        ValueError: if the file's preconditioning is not one of PRECONDITIONINGS, or has constants that its formula
+            there does not have.
     """
     if "class_name" not in config:
         return network
@@ -114,7 +114,7 @@ def from_state(
     Args:
         network: the architecture, for instance NETWORKS["cifar10"].
         state: the arrays under their published names, which begin with `model.`.
-        what: what is read, for messages.
+        what: name of the file, for messages.
         dtype: of the computation inside the network.
 
     Returns:
@@ -129,7 +129,7 @@ def from_state(
 
 
 def from_random(network: Network, seed: int = 0, *, dtype: jnp.dtype | type = jnp.float32) -> Loaded:
-    """A model with random weights, where the published ones are not at hand; else as `from_state`; see `shrink`."""
+    """A model with random weights instead of the published ones, otherwise as `from_state`; see `shrink`."""
     return _assemble(network, weights.random(shapes(network), seed), dtype)
 
 
@@ -141,7 +141,7 @@ def _assemble(network: Network, params: PyTree, dtype: jnp.dtype | type) -> Load
 
 
 def _edm(network: denoisers.Model, sigma_data: float) -> denoisers.Denoiser:
-    # The usual constant is no leaf: files of learned times hold a digest over the leaves.
+    # The usual constant is not a leaf: schedule files hold a digest over the leaves.
     constants = {} if sigma_data == _SIGMA_DATA else {"sigma_data": sigma_data}
     return denoisers.Denoiser(Partial(_data, network, **constants), _SCHEDULE, "data")
 
@@ -170,6 +170,6 @@ PRECONDITIONINGS = {
     "vp": lambda network, sigma_data: denoisers.to_noise(Partial(_vp, network), _SCHEDULE, "noise"),
     "ve": lambda network, sigma_data: denoisers.to_noise(Partial(_ve, network), _SCHEDULE, "noise"),
 }
-# The published classes, and the constants of theirs that the formulas above hold.
+# The published classes, and their constants that the formulas above contain.
 _CLASSES = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
 _CONSTANTS = {"edm": {}, "vp": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000}, "ve": {}}

@@ -28,9 +28,9 @@ class SongUNet(nn.Module):
         model_channels: the unit of channels.
         channel_mult: channels of each level, from fine to coarse, in that unit.
         num_blocks: residual blocks of a level on the way down; there is one more on the way up.
-        attn_resolutions: sides of the images on which blocks have attention; on the way up, only a level's last block.
+        attn_resolutions: image sides at which blocks have attention; on the way up, only a level's last block has it.
         embedding_type: of the noise level, "positional" or "fourier".
-        encoder_type: "standard", or "residual" to add to each coarser level what comes of the image itself.
+        encoder_type: "standard", or "residual" to add the downsampled image itself to each coarser level.
         channel_mult_noise: channels of the embedding, in the same unit.
         resample_filter: taps of the filter between levels, an even number of them.
         label_dim: number of classes; 0 for none.
@@ -104,7 +104,7 @@ class SongUNet(nn.Module):
 class DhariwalUNet(nn.Module):
     """ADM, whose blocks scale and shift by the embedding and whose attention has heads of 64 channels.
 
-    Attributes: as those of `SongUNet`; blocks have attention on the way up wherever they have it on the way down.
+    Attributes: as in `SongUNet`; blocks have attention on the way up wherever they have it on the way down.
 
     Reference: Dhariwal and Nichol, arXiv:2105.05233; Karras et al., arXiv:2206.00364, appendix F.
     """
@@ -125,7 +125,7 @@ class DhariwalUNet(nn.Module):
         labels: Float[Array, "batch classes"] | None = None,
         augment: Float[Array, "batch numbers"] | None = None,
     ) -> Float[Array, "batch h h channels"]:
-        """The raw output F; arguments and errors are those of `SongUNet`."""
+        """The raw output F; arguments and errors as in `SongUNet`."""
         _check_input(self, x, labels)
         block = partial(_Block, adaptive_scale=True, head_channels=64, dtype=self.dtype)
         emb = self._embed(noise, labels, augment)
@@ -154,7 +154,7 @@ _MakeBlock = Callable[..., nn.Module]
 def _encode(
     net: _Net, block: _MakeBlock, h: Array, emb: Array, image: Array | None = None
 ) -> tuple[Array, list[Array]]:
-    """The coarsest features, and those that the decoder takes up again; `image` is the residual encoder's."""
+    """The coarsest features and the skip features for the decoder; `image` is the residual encoder's."""
     side, skips = h.shape[1], [h]
     for level, mult in enumerate(net.channel_mult):
         if level:
@@ -162,7 +162,7 @@ def _encode(
             h = block(h.shape[-1], resample=downsample, name=f"enc.{side}x{side}_down")(h, emb)
             if image is not None:
                 name, taps = f"enc.{side}x{side}_aux_residual", net.resample_filter
-                # All the zeros that convolution and filter need surround the image; none come in between.
+                # All zeros that convolution and filter need surround the image; none are inserted in between.
                 around = (len(taps) // 2, len(taps) // 2)
                 residual = Conv(h.shape[-1], padding=(around, around), dtype=net.dtype, name=name)(image)
                 image = h = (h + decimate(residual, taps)) * math.sqrt(0.5)
@@ -190,7 +190,7 @@ def _decode(net: _Net, block: _MakeBlock, h: Array, emb: Array, skips: list[Arra
 
 
 def _output(h: Array, channels: int, eps: float, *, norm: str, conv: str) -> Array:
-    # The last layer is small and its rounding goes straight into the result: float32.
+    # The last layer is small and its rounding goes directly into the result: float32.
     return Conv(channels, name=conv)(nn.silu(_norm(h, eps, jnp.float32, norm)))
 
 
@@ -228,7 +228,7 @@ class _Block(nn.Module):
     def _attention(self, h: Array) -> Array:
         batch, rows, columns, channels = h.shape
         qkv = Conv(3 * channels, kernel=1, dtype=self.dtype, name="qkv")(_norm(h, self.eps, self.dtype, "norm2"))
-        # The three parts of a channel lie side by side.
+        # The three parts of a channel are next to each other.
         qkv = qkv.reshape(batch, rows * columns, -1, self.head_channels or channels, 3)
         mixed = jax.nn.dot_product_attention(qkv[..., 0], qkv[..., 1], qkv[..., 2])
         return Conv(channels, kernel=1, dtype=self.dtype, name="proj")(mixed.reshape(h.shape))

@@ -1,13 +1,13 @@
 """Files of published weights as arrays by name. No code from a file is run, and PyTorch is not needed.
 
     .pkl            EDM's and StyleGAN3's pickles of a whole network
-    .ckpt .pt .bin  torch.save, of today (a zip archive) and of before 2020 (a stream); the arrays of a TorchScript
-    .zip            an archive around one of the latter
-    .safetensors    what `write` wrote, too
-    .json           the index of several files of the above kinds that lie beside it
+    .ckpt .pt .bin  torch.save, current (a zip archive) and before 2020 (a stream); the arrays of a TorchScript
+    .zip            an archive with one of the latter
+    .safetensors    also what `write` wrote
+    .json           the index of several files of the above kinds next to it
 
-What a file holds is told by its content, not by its name. Arrays of safetensors and of today's torch.save stay in the
-file until they are asked for.
+The content of a file decides its kind, not its name. Arrays of safetensors and of current torch.save files stay in the
+file until they are needed.
 """
 
 import functools
@@ -39,7 +39,7 @@ _SAFETENSORS_MAGIC = b"\0\0\0\0{"  # after four bytes: the upper half of a heade
 _TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (".pkl", ".safetensors", ".safetensors.index.json", *_TORCH_SUFFIXES)
 _BLANK = b"\xef\xbb\xbf \t\r\n"
-_EXPANSION, _CHUNK = 100, 10_000  # the most that an archive may hold for each of its bytes, beyond small files
+_EXPANSION, _CHUNK = 100, 10_000  # how many times its size an archive may expand, beyond small files
 _MODULES, _LONGEST, _ARGUMENTS = 20_000, 1_000, 2_000  # the most modules; characters of a name; tokens of arguments
 _OTHERS = {b"<": " (a web page?)", b"version https://git-lfs": " (`git lfs pull` brings it)", b"\x1f\x8b": " (gzip)"}
 _DTYPES = {"BOOL": "?", "BF16": ml_dtypes.bfloat16, "F16": "<f2", "F32": "<f4", "F64": "<f8"}
@@ -53,7 +53,7 @@ class Checkpoint(NamedTuple):
     Attributes:
         kind: "edm", "torch", "torchscript" or "safetensors"; a file that `write` wrote keeps the kind of its source.
         state: the arrays, by PyTorch's names; perhaps `Lazy`.
-        config: what the network was constructed with, where the file says so: for EDM `class_name` and the keyword
+        config: the arguments of the network's constructor, if the file has them: for EDM `class_name` and the keyword
             arguments of that class.
     """
 
@@ -67,15 +67,15 @@ def read(path: Path, within: bool = False) -> Checkpoint:
 
     Args:
         path: a file of one of the kinds above.
-        within: whether an archive or index led to it, which is then none itself: there would be no end.
+        within: whether an archive or index led to it; then it must not be another one, to avoid endless recursion.
 
     Returns:
-        Its arrays, in the dtypes that it holds (bfloat16 through ml_dtypes), and its constructor arguments. An array
-        that is damaged where the file is not cut short raises its ValueError when it is asked for.
+        Its arrays, in their dtypes (bfloat16 through ml_dtypes), and its constructor arguments. An array that is
+        damaged although the file is not cut short raises its ValueError when it is read.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is cut short or damaged, of no kind above, holds no arrays by name, or would run code.
+        ValueError: if it is cut short or damaged, of none of these kinds, holds no arrays by name, or would run code.
     """
     path = Path(path)
     with path.open("rb") as file, naming(str(path)):
@@ -94,17 +94,17 @@ def read(path: Path, within: bool = False) -> Checkpoint:
 
 
 def objects(path: Path) -> Any:
-    """All that a pickle or a file of torch.save holds, where `read` takes arrays by name alone.
+    """All objects in a pickle or a torch.save file; `read` only takes arrays by name.
 
     Args:
         path: the file.
 
     Returns:
-        Plain objects of Python, NumPy arrays, `pickles.Tensor` and `pickles.Inert`.
+        Plain Python objects, NumPy arrays, `pickles.Tensor` and `pickles.Inert`.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is cut short or damaged, neither of both, or would run code.
+        ValueError: if it is cut short or damaged, is neither kind, or would run code.
     """
     with path.open("rb") as file:
         zipped = file.read(2) == _ZIP_MAGIC
@@ -121,18 +121,18 @@ def objects(path: Path) -> Any:
 def write(path: Path, checkpoint: Checkpoint, origin: Mapping[str, str]) -> None:
     """Write arrays and constructor arguments as a safetensors file that `read` gives back unchanged.
 
-    The file is whole at any moment, the old one or the new one, even if the process is killed.
+    The write is atomic: even if the process is killed, the file is either the old one or the new one.
 
     Args:
         path: the file.
-        checkpoint: what to write.
+        checkpoint: the content to write.
         origin: more metadata, such as the name and the SHA-256 of the file that the arrays are from.
 
     Raises:
-        OSError: if the disk does not take it.
+        OSError: if it cannot be written to the disk.
     """
     metadata = {**origin, "kind": checkpoint.kind, "config": json.dumps(checkpoint.config)}
-    # The library stores memory as it lies, whatever the strides.
+    # The library stores memory as it is and ignores strides.
     state = {name: np.asarray(array, order="C") for name, array in checkpoint.state.items()}
     with replacing(path) as temporary:
         mode = temporary.stat().st_mode
@@ -140,7 +140,7 @@ def write(path: Path, checkpoint: Checkpoint, origin: Mapping[str, str]) -> None
             safetensors.numpy.save_file(state, temporary, metadata)
         except safetensors.SafetensorError as error:
             raise OSError(None, str(error)) from error
-        temporary.chmod(mode)  # the library lets the owner alone read its files
+        temporary.chmod(mode)  # the library makes its files readable only for the owner
 
 
 def sha256(path: Path) -> str:
@@ -150,14 +150,14 @@ def sha256(path: Path) -> str:
 
 
 def shipped(name: str, package: str) -> Path:
-    """Where an installed package keeps one of its files; the package itself is not imported.
+    """The path of a file of an installed package; the package itself is not imported.
 
     Args:
-        name: of the file.
+        name: the name of the file.
         package: one of `extras.EXTRAS`.
 
     Raises:
-        ImportError: if the package is not installed, or in a version without the file.
+        ImportError: if the package is not installed, or its version lacks the file.
     """
     try:
         found = importlib.metadata.files(package) or []
@@ -185,7 +185,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
 
 
 def _safetensor(path: Path, name: str, start: int, dtype: str, shape: list, data_offsets: list) -> np.ndarray:
-    # Read, not mapped: what has been read of a mapped file stays in memory.
+    # Read, not mapped: the parts of a mapped file that were read stay in memory.
     with naming(str(path)):
         if dtype not in _DTYPES:
             raise Refused(f"{name:.100} is of a dtype that is not read ({dtype})")
@@ -196,7 +196,7 @@ def _safetensor(path: Path, name: str, start: int, dtype: str, shape: list, data
 def _read_shards(path: Path) -> Checkpoint:
     index = read_json(path)
     names = index.get("weight_map") if isinstance(index, dict) else None
-    # Of files that lie beside it: an index does not choose what else is opened.
+    # Only files next to it: an index must not choose what else is opened.
     if not isinstance(names, dict) or any(
         not isinstance(name, str) or name != Path(name).name for name in names.values()
     ):
@@ -229,7 +229,7 @@ def _read_zip(path: Path, within: bool) -> Checkpoint:
 
 
 def _object_in_zip(archive: zipfile.ZipFile, folder: PurePosixPath, what: str) -> Any:
-    # The archive is open as long as an array may be asked for; tensors that share a storage mostly lie side by side.
+    # The archive stays open while arrays may be read; tensors that share a storage are mostly next to each other.
     @functools.lru_cache(maxsize=1)
     def stored(key: str) -> bytes:
         return archive.read(str(folder / "data" / key))
@@ -241,7 +241,7 @@ def _object_in_zip(archive: zipfile.ZipFile, folder: PurePosixPath, what: str) -
 
 
 def _to_checkpoint(content: Any, what: str) -> Checkpoint:
-    """From what a pickle held: EDM's `{"ema": network}`, Lightning's `{"state_dict": arrays}`, or one of them alone."""
+    """From the content of a pickle: EDM's `{"ema": network}`, Lightning's `{"state_dict": arrays}`, or the bare one."""
     if isinstance(content, Inert) and content.name.startswith("__torch__."):
         return Checkpoint("torchscript", Lazy(_readers(_tensors(content, dict.items), what)), {})
     content = {"ema": content} if isinstance(content, Inert) else content
@@ -297,7 +297,7 @@ def _constructor(network: Inert) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of NumPy as Python's."""
+    """NumPy numbers as Python numbers."""
     array = np.asarray(value)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{getattr(value, 'name', type(value).__name__):.100} is not plain")
@@ -305,7 +305,7 @@ def _plain(value: Any) -> Any:
 
 
 def _tensors(module: Inert, parts: Callable[[dict], Iterable[tuple[str, Any]]]) -> dict[str, Tensor]:
-    """The tensors in a module and in those within, by their dotted names."""
+    """The tensors in a module and its submodules, by their dotted names."""
     found, left = {}, [("", module)]
     for _ in range(_MODULES):
         if not left:

@@ -23,7 +23,7 @@ from ld3_jax.schedules import NoiseSchedule, VPLinear
 
 _PATCH, _HIDDEN = 4, 64  # side of a patch in pixels; channels of its token
 _MIX, _BLOCKS = 512, 4  # width of the mixing layers; how many blocks mix
-_T_SCALE = 10.0  # the network sees t / 10, as one more channel
+_T_SCALE = 10.0  # the network gets t / 10 as an additional channel
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class _MixerBlock(nn.Module):
 class GalaxyNet(nn.Module):
     """The score grad log p_t(x) of an image at time t.
 
-    The strided convolutions at both ends of the original work on patches that do not overlap, so here they are matrix
-    products over a patch's pixels.
+    The strided convolutions at both ends of the original network have patches that do not overlap, so here they are
+    matrix products over a patch's pixels.
     """
 
     @nn.compact
@@ -114,7 +114,7 @@ def read_weights(path: Path, size: int) -> PyTree:
         The parameters of `GalaxyNet`, float32.
 
     Raises:
-        ValueError: if the file is cut short, goes on after its end, or holds an array of another shape.
+        ValueError: if the file is cut short, continues after its end, or holds an array of another shape.
     """
     patches, hidden, mix = (size // _PATCH) ** 2, _HIDDEN, _MIX
     with path.open("rb") as file:
@@ -157,7 +157,7 @@ def read_weights(path: Path, size: int) -> PyTree:
         weights["norm"] = layer_norm_transposed()
         read()  # the scale of t
         if file.read(1):
-            raise ValueError(f"{path}: goes on after the last array; not this network's file?")
+            raise ValueError(f"{path}: continues after the last array; not this network's file?")
     return weights
 
 

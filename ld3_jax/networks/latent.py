@@ -1,7 +1,7 @@
 """Published latent-diffusion models: LSUN Bedroom, ImageNet, Stable Diffusion and InstaFlow.
 
-A model is a U-Net on latents, a first stage that decodes them and, where it is conditioned on classes, a table of their
-embeddings. Its arrays come in any of `layouts`.
+A model is a U-Net on latents, a first stage that decodes them and, if it is conditioned on classes, a table of their
+embeddings. Its arrays may have any of `layouts`.
 
 Reference: Rombach et al., arXiv:2112.10752; Liu et al., arXiv:2309.06380 (InstaFlow).
 """
@@ -49,10 +49,10 @@ def _at_time(unet: Partial, x: Array, t: Array, cond: PyTree = None) -> Array:
 
 
 _CALLS = {"noise": _at_step, "v": _at_step, "data": _at_step, "reversed_flow": _at_time, "flow": _at_time}
-_SAID = {"epsilon": "noise", "v_prediction": "v", "sample": "data"}  # as files and diffusers' schedulers say it
-_ROOTS = {"linear": 1, "scaled_linear": 2}  # of the betas that are evenly spaced, by diffusers' names
+_SAID = {"epsilon": "noise", "v_prediction": "v", "sample": "data"}  # as in files and diffusers' schedulers
+_ROOTS = {"linear": 1, "scaled_linear": 2}  # which root of the betas is evenly spaced, by diffusers' names
 _UNREAD = ("edm_mean", "edm_vpred.sigma_max")  # markers of EDM's parametrisation of latents
-_LEAST_SNR = 4.8973451890853435e-08  # the last alpha^2 that ComfyUI has where there should be no signal: lam is finite
+_LEAST_SNR = 4.8973451890853435e-08  # the last alpha^2 in ComfyUI, where there should be no signal: lam stays finite
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,12 @@ class LatentDiffusion:
         unet: the network.
         autoencoder: the first stage.
         size: side of a latent in pixels.
-        schedule: noise schedule that the network was trained with.
+        schedule: the noise schedule that the network was trained with.
         prediction: what the model predicts: "noise", "v", or "reversed_flow" for InstaFlow's velocity.
         scale: the U-Net's latents are the first stage's times this.
         tokens: tokens of the context; 0 if there is none.
-        classes: entries of the table of class embeddings, the last of which stands for no class; 0 if there is none.
+        classes: entries of the table of class embeddings, the last of which stands for no class; 0 if there is no
+            table.
 
     Raises:
         ValueError: if the prediction is unknown.
@@ -175,16 +176,16 @@ def as_trained(network: LatentDiffusion, checkpoint: Checkpoint, what: str, pred
     """The network with the prediction and the noise schedule that its file says it was trained with.
 
     Markers are the names `v_pred`, `ztsnr` (zero terminal SNR) and `alphas_cumprod`, `modelspec.prediction_type` among
-    safetensors' metadata, and those of diffusers' schedulers.
+    safetensors' metadata, and the fields of diffusers' schedulers.
 
     Args:
         network: the architecture.
         checkpoint: its file.
-        what: what is read, for messages.
-        prediction: what the network predicts; "": as the file says, or else the architecture.
+        what: name of the file, for messages.
+        prediction: what the network predicts; "": what the file says, or else the architecture.
 
     Raises:
-        ValueError: if these contradict one another, or the architecture.
+        ValueError: if these contradict each other or the architecture.
 
     Reference: Lin et al., arXiv:2305.08891 (zero terminal SNR).
     """
@@ -203,7 +204,7 @@ def as_trained(network: LatentDiffusion, checkpoint: Checkpoint, what: str, pred
 
 
 def _schedule(usual: VPDiscrete, checkpoint: Checkpoint, what: str) -> VPDiscrete:
-    """The usual noise schedule, or its alpha shifted and scaled so that it falls to nearly 0."""
+    """The usual noise schedule, or one with alpha shifted and scaled so that it falls to nearly 0."""
     root = np.sqrt(usual.alphas_cumprod)
     to_zero = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     rescaled = VPDiscrete([*to_zero[:-1], min(_LEAST_SNR, to_zero[-2] / 2)])
@@ -224,7 +225,7 @@ def _same(alphas_cumprod: np.ndarray, schedule: VPDiscrete) -> bool:
 
 
 def _has_betas(config: Mapping[str, Any], schedule: VPDiscrete) -> bool:
-    """Whether the configuration of a scheduler of diffusers, if it is one, is for a noise schedule."""
+    """Whether the configuration of a diffusers scheduler, if it is one, is for a noise schedule."""
     betas = config.get("trained_betas")
     if config.get("use_flow_sigmas") or config.get("timestep_type") == "continuous":
         return False
@@ -250,18 +251,18 @@ def from_state(
 ) -> Loaded:
     """A model with published weights, in any of `layouts`.
 
-    Where the arrays hold moving averages of weights too (`model_ema.`), these are taken.
+    If the arrays also hold moving averages of weights (`model_ema.`), these are used.
 
     Args:
         network: the architecture, for instance NETWORKS["lsun_bedroom"].
         state: the arrays.
-        what: what is read, for messages.
-        first_stage: the arrays that hold the first stage, and what is read, if not `state`.
+        what: name of the file, for messages.
+        first_stage: the arrays of the first stage and the name of their file, if they are not in `state`.
         dtype: of the computation inside the networks.
 
     Raises:
-        ValueError: if an array is missing, left over, of another shape or not finite, or there are averages of some
-            alone; the message names it.
+        ValueError: if an array is missing, left over, of another shape or not finite, or only some arrays have
+            averages; the message names it.
     """
     params, sources = {}, {"autoencoder": first_stage} if first_stage else {}
     for part, tree in shapes(network).items():
@@ -272,7 +273,7 @@ def from_state(
 
 
 def from_random(network: LatentDiffusion, seed: int = 0, *, dtype: jnp.dtype | type = jnp.float32) -> Loaded:
-    """A model with random weights, where the published ones are not at hand; see `shrink`."""
+    """A model with random weights instead of the published ones; see `shrink`."""
     return _assemble(network, weights.random(shapes(network), seed), dtype)
 
 
@@ -291,5 +292,5 @@ def _decode(autoencoder: Partial, scale: Float[Array, ""] | float, latents: Floa
 
 
 def _embed(table: Float[Array, "classes dim"], labels: Int[Array, "batch"]) -> Float[Array, "batch 1 dim"]:
-    # A number beyond the table gives NaN, not the last class.
+    # An index beyond the table gives NaN, not the last class.
     return table.at[labels].get(mode="fill", fill_value=jnp.nan)[:, None]

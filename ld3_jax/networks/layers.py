@@ -21,13 +21,13 @@ def convolution(
     strides: tuple[int, int] = (1, 1),
     padding: Padding = ((0, 0), (0, 0)),
 ) -> Float[Array, "batch h2 w2 outputs"]:
-    """A convolution that is fast on a CPU, too: its gradient in a `lax.scan`, and images smaller than the window.
+    """A convolution that is also fast on a CPU: its gradient in a `lax.scan`, and images smaller than the window.
 
-    XLA's fast kernel for CPUs does not serve, inside a loop, the form in which JAX writes the gradient with respect to
-    x, whose kernel has its channel axes the other way round. Here that gradient is a plain convolution with a kernel
-    that was flipped and transposed beforehand. Nor does it serve images that are smaller than the window; these become
-    a matrix product. Everything else is as in `lax.conv_general_dilated`: forward mode, higher derivatives, `vmap` and
-    `jit` work. On other devices it is that function.
+    Inside a loop, XLA's fast CPU kernel does not support the form in which JAX writes the gradient with respect to x,
+    whose kernel has its channel axes swapped. Here this gradient is a plain convolution with a kernel that was flipped
+    and transposed beforehand. It also does not support images smaller than the window; these become a matrix product.
+    Everything else is as in `lax.conv_general_dilated`: forward mode, higher derivatives, `vmap` and `jit` work. On
+    other devices it is that function.
 
     Args:
         x: images.
@@ -133,7 +133,7 @@ class Conv(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group norm; equal to Flax's, but on a CPU three times as fast, for it sums pixels before channels.
+    """Group norm; equal to Flax's, but three times as fast on a CPU, because it sums pixels before channels.
 
     Attributes:
         num_groups: groups of channels that share mean and variance.
@@ -171,7 +171,7 @@ class GroupNorm(nn.Module):
 
 
 def decimate(x: Float[Array, "batch h w channels"], taps: tuple[int, ...]) -> Float[Array, "batch h2 w2 channels"]:
-    """Every other value, along both axes, of the image filtered with taps / sum(taps); no zeros are put around it."""
+    """Every other value, along both axes, of the image filtered with taps / sum(taps); without padding."""
     for axis in (1, 2):
         end = x.shape[axis] - len(taps) + 1
         parts = [tap / sum(taps) * lax.slice_in_dim(x, i, i + end, 2, axis) for i, tap in enumerate(taps)]
@@ -180,13 +180,13 @@ def decimate(x: Float[Array, "batch h w channels"], taps: tuple[int, ...]) -> Fl
 
 
 def downsample(x: Float[Array, "batch h w channels"], taps: tuple[int, ...]) -> Float[Array, "batch h2 w2 channels"]:
-    """The image at half its size, filtered with an even number of taps; beyond its border are zeros."""
+    """The image at half its size, filtered with an even number of taps; zeros beyond its border."""
     around = (len(taps) // 2 - 1, len(taps) // 2 - 1)
     return decimate(jnp.pad(x, ((0, 0), around, around, (0, 0))), taps)
 
 
 def upsample(x: Float[Array, "batch h w channels"], taps: tuple[int, ...]) -> Float[Array, "batch h2 w2 channels"]:
-    """The image at twice its size: the transpose of `downsample`, times the number of pixels that come of one."""
+    """The image at twice its size: the transpose of `downsample`, times the number of pixels made from one."""
     batch, rows, columns, channels = x.shape
     fine = jax.ShapeDtypeStruct((batch, 2 * rows, 2 * columns, channels), x.dtype)
     return 4 * jax.linear_transpose(partial(downsample, taps=taps), fine)(x)[0]

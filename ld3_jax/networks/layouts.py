@@ -1,7 +1,7 @@
-"""The layouts in which the arrays of latent-diffusion models come, to the names of the original files.
+"""From the layouts of latent-diffusion files to the array names of the original files.
 
-A part's arrays have in the original files a beginning of PREFIXES; in a file of their own they may lack it, or have the
-names of the library diffusers.
+In the original files, a part's arrays begin with one of PREFIXES; in separate files they may lack it, or have the names
+of the diffusers library.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ def from_diffusers_unet(state: Mapping[str, np.ndarray], unet: UNet) -> Lazy:
         unet: the network that they are for.
 
     Returns:
-        The arrays, with names that begin with `model.diffusion_model.`; unknown ones keep theirs behind it.
+        The arrays, with names that begin with `model.diffusion_model.`; unknown names are kept after this prefix.
     """
     step, levels = unet.num_res_blocks + 1, len(unet.channel_mult)
     blocks = {
@@ -86,7 +86,7 @@ def from_diffusers_autoencoder(state: Mapping[str, np.ndarray], autoencoder: Aut
     return _rename(state, PREFIXES["autoencoder"], blocks, layers)
 
 
-# What both kinds of diffusers' files call otherwise; the second half are names of its first versions.
+# Names that differ in both kinds of diffusers files; the second half are names of its first versions.
 _DIFFUSERS_ATTENTION = {"group_norm": "norm", "to_out.0": "proj_out"}
 _DIFFUSERS_ATTENTION |= {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "proj_out"}
 
@@ -126,17 +126,17 @@ def _join_qkv(state: Lazy, unet: UNet) -> Lazy:
 
 
 def original(part: str, shapes: PyTree, module: Any, state: Mapping[str, np.ndarray], what: str) -> Lazy:
-    """A part's arrays under the original names, from whichever layout at least half of them are found in.
+    """A part's arrays under the original names, from the layout in which at least half of them are found.
 
     Args:
         part: one of PREFIXES.
-        shapes: of its parameters.
+        shapes: the shapes of its parameters.
         module: the network that they are for.
         state: the arrays of a file.
-        what: what is read, for messages.
+        what: name of the file, for messages.
 
     Raises:
-        ValueError: if there is no such part, or more than one, or moving averages of some of its arrays alone.
+        ValueError: if there is no such part or more than one, or only some of its arrays have moving averages.
     """
     prefix, wanted = PREFIXES[part], weights.names(shapes, PREFIXES[part])
     alone = tuple({name.removeprefix(prefix).partition(".")[0] + "." for name in wanted})
@@ -162,7 +162,7 @@ _OF_DIFFUSERS = {"unet": from_diffusers_unet, "autoencoder": from_diffusers_auto
 
 
 def _averaged(names: Mapping[str, str], state: Mapping[str, np.ndarray], what: str) -> Lazy:
-    """The averages have the names of the arrays, `model.` off and without dots. All are there, or none."""
+    """The averages have the names of the arrays without `model.` and without dots. All must be there, or none."""
     averages = {new: "model_ema." + old.removeprefix("model.").replace(".", "") for new, old in names.items()}
     held = {new: average for new, average in averages.items() if average in state}
     others = any(name.startswith("model_ema.") for name in state.keys() - {"model_ema.decay", "model_ema.num_updates"})

@@ -1,4 +1,4 @@
-"""Arrays by name that are read when they are asked for, so that a file of gigabytes is never in memory as a whole."""
+"""Arrays by name that are read when they are needed, so that a file of gigabytes is never in memory as a whole."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
@@ -9,7 +9,7 @@ _SHOWN = 5
 
 
 class Lazy(Mapping[str, np.ndarray]):
-    """Arrays by name; each is read anew whenever it is asked for, and not kept."""
+    """Arrays by name; each is read again whenever it is needed, and not kept."""
 
     def __init__(self, readers: Mapping[str, Callable[[], np.ndarray]]):
         self._readers = dict(readers)
@@ -28,7 +28,7 @@ class Lazy(Mapping[str, np.ndarray]):
 
 
 def renamed(arrays: Mapping[str, np.ndarray], names: Mapping[str, str]) -> Lazy:
-    """The arrays under other names, of which none is read.
+    """The arrays under other names, without reading them.
 
     Args:
         arrays: by their present names.
@@ -38,11 +38,11 @@ def renamed(arrays: Mapping[str, np.ndarray], names: Mapping[str, str]) -> Lazy:
 
 
 def joined(*parts: Mapping[str, np.ndarray]) -> Lazy:
-    """The arrays of all parts, of which none is read; where two parts share a name, the later one's."""
+    """The arrays of all parts, without reading them; if two parts share a name, the later one wins."""
     return Lazy({name: partial(part.__getitem__, name) for part in parts for name in part})
 
 
 def some(names: Collection[str]) -> str:
-    """The first few of some names of a file, for a message, which shall not repeat all of it."""
+    """The first few names of a file, for a message that should not repeat all of them."""
     shown = ", ".join(f"{name:.100}" for name in sorted(names)[:_SHOWN])
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -37,8 +37,8 @@ class Layer(NamedTuple):
     Attributes:
         features: output channels.
         window, stride, padding: of the convolution.
-        pool: window of the max pooling of stride 2 ahead of it; 0 for none.
-        compared: whether the distance sees the output.
+        pool: window of the max pooling of stride 2 before it; 0 for none.
+        compared: whether the distance uses the output.
     """
 
     features: int
@@ -51,7 +51,7 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class Backbone:
-    """A classification network: its layers, the smallest side of an image that it takes, and where its weights are."""
+    """A classification network: its layers, the smallest image side that it takes, and where its weights are."""
 
     layers: tuple[Layer, ...]
     smallest: int
@@ -133,12 +133,11 @@ class LPIPS(nn.Module):
 def load(net: str = "vgg", cache: Path | None = None) -> Loss:
     """LPIPS as a loss.
 
-    Images of any size are compared as they are, without scaling, which is what the published code of LD3 does at
-    32 x 32, too.
+    Images of any size are compared as they are, without scaling, as in the published code of LD3 at 32 x 32.
 
     Args:
         net: the backbone, a name in BACKBONES.
-        cache: a folder that keeps the weights as a safetensors file, so that the package is needed once only.
+        cache: a folder that keeps the weights as a safetensors file, so that the package is needed only once.
 
     Returns:
         loss(x, y) -> (batch,) for images (batch, h, w, 1 or 3) in [-1, 1]; one channel counts as three equal ones. The

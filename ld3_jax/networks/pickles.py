@@ -2,11 +2,11 @@
 
 A pickle names the functions that rebuild its objects, so reading one with `pickle.load` runs whatever its author chose;
 EDM's files even carry their networks' source, to be executed. Here names are looked up in a short table of this
-module's own functions, which make arrays and nothing else. Any other name becomes an `Inert` object, which is never
-imported. Those of Python and NumPy that stand for no data are refused, since they are there to run code.
+module's own functions, which make only arrays. Any other name becomes an `Inert` object, which is never imported. Names
+in Python and NumPy that do not stand for data are refused, because they are there to run code.
 
 Tensors stay where they are in the file until `Tensor.array` is called, so an optimiser's state costs no memory. Time
-and memory are in proportion to the file, whatever it nests, repeats or shares.
+and memory are in proportion to the file, however it nests, repeats or shares objects.
 """
 
 import functools
@@ -29,7 +29,7 @@ _DTYPES = {"Double": "<f8", "Float": "<f4", "Half": "<f2", "BFloat16": ml_dtypes
 _DTYPES |= {"Long": "<i8", "Int": "<i4", "Short": "<i2", "Char": "i1", "Byte": "u1"}
 _STORAGES = {f"torch.{name}Storage": np.dtype(code) for name, code in _DTYPES.items()}
 _OF_PYTHON = {*sys.stdlib_module_names, "numpy"}
-# Names of these that stand for data.
+# Names in these modules that stand for data.
 _DATA = re.compile(
     r"(argparse|array|collections|copyreg|datetime|decimal|enum|fractions|ipaddress|itertools|logging|pathlib|queue|"
     r"random|string|typing|uuid|zoneinfo|numpy\.(core|_core|ma|random))\.|(numpy|builtins)\.(bool|byte|complex|date|dict|"
@@ -40,12 +40,12 @@ _QUOTED = 400  # characters of an error's text, which may quote a file
 
 
 class Refused(ValueError):
-    """A file is whole, and not one that is read."""
+    """A file is complete, but it is refused."""
 
 
 @contextmanager
 def naming(what: str) -> Iterator[None]:
-    """Any error, for a damaged file may raise nearly anything, becomes a ValueError that names it and quotes little."""
+    """Any error (a damaged file may raise anything) becomes a ValueError that names the file and quotes little."""
     try:
         yield
     except Exception as error:
@@ -111,25 +111,26 @@ def load(file: BufferedIOBase, what: str, storage: Callable[[np.dtype, str, int]
 
     Args:
         file: the stream.
-        what: what is read, for messages.
-        storage: storage(dtype, key, count) finds the numbers that a torch file keeps outside of its pickle.
+        what: name of the file, for messages.
+        storage: storage(dtype, key, count) finds the numbers that a torch file keeps outside its pickle.
 
     Returns:
         The object. An array of anything but numbers is empty and of dtype object.
 
     Raises:
-        ValueError: if the stream is cut short or damaged, asks for far more work than its length is worth, or names
-            anything of Python that stands for no data. The message says what; nothing of it was imported or called.
+        ValueError: if the stream is cut short or damaged, needs far more work than its length justifies, or names
+            anything in Python that does not stand for data. The message says what; nothing of it was imported or
+            called.
     """
     with naming(what):
         return _Unpickler(file, storage).load()
 
 
 def load_stream(file: BufferedIOBase, what: str) -> Any:
-    """A whole file of pickles: what torch wrote before version 1.6, or one plain pickle.
+    """A whole file of pickles: from torch before version 1.6, or one plain pickle.
 
-    torch's stream holds a magic number, a version, facts on the machine, the object, the keys of its storages, and then
-    each storage as a count of 8 bytes and its numbers.
+    torch's stream holds a magic number, a version, facts about the machine, the object, the keys of its storages, and
+    then each storage as a count of 8 bytes and its numbers.
 
     Args, Returns, Raises: see `load`; the file must stay open while tensors are read from it.
     """
@@ -169,7 +170,7 @@ class _Within(BytesIO):
 
 
 class _Tuple(tuple):
-    """A tuple with a hash of its place alone: that of nested tuples takes for ever, or all of the stack."""
+    """A tuple whose hash is its identity: hashing nested tuples may take forever, or overflow the stack."""
 
     __slots__ = ()
     __hash__ = object.__hash__
@@ -179,7 +180,7 @@ _OfPython: Any = vars(pickle)["_Unpickler"]
 
 
 class _Unpickler(_OfPython):
-    """The reader that is written in Python; the other one allocates memory as a damaged file says, then reads."""
+    """The reader in pure Python; the C reader allocates whatever a damaged file says before it reads."""
 
     def __init__(self, file: BufferedIOBase, storage: Callable[[np.dtype, str, int], Storage] | None):
         super().__init__(file, encoding="latin1")
@@ -211,7 +212,7 @@ class _Unpickler(_OfPython):
         super().load_build()
 
     def _charge(self) -> None:
-        """A short pickle could have something long copied by a function, any number of times."""
+        """A short pickle could make a function copy something long any number of times."""
         given = self.stack[-1]
         within = given if isinstance(given, tuple) else ()
         self._left -= sum(len(one) for one in (given, *within) if isinstance(one, _SIZED))
@@ -255,7 +256,7 @@ class _Array(np.ndarray):
 
 
 class _Function:
-    """A function of this module that a pickle can call, and not change: setting its state is refused."""
+    """A function of this module that a pickle can call but not change: setting its state is refused."""
 
     def __init__(self, function: Callable[..., Any]):
         self._function = function

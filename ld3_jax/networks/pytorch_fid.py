@@ -14,7 +14,7 @@ from ld3_jax.networks import weights
 
 _STEM = ("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3")
 _BLOCKS = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
-# pytorch-fid's names of what is in a block: of its convolutions, and of its towers, whose convolutions have numbers.
+# pytorch-fid's names in a block: its convolutions, and its towers, whose convolutions have numbers.
 _BRANCHES_5 = {"conv": "branch1x1", "tower": "branch5x5", "tower_1": "branch3x3dbl", "tower_2.conv": "branch_pool"}
 _BRANCHES_6 = {"conv": "branch1x1", "tower": "branch7x7", "tower_1": "branch7x7dbl", "tower_2.conv": "branch_pool"}
 _BRANCHES_7 = {
@@ -41,7 +41,7 @@ def parameters(shapes: PyTree, state: Mapping[str, np.ndarray], what: str) -> Py
     """Inception's parameters; the scale of pytorch-fid's batch normalisation goes into kernel and mean.
 
     Args:
-        shapes: of the parameters, by the names of `inception`.
+        shapes: the shapes of the parameters, by the names of `inception`.
         state: pytorch-fid's arrays by name.
         what: the file, for messages.
 

@@ -1,7 +1,7 @@
 """Text conditions of Stable Diffusion: prompts, embedded once by the published CLIP text encoder and kept as arrays.
 
-The encoder runs in PyTorch, through the library transformers, before anything else; sampling and learning need its
-arrays alone.
+The encoder runs in PyTorch, through the transformers library, before anything else; sampling and learning only need its
+arrays.
 
 Reference: Radford et al., arXiv:2103.00020 (CLIP); Rombach et al., arXiv:2112.10752, section 3.3.
 """
@@ -35,15 +35,15 @@ def read_prompts(path: Path) -> list[str]:
     """Prompts from a file.
 
     Args:
-        path: a .txt file with one prompt a line, blank lines aside, or the captions of MS-COCO, a .json file with the
-            prompts under annotations[].caption.
+        path: a .txt file with one prompt per line (blank lines are skipped), or the captions of MS-COCO, a .json file
+            with the prompts under annotations[].caption.
 
     Returns:
         The prompts in the file's order.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds no prompts, or is of another kind.
+        ValueError: if it holds no prompts, or is another kind of file.
     """
     if (kind := path.suffix.lower()) not in (".json", ".txt", ""):
         raise ValueError(
@@ -71,7 +71,7 @@ def read_prompts(path: Path) -> list[str]:
 def embed(
     prompts: Sequence[str], encoder: Path, cache: Path, on_batch: Callable[[int, int], None] = lambda done, total: None
 ) -> Embeddings:
-    """Embed prompts, or take them from the cache if the same encoder has embedded them before.
+    """Embed prompts, or read them from the cache if the same encoder has embedded them before.
 
     An embedding is the last hidden state of the text encoder after its final layer norm, for 77 tokens: shorter prompts
     are padded, longer ones cut.
@@ -80,8 +80,8 @@ def embed(
         prompts: at least one.
         encoder: the folder of the text encoder and its tokenizer, openai/clip-vit-large-patch14 for Stable Diffusion 1;
             or text_encoder/ of diffusers, which has tokenizer/ beside it.
-        cache: folder of the cached arrays; a file's name tells the prompts and the encoder's files.
-        on_batch: called with the numbers of prompts embedded and to embed, after each batch.
+        cache: folder of the cached arrays; a file's name identifies the prompts and the encoder's files.
+        on_batch: called after each batch with the number of prompts embedded and the total.
 
     Returns:
         The embeddings of the prompts and of the empty prompt, float32.
@@ -124,7 +124,7 @@ def _tokenizer(encoder: Path) -> Path:
 
 
 def _key(prompts: Sequence[str], folders: Iterable[Path]) -> str:
-    """A digest of the prompts and of the encoder's files: their names, sizes and times, for they hold gigabytes."""
+    """A digest of the prompts and of the encoder's files: their names, sizes and times, because they hold gigabytes."""
     stats = [(file.name, file.stat()) for folder in folders for file in sorted(folder.iterdir())]
     files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     return hashlib.sha256(json.dumps([list(prompts), files]).encode()).hexdigest()[:16]
@@ -133,7 +133,7 @@ def _key(prompts: Sequence[str], folders: Iterable[Path]) -> str:
 def _encode(texts: Sequence[str], encoder: Path, vocabulary: Path, on_batch: Callable[[int, int], None]) -> np.ndarray:
     torch, transformers = (extras.load(name, "embedding text") for name in ("torch", "transformers"))
     tokenizer = transformers.CLIPTokenizer.from_pretrained(vocabulary, local_files_only=True)
-    transformers.logging.set_verbosity_error()  # the published file has the image encoder, whose arrays would be listed
+    transformers.logging.set_verbosity_error()  # else it lists the arrays of the file's image encoder
     model, info = transformers.CLIPTextModel.from_pretrained(encoder, local_files_only=True, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(f"{encoder} lacks the arrays {', '.join(sorted(info['missing_keys']))}")

@@ -1,4 +1,4 @@
-"""The U-Net of latent diffusion, with self-attention or, where there is a context to look at, spatial transformers.
+"""The U-Net of latent diffusion, with self-attention or, if there is a context, spatial transformers.
 
 Reference: Rombach et al., arXiv:2112.10752; Dhariwal and Nichol, arXiv:2105.05233 (the U-Net); Vaswani et al.,
 arXiv:1706.03762 (attention); Shazeer, arXiv:2002.05202 (GEGLU).
@@ -20,8 +20,8 @@ _MAX_PERIOD = 10_000.0
 class UNet(nn.Module):
     """A prediction about the noise in a latent, in the shape of the latent.
 
-    Submodules carry the names of the published PyTorch code. Where a published file has a 1 x 1 convolution and another
-    one a matrix, this has a matrix, so both are read.
+    Submodules have the names of the published PyTorch code. Where one published file has a 1 x 1 convolution and
+    another has a matrix, this has a matrix, and both can be read.
 
     Attributes:
         out_channels: channels of the prediction, as many as the latent has.
@@ -29,12 +29,13 @@ class UNet(nn.Module):
         channel_mult: channels of each level, from fine to coarse, in units of `model_channels`.
         attention_resolutions: the levels that have attention, by the factor 2^level by which they are coarser.
         num_res_blocks: residual blocks of a level on the way down; there is one more on the way up.
-        num_heads: heads of each attention, where `num_head_channels` is None.
+        num_heads: heads of each attention, if `num_head_channels` is None.
         num_head_channels: channels of each head; the number of heads follows.
         context_dim: channels of the context's tokens, for spatial transformers; None for plain self-attention.
         transformer_depth: transformer blocks in each spatial transformer.
-        new_attention_order: self-attention's projection holds all queries, all keys, all values; by default, as in the
-            published files, the queries, keys and values of the first head, then those of the second, and so on.
+        new_attention_order: self-attention's projection holds all queries, then all keys, then all values; by default,
+            as in the published files, the queries, keys and values of the first head, then of the second head, and so
+            on.
         dtype: of the computation inside; parameters, input and output are float32.
     """
 
@@ -57,12 +58,12 @@ class UNet(nn.Module):
         t: Float[Array, ""] | Float[Array, "batch"],
         context: Float[Array, "batch tokens dim"] | None = None,
     ) -> Float[Array, "batch h w out"]:
-        """What the network makes of noisy latents.
+        """The network's prediction for noisy latents.
 
         Args:
             x: noisy latents, with sides that halve once for each level but one.
             t: time on the scale of the training steps, 0 to 999, for all latents or for each.
-            context: what the latents are conditioned on, where the network has a `context_dim`.
+            context: the condition of the latents, if the network has a `context_dim`.
 
         Returns:
             The prediction, float32.
@@ -94,22 +95,22 @@ class UNet(nn.Module):
                     h = h.repeat(2, axis=1).repeat(2, axis=2)
                     h = Conv(h.shape[-1], dtype=self.dtype, name=f"{name}.{2 if self.attends(level) else 1}.conv")(h)
                 blocks += 1
-        # The last layer is small and its rounding goes straight into the result.
+        # The last layer is small and its rounding goes directly into the result.
         h = nn.silu(GroupNorm(32, epsilon=1e-5, name="out.0")(h.astype(jnp.float32)))
         return Conv(self.out_channels, name="out.2")(h)
 
     def heads(self, channels: int) -> int:
-        """The number of heads of an attention over so many channels."""
+        """The number of heads of an attention over this many channels."""
         return self.num_heads if self.num_head_channels is None else channels // self.num_head_channels
 
     def attends(self, level: int) -> bool:
-        """Whether a level has attention; the finest is 0."""
+        """Whether a level has attention; the finest level is 0."""
         return 2**level in self.attention_resolutions
 
     def _times(self, t: Array) -> Array:
         half = self.model_channels // 2
         frequencies = np.exp(-math.log(_MAX_PERIOD) * np.arange(half) / half).astype(np.float32)
-        # One row serves the whole batch where the time is a scalar.
+        # One row serves the whole batch if the time is a scalar.
         angles = jnp.reshape(t, (-1, 1)) * frequencies.reshape(1, -1)
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 

@@ -1,7 +1,7 @@
 """Published arrays as Flax parameters.
 
-The Flax modules of this package give their submodules the names that the published PyTorch code gives them (a name may
-hold dots), so that one rule serves every network: a parameter's path, joined by dots, is the name of its array, with
+The Flax modules of this package give their submodules the names of the published PyTorch code (a name may contain
+dots), so that one rule serves every network: a parameter's path, joined by dots, is the name of its array, with
 `kernel`, `scale` and `embedding` called `weight`.
 """
 
@@ -40,17 +40,17 @@ def fill(
     """Parameters from published arrays: PyTorch's names and layouts in, Flax's out.
 
     Kernels (out, in, *window) become (*window, in, out). Windows of one element are dropped where Flax has a dense
-    layer, for some files hold 1 x 1 convolutions in place of matrices.
+    layer, because some files hold 1 x 1 convolutions instead of matrices.
 
     Args:
         shapes: nested dict of shapes, from `abstract`.
         state: the published arrays by name.
-        what: what is read, for messages.
-        prefix: of the names that belong to this network; others are left alone.
-        ignore: endings of names that are no parameters.
+        what: name of the file, for messages.
+        prefix: the prefix of the names that belong to this network; others are ignored.
+        ignore: endings of names that are not parameters.
 
     Returns:
-        The parameters, on the device and in the dtypes of `shapes`. Each array is looked up once, and let go of before
+        The parameters, on the device and in the dtypes of `shapes`. Each array is looked up once, and released before
         the next one.
 
     Raises:
@@ -88,7 +88,7 @@ def published(params: PyTree) -> dict[str, np.ndarray]:
 
 
 def random(shapes: PyTree, seed: int = 0) -> PyTree:
-    """Parameters drawn by NumPy, where the published ones are not at hand: fast, and the same on every device.
+    """Parameters drawn by NumPy instead of the published ones: fast, and the same on every device.
 
     Kernels are normal with variance 1 / inputs, embeddings with variance 1, scales are near 1 and biases near 0.
     """

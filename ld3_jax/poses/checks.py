@@ -27,8 +27,8 @@ def passes(
 
     Args:
         found: the complex.
-        positions: of its ligand's atoms.
-        config: of PoseBusters; "dock" has checks of the energy, too, which take seconds a pose.
+        positions: the positions of its ligand's atoms.
+        config: the configuration of PoseBusters; "dock" also checks the energy, which takes seconds for each pose.
 
     Raises:
         ImportError: if the extra `docking` is not installed.

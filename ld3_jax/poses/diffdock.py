@@ -23,7 +23,7 @@ def schedules(learned: Learned, noise: NoiseSchedule) -> dict[str, Any]:
 
     Args:
         learned: times of the solver `euler`, without coefficients and network times of their own.
-        noise: that of the model.
+        noise: the noise of the model.
 
     Returns:
         inference_steps, tr_schedule, rot_schedule and tor_schedule (one value a step, 0 at the end left out), and under

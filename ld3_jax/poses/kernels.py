@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ld3_jax.poses.rotations import of_square
 
 _TURNS = 2  # full turns either way: exact to 1e-5 up to sigma = pi, to 1e-8 up to 2.6
-_ANGLES = 4096  # of the table that angles of rotations are drawn by
+_ANGLES = 4096  # size of the table from which angles of rotations are drawn
 
 
 def gaussian(x: Float[Array, "*s d"], sigma: Float[Array, ""]) -> tuple[Float[Array, "*s"], Float[Array, "*s d"]]:
@@ -28,7 +28,7 @@ def wrap(angle: Float[Array, "*s"]) -> Float[Array, "*s"]:
 
 
 def wrapped_normal(angle: Float[Array, "*s"], sigma: Float[Array, ""]) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
-    """The log density of a normal angle with mean 0 that is known up to full turns, and its derivative.
+    """The log density of a normal angle with mean 0, known up to full turns, and its derivative.
 
     log sum_k N(angle + 2 pi k), and -(the mean turned angle) / sigma^2.
 
@@ -52,7 +52,7 @@ def igso3(v: Float[Array, "*s 3"], sigma: Float[Array, ""]) -> tuple[Float[Array
     Poisson's summation turns this series, which is slow for small s, into one that is fast for all s of use:
         f = exp(s / 8) sqrt(2 pi) s^(-3/2) exp(-w^2 / 2 s) w / sin(w / 2) B
         B = 1 + 2 sum_k (-1)^k exp(-2 pi^2 k^2 / s) (cosh(a) - (2 pi k)^2 / s sinh(a) / a),   a = 2 pi k w / s,
-    of which k = 1 is enough. The uniform distribution has density 1.
+    where k = 1 is enough. The uniform distribution has density 1.
 
     Args:
         v: rotation vectors with |v| <= pi.

@@ -1,4 +1,4 @@
-"""A ligand's atoms in a pose, and how far apart two poses are.
+"""The atoms of a ligand in a pose, and the distance between two poses.
 
 A pose acts on a reference conformer: its bonds turn by the torsions, the rigid motion that this causes is removed, then
 the whole is rotated about its centre and moved.
@@ -31,10 +31,10 @@ class Ligand(NamedTuple):
     Attributes:
         positions: (n, 3) atoms of the reference conformer in angstrom, centred on their mean.
         bonds: (m, 2) atoms a, b of each bond that turns.
-        turned: (m, n) the atoms on b's side of each, which turn.
+        turned: (m, n) the atoms on b's side of each bond, which turn.
         symmetries: groups of orders under which the molecule is the same, which are independent: all are products of
-            one order of each. Those of a group are i -> frame[swap_1[... swap_k[i]]], for one of its frames (r, n) and
-            one of each of its k swaps (s, n), the identity first.
+            one order of each. The orders of a group are i -> frame[swap_1[... swap_k[i]]], for one of its frames (r, n)
+            and one of each of its k swaps (s, n), the identity first.
     """
 
     positions: Float[Array, "n 3"]
@@ -46,12 +46,12 @@ class Ligand(NamedTuple):
 def make_ligand(
     positions: Float[np.ndarray, "n 3"], bonds: Sequence[tuple[int, int]], symmetries: Sequence[Sequence[int]] = ()
 ) -> Ligand:
-    """A ligand of its atoms and all its bonds.
+    """A ligand from its atoms and all its bonds.
 
     A bond turns if without it the molecule falls into two pieces of two atoms or more; the smaller piece turns.
 
     Args:
-        positions: of at least one atom, in angstrom.
+        positions: the positions of at least one atom, in angstrom.
         bonds: pairs of atoms; double bonds may be left out of `turning`, see `turning_bonds`.
         symmetries: orders of the atoms under which the molecule is the same.
 
@@ -74,7 +74,7 @@ def of_turning_bonds(
     bonds: Sequence[tuple[int, int]],
     symmetries: Groups = (),
 ) -> Ligand:
-    """A ligand of which only these bonds turn, with groups of symmetries; see `make_ligand` and `Ligand`."""
+    """A ligand in which only these bonds turn, with groups of symmetries; see `make_ligand` and `Ligand`."""
     count = len(positions)
     if count < 1:
         raise ValueError("a ligand has at least 1 atom, got none")
@@ -156,7 +156,7 @@ def alignment(x: Float[Array, "n 3"], reference: Float[Array, "n 3"]) -> Float[A
 
 
 def mean_square(ligand: Ligand) -> Loss:
-    """The mean squared distance of the atoms of two poses, whichever of the symmetries is nearest, as a loss.
+    """The mean squared distance between the atoms of two poses, for the nearest symmetry, as a loss.
 
     loss(x, y) = min_s mean_i |x_i - y_s(i)|^2 for atoms x, y (batch, n, 3), in square angstrom: the squared RMSD.
     Groups move different atoms, so each has its own minimum, and so have the swaps of a group for each frame.
@@ -210,14 +210,14 @@ def _top_eigenvector_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple
 
 
 def check_apart(positions: Float[np.ndarray, "n 3"]) -> None:
-    """Raise ValueError if two atoms are at one place, as in a file without coordinates, or at no finite one."""
+    """Raise ValueError if two atoms are at the same place, as in a file without coordinates, or not at a finite one."""
     far = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
     for i, j in np.argwhere(~(far > 0.01) & ~np.eye(len(far), dtype=bool)):
         raise ValueError(f"a ligand's atoms lie apart: got {positions[i]} of atom {i} and {positions[j]} of atom {j}")
 
 
 def _piece(start: int, bonds: Sequence[tuple[int, int]], count: int) -> set[int]:
-    """The atoms that bonds join to one."""
+    """The atoms that are bonded to one atom."""
     neighbours: list[list[int]] = [[] for _ in range(count)]
     for a, b in bonds:
         neighbours[a].append(b)

@@ -1,4 +1,4 @@
-"""The exact noise prediction for data that are a finite set of poses: an oracle that every answer can be checked by."""
+"""The exact noise prediction for data that are a finite set of poses: an oracle to check every answer against."""
 
 import math
 
@@ -30,7 +30,7 @@ def noise_model(data: Pose, noise: PoseNoise) -> Partial:
 
 
 def log_density(data: Pose, pose: Pose, sigmas: Pose) -> Float[Array, ""]:
-    """log p_t of one pose, with respect to volume, the Haar measure (whole 1) and the torsions' angles."""
+    """log p_t of one pose, with respect to volume, the Haar measure (total 1) and the torsions' angles."""
     each, _ = _of_each(data, pose, sigmas)
     return jax.nn.logsumexp(each) - math.log(len(each))
 

@@ -21,7 +21,7 @@ def load(name: str, settings: Settings, on_progress: OnProgress) -> Pretrained:
 
 @register(f"{molecules.TRAJECTORY}_network", settings=("file",))
 def load_network(name: str, settings: Settings, on_progress: OnProgress) -> Pretrained:
-    """A network that was trained on the trajectory's poses; its weights come with this package, or are a file's."""
+    """A network that was trained on the trajectory's poses; its weights come with this package or from a file."""
     found, noise = molecules.load(molecules.TRAJECTORY), PoseNoise()
     context = network.context_of(found)
     params = network.read(Path(settings.file) if settings.file else network.ERGOTAMINE, context)

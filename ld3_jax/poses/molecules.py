@@ -1,7 +1,7 @@
-"""Real molecules: a ligand with its poses in a pocket, from the files that two packages ship; and SDF files.
+"""Real molecules: a ligand with its poses in a pocket, from files that two packages ship; and SDF files.
 
 It needs the extra `docking` (RDKit; MDAnalysis and ProLIF's trajectory, or the crystal complexes of PoseBusters), which
-nothing else of the library loads.
+nothing else in the library imports.
 """
 
 import importlib.util
@@ -39,12 +39,12 @@ class Complex(NamedTuple):
     """A ligand in its pocket. Coordinates have their origin at the centre of the ligand's most central pose.
 
     Attributes:
-        name: of the complex.
+        name: the name of the complex.
         molecule: RDKit's molecule of the heavy atoms.
-        ligand: the same as poses need it; its reference conformer is that of the most central pose.
-        poses: (k, ...) poses that are known.
+        ligand: the same in the form for poses; its reference conformer is the most central pose's.
+        poses: (k, ...) known poses.
         fit: (k,) how far each pose is from the atoms that it was taken from, as RMSD in angstrom.
-        pocket: (n, 3) heavy atoms of the protein near the ligand, of the moment of the most central pose.
+        pocket: (n, 3) heavy atoms of the protein near the ligand, at the moment of the most central pose.
         pocket_elements: their symbols.
         protein: the same as the text of a PDB file, in the coordinates of the package's files.
         origin: (3,) the origin in those coordinates.
@@ -91,7 +91,7 @@ def read_sdf(path: str | Path) -> tuple[Any, Float[np.ndarray, "k n 3"]]:
         records = list(chem.ForwardSDMolSupplier(io.BytesIO(path.read_bytes())))
     if not records or None in records:
         which = records.index(None) + 1 if records else 1
-        raise ValueError(f"{path}: record {which} is no molecule that RDKit can read")
+        raise ValueError(f"{path}: record {which} is not a molecule that RDKit can read")
     molecules = [chem.RemoveHs(record) for record in records]
     graphs = [(chem.MolToSmiles(one), elements(one), sorted(map(sorted, bonds(one)))) for one in molecules]
     for i, (molecule, graph) in enumerate(zip(molecules, graphs, strict=True), 1):
@@ -141,9 +141,9 @@ def elements(molecule: Any) -> list[str]:
 
 
 def to_ligand(molecule: Any, positions: Float[np.ndarray, "n 3"]) -> Ligand:
-    """A ligand of RDKit's molecule: single bonds outside rings turn; symmetries are those of elements and bonds alone.
+    """A ligand from RDKit's molecule: single bonds outside rings turn; symmetries depend only on elements and bonds.
 
-    A carboxylate's oxygens are alike, whatever is drawn.
+    A carboxylate's oxygens count as equal, however they are drawn.
 
     Raises:
         ValueError: if the molecule is in pieces, has no coordinates, or too many symmetries that are not independent.
@@ -232,7 +232,7 @@ def _crystal(name: str) -> Complex:
 
 
 def _complex(name: str, molecule: Any, positions: np.ndarray, atom_group: Any, pockets: np.ndarray) -> Complex:
-    """A complex from the ligand's positions and those of the pocket's atoms, at as many moments."""
+    """A complex from the positions of the ligand's and the pocket's atoms, at the same moments."""
     central = _most_central(positions)
     origin = positions[central].mean(0)
     ligand = to_ligand(molecule, positions[central])
@@ -272,7 +272,7 @@ def _dihedrals(ligand: Ligand, x: Float[Array, "n 3"]) -> Float[Array, "m"]:
     if not len(ligand.bonds):
         return jnp.zeros(0, x.dtype)
     a, b = ligand.bonds.T
-    # Any atom beside each end will do, as long as it is not on the axis: the nearest of its own piece.
+    # Any atom next to each end will do if it is not on the axis: take the nearest of its own piece.
     near, far = (_nearest(ligand, end, own) for end, own in ((a, ~ligand.turned), (b, ligand.turned)))
     first, axis, last = x[a] - x[near], x[b] - x[a], x[far] - x[b]
     normal, other = jnp.cross(first, axis), jnp.cross(axis, last)

@@ -1,8 +1,9 @@
 """A score network of a ligand's poses in its pocket: messages of scalars and vectors between atoms.
 
-Everything is made of distances and of differences of positions, so that moving, turning or mirroring ligand and pocket
-together does the same to the scores. The network gives each atom forces: their mean is the score of the translation,
-their torque about the centre that of the rotation, and their torque about a bond that of its torsion.
+All features are made from distances and differences of positions, so that moving, turning or mirroring ligand and
+pocket together does the same to the scores. The network gives each atom forces: their mean is the score of the
+translation, their torque about the centre is the score of the rotation, and their torque about a bond the score of its
+torsion.
 
 Reference: Schütt et al., arXiv:2102.03150 (scalars and vectors); Corso et al., arXiv:2210.01776 (outputs in units of
 the kernels' scores); Karras et al., arXiv:2206.00364 (the translation's scaling).
@@ -29,10 +30,10 @@ from ld3_jax.poses.molecules import Complex
 from ld3_jax.poses.pose import Pose, PoseNoise
 
 ERGOTAMINE = Path(__file__).with_name("ergotamine.safetensors")  # as experiments.train_poses wrote it
-ELEMENTS = ("C", "N", "O", "S")  # any other has a column of its own
+ELEMENTS = ("C", "N", "O", "S")  # all others share one column
 _NEAREST, _FURTHEST = 1.0, 60.0  # angstrom, of the functions of distance
 _FADE = 4.0  # angstrom: messages from further away weigh less
-_SOFT = 0.05  # square angstrom: distances have a slope at 0
+_SOFT = 0.05  # square angstrom: smooths distances at 0
 _SPREAD = 1.0  # angstrom, of the data about the centre that the network finds
 _ARM = 4.0  # angstrom, by which torques are divided
 _WAVES = 4  # of a time's embedding
@@ -44,7 +45,7 @@ class Context(NamedTuple):
 
     Attributes:
         ligand: the molecule; its reference conformer tells the atoms apart.
-        elements: (n, 5) of its atoms, one-hot.
+        elements: (n, 5) one-hot elements of its atoms.
         pocket: (p, 3) atoms of the protein.
         pocket_elements: (p, 5) likewise.
     """
@@ -83,7 +84,7 @@ def context_of(found: Complex) -> Context:
 
 
 class _Shape(nn.Module):
-    """What each atom of a rigid set of atoms is, from elements and distances."""
+    """A description of each atom of a rigid set, from elements and distances."""
 
     hidden: int
     bases: int
@@ -134,7 +135,7 @@ class PoseNet(nn.Module):
 
     Attributes:
         hidden: channels of an atom's scalars and of its vectors.
-        layers: of messages between the ligand's atoms.
+        layers: layers of messages between the ligand's atoms.
         bases: functions of distance that weigh messages.
     """
 
@@ -178,12 +179,12 @@ def noise_model(params: PyTree, context: Context, noise: PoseNoise) -> Partial:
     """A trained network as a model.
 
     Args:
-        params: of a `PoseNet` of any size.
+        params: parameters of a `PoseNet` of any size.
         context: ligand and pocket.
-        noise: that of the poses.
+        noise: the noise of the poses.
 
     Returns:
-        model(poses, t, cond) -> eps, as of `poses.noise_model`; cond is not used.
+        model(poses, t, cond) -> eps, as in `poses.noise_model`; cond is not used.
     """
     return Partial(_predicted, noise, params, context)
 
@@ -202,7 +203,7 @@ def write(path: Path, params: PyTree) -> None:
     """Write parameters as safetensors, in half precision.
 
     Raises:
-        OSError: if the disk does not take them.
+        OSError: if they cannot be written to the disk.
     """
     state = {name: np.ascontiguousarray(array, np.float16) for name, array in weights.published(params).items()}
     write_atomically(path, safetensors.numpy.save(state))
@@ -221,7 +222,7 @@ def predict(params: PyTree, context: Context, noise: PoseNoise, poses: Pose, t: 
 
 
 def units(sigmas: Pose) -> Pose:
-    """Root mean squares of each kernel's eps = -sigma score, a component; near 1 for little noise, 0 for much."""
+    """Root mean square per component of each kernel's eps = -sigma score; near 1 for little noise, near 0 for much."""
     angles = jnp.asarray((np.arange(_ANGLES) + 0.5) / _ANGLES, jnp.result_type(float))
 
     def mean_square(angle: Array, log_density: Array, score: Array) -> Array:
@@ -287,7 +288,7 @@ def _gathered(near: Array, sent: Array, x: Array, y: Array) -> tuple[Array, Arra
 
 
 def _near(x: Array, y: Array, bases: int) -> Array:
-    """Functions of the distances (n, p, k): bells over the log of the distance, that fade with it."""
+    """Functions of the distances (n, p, k): bell curves over the log of the distance that fade with distance."""
     apart = jnp.sqrt(jnp.sum((x[:, None] - y[None]) ** 2, -1) + _SOFT)[..., None]
     centres = np.linspace(math.log(_NEAREST), math.log(_FURTHEST), bases)
     offset = (jnp.log(apart) - jnp.asarray(centres, x.dtype)[None, None]) / float(centres[1] - centres[0])

@@ -38,14 +38,14 @@ def _wrapped(angles: Array, update: Array) -> Array:
     return kernels.wrap(angles + update)
 
 
-# Translations are vectors, but take solvers in their form for noise, as the other parts do.
+# Translations are vectors, but they use the noise form of solvers, like the other parts.
 _SPACES = Pose(Space(flat=False), Space(_turned, _vector, flat=False), Space(_wrapped, flat=False))
 
 
 def retract(base: Pose, update: Pose) -> Pose:
     """The pose that an update moves a base to: x + u, R exp(v), torsions modulo full turns.
 
-    v is in the frame of the body, and so is the memory of multistep solvers: a rotation of the whole changes no update.
+    v is in the frame of the body, and so is the history of multistep solvers: rotating the whole changes no update.
     """
     return Pose(*(space.retract(*of_part) for space, *of_part in zip(_SPACES, base, update, strict=True)))
 
@@ -101,7 +101,7 @@ class TorsionNoise(VEGeometric):
 class PoseNoise(NoiseSchedule):
     """Noise of poses: alpha = 1, and sigma_min (sigma_max / sigma_min)^t for each of the three parts, t in [0, 1].
 
-    The ranges are DiffDock's. Where one number stands for all parts, as on hand-made grids, it is the translation's.
+    The ranges are DiffDock's. If one number stands for all parts, as on standard grids, it is the translation's.
 
     Attributes:
         translation, rotation, torsions: the noise of each part.
@@ -148,7 +148,7 @@ class PoseNoise(NoiseSchedule):
 def draw_prior(key: PRNGKeyArray, count: int, torsions: int, noise: PoseNoise = PoseNoise(), first: int = 0) -> Pose:
     """Initial poses: a normal translation, a uniform rotation and uniform torsions.
 
-    Each sample has its own key, so it does not depend on what is drawn with it.
+    Each sample has its own key, so it does not depend on what else is drawn.
 
     Args:
         key: of the draws.

@@ -1,7 +1,8 @@
-"""The orders of a molecule's atoms that keep its bonds: all of them, as products of independent ones.
+"""All orders of a molecule's atoms that keep its bonds, as products of independent orders.
 
-Atoms that no order moves cut the molecule into pieces; pieces that are alike and hang on the same atoms are a group.
-Within it, where the branching atoms go decides the rest but for the chains between them, which are independent again.
+Atoms that no order moves cut the molecule into pieces; equal pieces that are bonded to the same atoms form a group.
+Within a group, the places of the branching atoms decide everything except the chains between them, which are
+independent.
 """
 
 from collections import defaultdict
@@ -27,7 +28,7 @@ def groups(labels: Sequence[str], bonds: Sequence[tuple[int, int]]) -> Groups:
     for a, b in bonds:
         graph[a, b] = graph[b, a] = 1
     far, colours = csgraph.shortest_path(graph, unweighted=True), np.unique(labels, return_inverse=True)[1]
-    for _ in range(4):  # of one colour are atoms around which the same colours lie
+    for _ in range(4):  # atoms with the same colours around them have one colour
         colours = np.unique(np.sort(far * count + colours, axis=1), axis=0, return_inverse=True)[1].ravel()
     orders, pieces = partial(_orders, far, colours), partial(_pieces, graph, colours)
     fixed, found = [atom for atom in range(count) if (colours == colours[atom]).sum() == 1], []
@@ -41,7 +42,7 @@ def groups(labels: Sequence[str], bonds: Sequence[tuple[int, int]]) -> Groups:
 
 
 def _pieces(graph: np.ndarray, colours: np.ndarray, atoms: set[int]) -> list[list[int]]:
-    """The connected pieces of these atoms, those together that are alike and hang on the same other atoms."""
+    """The connected pieces of these atoms, grouped if they are equal and bonded to the same other atoms."""
     found, among = defaultdict(list), np.array(sorted(atoms), int)
     number, of = csgraph.connected_components(graph[np.ix_(among, among)])
     for piece in (among[of == i] for i in range(number)):

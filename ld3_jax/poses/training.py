@@ -1,7 +1,7 @@
-"""Training of `poses.network` by denoising score matching, and how near it comes to the exact score.
+"""Training of `poses.network` by denoising score matching, and its error against the exact score.
 
 The loss of denoising score matching differs by a constant from the squared distance to the mean of the kernels' scores,
-given the noisy pose. Here the data are few, so that this mean is known exactly, and the target has no variance.
+given the noisy pose. Here the data set is small, so this mean is known exactly, and the target has no variance.
 
 Reference: Vincent, Neural Computation 23 (2011); Xu et al., arXiv:2302.00670 (targets that are means over the data).
 """
@@ -22,8 +22,8 @@ from ld3_jax.poses import network as networks
 from ld3_jax.poses.network import Context, PoseNet
 from ld3_jax.ranges import COUNT, POSITIVE, check
 
-_JITTER = 0.2  # of a part's time about that of the pose: learned schedules give parts their own times
-_LEAST = 0.1  # unit that errors are divided by: where there is nothing but noise, nothing is to be learned
+_JITTER = 0.2  # of a part's time around the pose's: learned schedules give parts their own times
+_LEAST = 0.1  # least unit by which errors are divided: for pure noise there is nothing to learn
 _AT_A_TIME = 25  # steps between reports
 
 
@@ -75,7 +75,7 @@ def train(
         network: its size; None: the default.
 
     Yields:
-        Now and then, and at the end: steps done, mean loss since, moving average of the parameters.
+        Every 25 steps, and at the end: steps done, mean loss since the last report, moving average of the parameters.
     """
     rate = optax.warmup_cosine_decay_schedule(0.0, recipe.rate, min(200, recipe.steps // 10), recipe.steps)
     rule = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
@@ -135,11 +135,11 @@ def noisy(key: PRNGKeyArray, data: Pose, noise: PoseNoise, t: Pose) -> tuple[Pos
 def accuracy(
     params: PyTree, key: PRNGKeyArray, data: Pose, context: Context, noise: PoseNoise, t: Float[Array, ""], count: int
 ) -> tuple[Pose, Pose]:
-    """How near the network comes to the exact eps at one time, in `count` noisy poses; a number for each part.
+    """The network's error against the exact eps at one time, in `count` noisy poses; a number for each part.
 
     Returns:
-        The root of the summed squared errors over the summed squares of what is exact, 1 for a prediction of 0; and
-        the cosine between all predictions and all that is exact.
+        The root of the summed squared errors divided by the summed squares of the exact eps (1 for a prediction of 0),
+        and the cosine between the predicted and the exact eps.
     """
     times = jnp.broadcast_to(t, (count,))
     x, exact = noisy(key, data, noise, Pose(times, times, times))

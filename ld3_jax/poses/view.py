@@ -1,4 +1,4 @@
-"""Pictures of poses in their pocket: small images, and one HTML page that turns under the mouse."""
+"""Pictures of poses in their pocket: small images, and an HTML page to rotate with the mouse."""
 
 import json
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def images(
 ) -> Float[np.ndarray, "k side side 3"]:
     """An image in [0, 1] of each pose: the ligand by element, the target's pose thin and green, the pocket grey.
 
-    All are seen along the axis along which the targets are shortest, in one window around them.
+    All are seen along the shortest axis of the targets, in one window around them.
 
     Args:
         atoms: poses to draw.

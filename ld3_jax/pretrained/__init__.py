@@ -1,6 +1,6 @@
 """Pre-trained models by name, ready to sample from and to learn for; importing this package registers its own.
 
-A model of one's own is a function that is registered under a name, in any module:
+Your own model is a function that is registered under a name, in any module:
 
     @pretrained.register("mine", settings=("file",))
     def mine(name, settings, on_progress):

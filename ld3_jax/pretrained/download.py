@@ -1,4 +1,4 @@
-"""Where the published weights lie, and a download that resumes and is verified."""
+"""Where the published weights are, and a download that resumes and is verified."""
 
 import http.client
 import itertools
@@ -16,11 +16,11 @@ from ld3_jax.networks import files
 
 _CHUNK = 1 << 20
 _TIMEOUT_S = 30.0
-_LOOKED_AT = 10_000  # the most files of a folder, to name those of weights
+_LOOKED_AT = 10_000  # the most files of a folder to look at when naming its weights
 
 
 class Source(NamedTuple):
-    """An address and the SHA-256 of what lies there, where it is publicly known."""
+    """An address and the SHA-256 of its file, if it is publicly known."""
 
     url: str
     sha256: str | None = None
@@ -37,14 +37,14 @@ def read(file: str, on_progress: Callable[[str, int, int], None]) -> files.Check
 
 
 def fetch(path: Path, on_progress: Callable[[str, int, int], None] = lambda label, done, total: None) -> Path:
-    """A file of weights: the one that is there, or else, if its name is in SOURCES, a download.
+    """A file of weights: the existing one or, if its name is in SOURCES, a download.
 
     Args:
-        path: where the file is, or shall be.
-        on_progress: called with the file's name and the numbers of bytes that are here and that are expected.
+        path: where the file is or will be.
+        on_progress: called with the file's name, the bytes so far and the expected bytes.
 
     Raises:
-        ValueError: if it is a folder; it names the files of weights in it.
+        ValueError: if it is a folder; the message names the files of weights in it.
         FileNotFoundError: if there is no such file, and its name is not in SOURCES.
         ConnectionError, ValueError: see `download`.
     """
@@ -55,7 +55,7 @@ def fetch(path: Path, on_progress: Callable[[str, int, int], None] = lambda labe
         within = sorted(str(file) for file in found if file.name.endswith(files.SUFFIXES))[:10]
         raise ValueError(f"{path} is a folder; give the file of the weights" + (f", one of {within}" if within else ""))
     if path.name not in SOURCES:
-        raise FileNotFoundError(f"no file {path}; by these names files are downloaded: {', '.join(SOURCES)}")
+        raise FileNotFoundError(f"no file {path}; files with these names are downloaded: {', '.join(SOURCES)}")
     download(*SOURCES[path.name], path, lambda done, total: on_progress(path.name, done, total))
     return path
 
@@ -63,32 +63,32 @@ def fetch(path: Path, on_progress: Callable[[str, int, int], None] = lambda labe
 def download(
     url: str, sha256: str | None, path: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> None:
-    """Download a file; it goes on from what an earlier try left in `<path>.part`.
+    """Download a file; it continues from what an earlier try left in `<path>.part`.
 
-    Of several processes that want the file, one downloads it, and the others wait for it.
+    If several processes need the file, one downloads it and the others wait.
 
     Args:
         url: the address.
-        sha256: of the whole file, or None where it is not known; then it must be read as a whole file of weights, and
-            an earlier try goes on only where the server says that its file has not changed.
-        path: where the file shall lie; nothing lies there before it is whole and verified.
-        on_progress: called with the numbers of bytes that are here and that are expected, where the server says these.
+        sha256: SHA-256 of the whole file, or None if unknown; then it must be readable as a file of weights, and an
+            earlier try continues only if the server says that its file has not changed.
+        path: where the file is put once it is complete and verified.
+        on_progress: called with the bytes so far and the expected bytes, if the server says them.
 
     Raises:
-        ConnectionError: if the address cannot be reached, refuses, or breaks off; the message says how to go on.
-        ValueError: if the file is not the one with that SHA-256, or not of weights; then it is deleted.
+        ConnectionError: if the address cannot be reached, refuses, or breaks off; the message says how to continue.
+        ValueError: if the file has another SHA-256 or holds no weights; then it is deleted.
     """
     part = path.with_name(f"{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{path}.lock"):
-        if path.is_file():  # another process had the lock, and fetched it
+        if path.is_file():  # another process had the lock and downloaded it
             return
         try:
             _receive(url, sha256, part, on_progress)
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             here = part.stat().st_size if part.is_file() else 0
             raise ConnectionError(
-                f"cannot download {url} ({error}). The same command goes on from the {here:,} bytes in {part}; "
+                f"cannot download {url} ({error}). The same command continues from the {here:,} bytes in {part}; "
                 f"or get the file in another way and put it at {path}"
             ) from error
         try:
@@ -134,7 +134,7 @@ def _receive(url: str, sha256: str | None, part: Path, on_progress: Callable[[in
             part.unlink()
             return _receive(url, sha256, part, on_progress)
         if given.get_content_type() == "text/html" or given["Content-Encoding"] not in (None, "identity"):
-            raise ConnectionError(f"answers with {given['Content-Encoding'] or 'a web page'} in place of the file")
+            raise ConnectionError(f"answers with {given['Content-Encoding'] or 'a web page'} instead of the file")
         here, total = (here, int(resumed[1])) if resumed else (0, response.length)
         note.write_text(now)
         with part.open("ab" if resumed else "wb") as file:

@@ -1,4 +1,4 @@
-"""What is drawn from a pre-trained model: the teacher's pairs, and any number of samples of what was learned."""
+"""What is drawn from a pre-trained model: the teacher's pairs, and any number of samples with a learned schedule."""
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,9 +27,9 @@ def teacher_pairs(
     first: int = 0,
     among: int = 0,
 ) -> Pairs:
-    """The teacher's pairs from noise of that key, from number `first` on, decoded; see `make_pairs`.
+    """The teacher's pairs from the noise of a key, from number `first` on, decoded; see `make_pairs`.
 
-    With `among` they are chosen among so many noises.
+    With `among`, they are chosen among this many noises.
     """
     drawn, chosen = model.draw(key, among or count, first), {"choose": count} if among else {}
     pairs = make_pairs(model.model, model.schedule, *drawn, teacher=teacher, on_batch=on_batch, **chosen)
@@ -37,11 +37,11 @@ def teacher_pairs(
 
 
 def check_model(record: Mapping[str, Any], model: Pretrained) -> None:
-    """Refuse a model that is not the one that something was learned for.
+    """Refuse a model that is not the one that a schedule was learned for.
 
     Args:
         record: `Learned.model`.
-        model: what is here.
+        model: the model at hand.
 
     Raises:
         ValueError: it names what differs.
@@ -59,15 +59,15 @@ def check_model(record: Mapping[str, Any], model: Pretrained) -> None:
 def batches(
     learned: Learned, model: Pretrained, firsts: Iterable[int], *, num: int, size: int, seed: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Draw batches, one on the devices while the one before is yielded.
+    """Draw batches; one is computed while the previous one is yielded.
 
     Args:
         learned: what to sample with.
         model: the model that it was learned for.
         firsts: the number of each batch's first sample.
         num: how many samples there are in all; the last batch is cut there.
-        size: of a batch.
-        seed: of the noise. Seed and number fix a sample's noise and condition.
+        size: size of a batch.
+        seed: seed of the noise. Seed and number fix a sample's noise and condition.
 
     Yields:
         The number of a batch's first sample, and the samples, decoded, on the host.
@@ -101,10 +101,10 @@ def contents(model: Pretrained, samples: np.ndarray, format: str) -> list[bytes]
     """Samples as the contents of files.
 
     Args:
-        model: that they are of.
-        samples: decoded.
-        format: "png": a picture of each sample, on a scale of its own; "npz": the array `samples`; "npy"; or one of the
-            model's own formats.
+        model: their model.
+        samples: the decoded samples.
+        format: "png": a picture of each sample, each with its own scale; "npz": the array `samples`; "npy"; or one of
+            the model's own formats.
     """
     display = model.display
     if format == "png" and display:

@@ -21,7 +21,7 @@ download.SOURCES |= {file: Source(_URL + file) for file in _FILES}
 
 @register(*edm.NETWORKS, settings=("file", "dtype", "random_weights"))
 def load(name: str, settings: Settings, on_progress: OnProgress) -> Pretrained:
-    """Karras et al.'s models, with classes where they have any."""
+    """Karras et al.'s models, with classes if they have any."""
     network, dtype = edm.NETWORKS[name], DTYPES[settings.dtype]
     if settings.random_weights:
         network = edm.shrink(network)

@@ -1,4 +1,4 @@
-"""What models of images share: how their classes are drawn, and how their pixels are shown."""
+"""What image models share: how their classes are drawn, and how their pixels are shown."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ def draw_classes(key: PRNGKeyArray, count: int, classes: int, first: int) -> Int
 
 
 def in_rounds(conditions: PyTree) -> Draw:
-    """Draws from conditions with an axis of samples in front: in rounds, each once before any comes twice."""
+    """Draw conditions (with a leading axis of samples) in rounds: each once before any is repeated."""
     conditions = jax.tree.map(jnp.asarray, conditions)
     several = count_of(conditions)
 
@@ -32,5 +32,5 @@ def in_rounds(conditions: PyTree) -> Draw:
 
 
 def rgb(images: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Images in [-1, 1] as `Pretrained.display` has them."""
+    """Images in [-1, 1] in the form of `Pretrained.display`."""
     return (images + 1) / 2

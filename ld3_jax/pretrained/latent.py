@@ -1,4 +1,4 @@
-"""Latent diffusion: unconditional, of classes, of text."""
+"""Latent diffusion: unconditional, class-conditional, text-conditional."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ _SETTINGS = ("file", "first_stage", "prediction", "dtype", "random_weights")
 
 
 def load(name: str, settings: Settings, on_progress: OnProgress) -> Pretrained:
-    """A U-Net on latents, guided where it takes conditions, with the first stage that decodes them."""
+    """A U-Net on latents, guided if it takes conditions, with the first stage that decodes them."""
     usual, dtype = latent.NETWORKS[name], DTYPES[settings.dtype]
     network = latent.as_trained(usual, files.Checkpoint("", {}, {}), name, settings.prediction)
     if settings.random_weights:
@@ -77,7 +77,7 @@ for _name, _network in latent.NETWORKS.items():
 
 
 def _check_text(name: str, network: LatentDiffusion, settings: Settings) -> None:
-    """Before gigabytes are read: a text model has its prompts."""
+    """Check that a text model has its prompts, before gigabytes are read."""
     of_text = network.context_shape is not None and not network.classes
     if of_text and not (settings.prompts and settings.text_encoder):
         raise ValueError(
@@ -89,7 +89,7 @@ def _check_text(name: str, network: LatentDiffusion, settings: Settings) -> None
 def _conditions(
     network: LatentDiffusion, loaded: Loaded, settings: Settings, on_progress: OnProgress
 ) -> tuple[Draw | None, Array | None]:
-    """How conditions are drawn, and the one that stands for none."""
+    """How conditions are drawn, and the empty condition."""
     if loaded.embed is not None:
         embed, classes = loaded.embed, network.classes - 1  # the last one stands for none
         return (

@@ -1,4 +1,4 @@
-"""What belongs to a pre-trained model, and the table of those that can be loaded by name; it knows none of them."""
+"""What belongs to a pre-trained model, and the table of models by name, in which families register themselves."""
 
 import dataclasses
 import difflib
@@ -37,20 +37,20 @@ class Settings:
     """How a model is loaded.
 
     Attributes:
-        file: its weights, which are downloaded if an official file is missing; "" where a package ships them. Of a
-            pipeline of diffusers its folder.
-        first_stage: weights of a latent model's first stage; "" where `file` holds them, too.
-        prediction: what a latent model's network predicts, "noise", "v", "data", "flow" or "reversed_flow"; "": as its
-            file says, or else the architecture.
+        file: its weights, which are downloaded if an official file is missing; "" if a package ships them. For a
+            diffusers pipeline, its folder.
+        first_stage: weights of a latent model's first stage; "" if `file` also holds them.
+        prediction: what a latent model's network predicts, "noise", "v", "data", "flow" or "reversed_flow"; "": what
+            its file says, or else the architecture.
         dtype: of the computation inside the network, "float32" or "bfloat16".
         guidance: scale of classifier-free guidance; 1 is none.
-        options: keywords of a pipeline's call as JSON, '{"guidance_scale": 3, "height": 512}'; what is not said is the
-            pipeline's own default.
-        decoded: whether samples are decoded before they are compared; without it latents are, and pictures alone are
-            decoded.
-        prompts, text_encoder: a file of prompts, and the folder of the encoder that makes conditions of them.
-        num_prompts: how many of the prompts are used, from the first on; 0: all.
-        random_weights: random weights in a shrunken size, in place of the files.
+        options: keyword arguments of a pipeline's call as JSON, '{"guidance_scale": 3, "height": 512}'; others have the
+            pipeline's own defaults.
+        decoded: whether samples are decoded before they are compared; otherwise latents are compared, and only pictures
+            are decoded.
+        prompts, text_encoder: a file of prompts, and the folder of the encoder that turns them into conditions.
+        num_prompts: how many of the prompts are used, starting with the first; 0: all.
+        random_weights: use random weights in a small size instead of the files.
 
     Raises:
         ValueError: if the dtype is unknown, the guidance is not positive, or num_prompts is negative.
@@ -92,17 +92,17 @@ class Pretrained:
         shape: of one state.
         shown: how many samples a row of pictures takes.
         display: display(samples, like) -> images in [0, 1]; None for points in the plane.
-        decode: from states at t_min to samples.
+        decode: decode(states at t_min) -> samples.
         draw_condition: draw_condition(key, n, first) -> n conditions, each fixed by key and number, from number `first`
             on; None if the model takes none.
-        draw_prior: draw_prior(key, n, first) -> n initial states likewise; None: normal noise of the shape, scaled by
+        draw_prior: draw_prior(key, n, first) -> n initial states likewise; None: normal noise of this shape, scaled by
             the prior.
-        images: images(key, n, first, cond) -> n states without noise likewise, of which initial states below full noise
-            are made; None where the noise schedule starts at full noise.
+        images: images(key, n, first, cond) -> n states without noise likewise, from which initial states below full
+            noise are made; None if the noise schedule starts at full noise.
         squared_error: squared_error(samples, targets) -> (n,) squared distances.
-        differences: whether the difference of two images from `display` is one.
+        differences: whether the difference of two images from `display` is also an image.
         formats: ending of a file -> the file's content from samples; arrays and pictures can always be written.
-        seconds: that a network call takes for one sample, where it was measured.
+        seconds: the time of a network call for one sample, if it was measured.
     """
 
     name: str
@@ -125,10 +125,10 @@ class Pretrained:
         return self.name
 
     def draw(self, key: PRNGKeyArray, count: int, first: int = 0) -> tuple[PyTree, PyTree]:
-        """Initial states (count, *shape) and their conditions, or None, from number `first` on: noise scaled by the
-        prior, or where the noise schedule starts below full noise, noised images.
+        """Initial states (count, *shape) and their conditions (or None), from number `first` on: noise scaled by the
+        prior, or noised images if the noise schedule starts below full noise.
 
-        Each is fixed by the key and its number, whatever is drawn with it.
+        Each depends only on the key and its number, not on what else is drawn.
         """
         noise_key, cond_key = jax.random.split(key)
         cond = self.draw_condition(cond_key, count, first) if self.draw_condition else None
@@ -156,18 +156,18 @@ class Pretrained:
     def starting_at(
         self, images: Images, t: float | None = None, *, sigma: float | None = None, strength: float | None = None
     ) -> "Pretrained":
-        """The model from a time below full noise on: its initial states are noised images.
+        """The model with a start below full noise: its initial states are noised images.
 
         Args:
-            images: see the attribute; `pretrained.images` has the model's own samples, and those of a file.
+            images: see the attribute; `pretrained.starting` has the model's own samples, and images from a file.
             t, sigma, strength: one of them; see `ld3_jax.starting_at`.
         """
         schedule = starting_at(self.schedule, t, sigma=sigma, strength=strength)
         return dataclasses.replace(self, schedule=schedule, images=images)
 
     def identity(self) -> dict[str, Any]:
-        """What a file of learned times must say of its model: digests of weights and guidance, and of its decoder; what
-        its network predicts."""
+        """What a schedule file must say about its model: digests of weights, guidance and decoder, and what its network
+        predicts."""
         digests = {"digest": digest(self.model)}
         if jax.tree.leaves(self.decode):
             digests["decoder"] = digest(self.decode)
@@ -179,7 +179,7 @@ Loader = Callable[[str, Settings, OnProgress], Pretrained]
 
 
 class Entry(NamedTuple):
-    """How a model is loaded, and the names of the settings that it has."""
+    """How a model is loaded, and the names of its settings."""
 
     load: Loader
     settings: tuple[str, ...]
@@ -192,11 +192,11 @@ def register(*names: str, settings: tuple[str, ...] = ()) -> Callable[[Loader], 
     """Register the function below under these names, for `load`.
 
     Args:
-        names: of the models that it loads; one that is known already is replaced.
-        settings: the fields of `Settings` that they have.
+        names: the names of the models that it loads; a name that is already known is replaced.
+        settings: the fields of `Settings` that they use.
 
     Raises:
-        ValueError: if a setting is none.
+        ValueError: if a setting is not a field of `Settings`.
     """
     if unknown := set(settings) - _USUAL.keys():
         raise ValueError(f"settings must be fields of Settings, {list(_USUAL)}, got {sorted(unknown)}")
@@ -213,7 +213,7 @@ def load(name: str, *, on_progress: OnProgress = lambda label, done, total: None
 
     Args:
         name: one of MODELS.
-        on_progress: called with what is under way (a download, the text), how much is done, and how much there is.
+        on_progress: called with the current work (a download, the text), how much is done, and how much there is.
         **settings: the fields of `Settings`.
 
     Raises:
@@ -226,7 +226,7 @@ def load(name: str, *, on_progress: OnProgress = lambda label, done, total: None
         close = "".join(f"; did you mean {one!r}?" for one in difflib.get_close_matches(name, MODELS, 1))
         raise ValueError(f"network.name must be one of {sorted(MODELS)}, got {name!r}{close}")
     if unknown := settings.keys() - _USUAL.keys():
-        raise ValueError(f"{sorted(unknown)} are no settings of a model; see ld3_jax.pretrained.Settings")
+        raise ValueError(f"{sorted(unknown)} are not settings of a model; see ld3_jax.pretrained.Settings")
     for setting, given in settings.items():
         kind = type(_USUAL[setting])
         if type(given) not in ((float, int) if kind is float else (kind,)):

@@ -1,4 +1,4 @@
-"""Any saved pipeline of diffusers: text to image or video, classes, unconditional."""
+"""Any saved diffusers pipeline: text to image or video, class-conditional, unconditional."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def load(name: str, settings: Settings, on_progress: OnProgress) -> Pretrained:
 
 
 def _options(given: str) -> dict[str, Any]:
-    """The keywords of a pipeline's call, from JSON."""
+    """The keyword arguments of a pipeline's call, from JSON."""
     try:
         options = json.loads(given or "{}", object_pairs_hook=_once, parse_constant=_no_number)
     except ValueError as error:
@@ -53,7 +53,7 @@ def _options(given: str) -> dict[str, Any]:
         raise ValueError(
             f"network.options must be an object of JSON, such as '{{\"height\": 512}}', got {given!r:.200}{why}"
         )
-    # JSON has lists for tuples; a list of texts is a list to the pipelines, too.
+    # JSON has lists instead of tuples; a list of texts stays a list.
     return {
         name: tuple(one) if isinstance(one, list) and str not in map(type, one) else one
         for name, one in options.items()
@@ -67,7 +67,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def _prompts(settings: Settings, pipe: Any) -> list[str]:
@@ -77,7 +77,7 @@ def _prompts(settings: Settings, pipe: Any) -> list[str]:
 
 
 def _labels(settings: Settings, pipe: Any) -> np.ndarray:
-    """Labels of the classes in a file, by number or name; without one, of all classes."""
+    """Labels of the classes in a file, by number or name; without a file, of all classes."""
     count, known = pipe.transformer.config.num_embeds_ada_norm, getattr(pipe, "labels", {})
     names = text.read_prompts(Path(settings.prompts)) if settings.prompts else [*map(str, range(count))]
     names = names[: settings.num_prompts or None] if settings.prompts else names

@@ -1,4 +1,4 @@
-"""Where the images come from that a model's initial states below full noise are made of: `Pretrained.images`."""
+"""The images from which a model's initial states below full noise are made: `Pretrained.images`."""
 
 from dataclasses import replace
 from functools import partial
@@ -20,11 +20,11 @@ _TEACHER = Teacher()
 
 
 def by_teacher(model: Pretrained, teacher: Teacher = _TEACHER) -> Images:
-    """A model's own samples, by a teacher from full noise.
+    """A model's own samples, made by a teacher from full noise.
 
     Args:
-        model: from full noise on.
-        teacher: solver, grid, batches; with a cache, samples are not made twice.
+        model: the model, which starts at full noise.
+        teacher: solver, grid and batches; with a cache, samples are not made twice.
     """
     return Partial(partial(_sampled, model, replace(teacher, drop_not_finite=False)))
 
@@ -37,7 +37,7 @@ def _sampled(
 
 
 def of_states(states: Array | np.ndarray) -> Images:
-    """Given states without noise, by their number; after the last one the first one again."""
+    """Given states without noise, by their number; after the last one they start again."""
     return Partial(_numbered, jnp.asarray(states))
 
 
@@ -46,7 +46,7 @@ def _numbered(states: Array, key: PRNGKeyArray, count: int, first: int = 0, cond
 
 
 def read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """States (n, *shape) without noise from a file: what the network sees, of a latent model latents.
+    """States (n, *shape) without noise from a file: what the network sees, so latents for a latent model.
 
     Args:
         path: a .npy; a .npz, whose array is called samples; or a folder of images or such .npz, which are read as
@@ -55,8 +55,7 @@ def read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is none of these or damaged, or it holds others than real floating-point numbers of this
-            shape.
+        ValueError: if it is none of these or damaged, or it does not hold real floating-point numbers of this shape.
         FloatingPointError: if a state is not finite.
     """
     readers = {".npy": _of_npy, ".npz": lambda path: read_arrays(path, ["samples"])[0]}
@@ -73,7 +72,7 @@ def read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
             f"{path}: states must be floating-point numbers of shape (n, {', '.join(map(str, shape))}), as the network "
             f"sees them, got {shown(states)}" + "; images of 8 bits are x / 127.5 - 1" * (states.dtype == np.uint8)
         )
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+    with np.errstate(over="ignore"):  # a number that is too large becomes infinite and is refused
         states = states.astype(np.float32)
     check_finite(states, str(path))
     return states

@@ -1,7 +1,7 @@
 """Solvers of the diffusion ODE. Each is a table of coefficients that depend on the times, and one scan runs them all.
 
-A family is a pure function (schedule, t, t_c, **choices) -> Table; its formula, its weights and its row of `SOLVERS`
-stand in one file.
+A family is a pure function (schedule, t, t_c, **choices) -> Table; its formula, its weights and its row in `SOLVERS`
+are in one file.
 """
 
 from ld3_jax.solvers.expansion import Expansion, converted, expand

@@ -18,7 +18,7 @@ def deis(schedule: NoiseSchedule, t: Points, t_c: Points, *, order: int, **_: An
     """tAB-DEIS: eps as the polynomial in t through past predictions, integrated exactly against the ODE's weight.
 
     x' = alpha'/alpha x - sum_j C_j eps_j, C_j = alpha' int_lam^lam' L_j(t(l)) e^-l dl with Lagrange's L_j, by
-    Gauss-Legendre quadrature in lam (32 nodes: exact to rounding, but for the kinks of `VPDiscrete`, 2e-6). The order
+    Gauss-Legendre quadrature in lam (32 nodes: exact to rounding, except 2e-6 at the kinks of `VPDiscrete`). The order
     rises from 1 over the first steps.
 
     Reference: Zhang and Chen, arXiv:2204.13902, equation 15.

@@ -1,4 +1,4 @@
-"""DPM-Solver++, the multistep solvers for a data prediction; the one of order 1 is DDIM."""
+"""DPM-Solver++, the multistep solvers for a data prediction; order 1 is DDIM."""
 
 from typing import Any
 

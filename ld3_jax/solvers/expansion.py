@@ -1,4 +1,4 @@
-"""A solver written out, whatever its table: each state as a sum of the initial state and past predictions."""
+"""A solver written out, from any table: each state as a sum of the initial state and past predictions."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from ld3_jax.space import add
 class Expansion(NamedTuple):
     """x_i = initial_i x_T + sum_{j < i} history_ij P_j, with P_j the prediction at call j, at time t_j, from x_j.
 
-    Row i is the state at call i, the last row the sample.
+    Row i is the state at call i; the last row is the sample.
     """
 
     t: Float[Array, "nfe"]
@@ -40,13 +40,13 @@ def converted(expansion: Expansion, schedule: NoiseSchedule, given: str, wanted:
     """The same solver for another prediction: noise-predicting solvers take data, and data-predicting ones noise.
 
     P = (x - b Q) / a with (a, b) = (alpha, sigma) for P data and Q noise, and the other way round, at the time of the
-    call. So the states are those of (I - H / a) x = initial x_T - (H b / a) Q.
+    call. So the states solve (I - H / a) x = initial x_T - (H b / a) Q.
 
     Args:
         expansion: the solver.
         schedule: its noise schedule.
-        given: what it takes, "noise" or "data".
-        wanted: what it should take.
+        given: the prediction it takes, "noise" or "data".
+        wanted: the prediction it should take.
     """
     if given == wanted:
         return expansion
@@ -63,7 +63,8 @@ def converted(expansion: Expansion, schedule: NoiseSchedule, given: str, wanted:
 def as_updates(expansion: Expansion) -> Table:
     """The same solver as updates of the last call's state; the initial one must have the factor 1 in every state.
 
-    x_{i+1} = x_i + sum_j (history_{i+1,j} - history_{i,j}) P_j: no factor of a state but 1, as a manifold requires.
+    x_{i+1} = x_i + sum_j (history_{i+1,j} - history_{i,j}) P_j: the only factor of a state is 1, as a manifold
+    requires.
     """
     return explicit(expansion.t, jnp.ones_like(expansion.t), by_call(jnp.diff(expansion.history, axis=0)))
 

@@ -12,10 +12,10 @@ class Family:
 
     Attributes:
         table: the family's coefficients, (schedule, t, t_c, *, order, variant, lower_order_final, nfe) -> Table; it
-            names those of the keywords that it uses and takes the others as `**_`.
-        prediction: what its predictions are, "noise" or "data".
-        orders: the orders that it has.
-        variants: the variants that it has; none for most.
+            names the keywords that it uses and takes the others as `**_`.
+        prediction: the prediction it takes, "noise" or "data".
+        orders: its orders.
+        variants: its variants; most families have none.
         calls_per_step: network calls for one step of the grid.
     """
 

@@ -2,7 +2,7 @@
 
 Notation of all families: `h = lam[i+1] - lam[i]` with `lam` the half-log-SNR; primes mark the end of a step; `D`
 predicts data, `eps` noise; `phi_1(z) = (e^z - 1) / z`, `phi_{k+1}(z) = (phi_k(z) - 1/k!) / z`. Orders are static NumPy
-integers: the weights of an order are computed only for the rows that have it, for a masked 0/0 would spoil gradients.
+integers: the weights of an order are computed only for the rows that have it, because a masked 0/0 spoils gradients.
 """
 
 import math
@@ -50,7 +50,7 @@ def noise_step(
 
 
 def ratio(log_values: Points) -> Float[Array, "n_points-1"]:
-    """Each value over its predecessor."""
+    """Each value divided by its predecessor."""
     return jnp.exp(jnp.diff(log_values))
 
 

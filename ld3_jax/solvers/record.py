@@ -1,4 +1,4 @@
-"""A solver as plain numbers: all that another program needs to run it.
+"""A solver as plain numbers: everything that another program needs to run it.
 
 The reader and the loop are `ld3_jax.interop.standalone`, which is plain Python.
 """
@@ -16,7 +16,7 @@ from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers.solver import Solver
 from ld3_jax.solvers.table import Table
 
-# What is 1 at all times. Programs that measure noise by one number take it to be sigma / alpha, and for flows sigma.
+# What is 1 at all times. Programs that measure noise by one number use sigma / alpha, and sigma for flows.
 _PROCESSES: dict[str, Callable[[Any, Any], Any]] = {
     "ve": lambda alpha, sigma: alpha,
     "vp": lambda alpha, sigma: alpha**2 + sigma**2,
@@ -34,7 +34,7 @@ def to_record(
         schedule: the noise schedule.
         t: the times of the grid.
         solver: the solver whose table it is.
-        output: what the network predicts, one of `denoisers.PREDICTIONS`; None if that is not known.
+        output: what the network predicts, one of `denoisers.PREDICTIONS`; None if unknown.
 
     Returns:
         The table's columns; `prediction`, what it takes, "noise" or "data"; `alpha` and `sigma` at the network's times
@@ -43,7 +43,7 @@ def to_record(
         noise schedule starts, else None; `process`, "vp", "ve", "flow" or None for any other; `train_steps`, the N of
         a `VPDiscrete`, whose time t is (i + 1) / N at step i, or None; `betas`, its steps by diffusers' arguments, or
         None; `output`.
-        None if states are no vectors with one time for all: other programs only add.
+        None unless states are vectors with one time for all: other programs can only add.
     """
     if not solver.expands(schedule) or len(schedule.parts) > 1:
         return None
@@ -72,21 +72,21 @@ def process_of(alpha: Any, sigma: Any) -> str | None:
 
 
 def process_of_schedule(schedule: NoiseSchedule) -> str | None:
-    """The kind of noise of a noise schedule, by its whole range."""
+    """The kind of noise of a noise schedule, judged by its whole range."""
     with jax.ensure_compile_time_eval():
         t = jnp.linspace(schedule.whole.t_min, schedule.whole.t_max, 9)
         return process_of(np.asarray(schedule.alpha(t)), np.asarray(schedule.sigma(t)))
 
 
 def noise_level(schedule: NoiseSchedule, t: float) -> float:
-    """Noise at a time as programs measure it by one number: of flows sigma, of all others sigma / alpha."""
+    """Noise at a time as programs measure it by one number: sigma for flows, sigma / alpha for all others."""
     with jax.ensure_compile_time_eval():
         sigma, lam = (float(of(jnp.asarray(t))) for of in (schedule.sigma, schedule.lam))
     return sigma if process_of_schedule(schedule) == "flow" else math.exp(-lam)
 
 
 def _trained(schedule: NoiseSchedule) -> np.ndarray | None:
-    """alpha^2 at discrete steps, of a noise schedule that has them at the times (i + 1) / N."""
+    """alpha^2 at the discrete steps of a noise schedule with the times (i + 1) / N."""
     given = getattr(schedule, "alphas_cumprod", None)
     if given is None or np.ndim(given) != 1 or not len(given):
         return None
@@ -96,7 +96,7 @@ def _trained(schedule: NoiseSchedule) -> np.ndarray | None:
 
 
 def _betas(alphas_cumprod: np.ndarray) -> dict[str, Any]:
-    """The betas as diffusers' schedulers take them: by a formula if it gives these, else one by one."""
+    """The betas as diffusers' schedulers take them: by a formula if it gives them, otherwise one by one."""
     betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
     for name, root in {"linear": 1, "scaled_linear": 2}.items():
         by_formula = np.linspace(betas[0] ** (1 / root), betas[-1] ** (1 / root), len(betas)) ** root

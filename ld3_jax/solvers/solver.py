@@ -38,16 +38,16 @@ class Solver:
     Attributes:
         name: a name in SOLVERS.
         nfe: network calls in all, at most 10,000; None: as many as the grid asks for.
-        order: an order that the family has; None becomes its highest.
-        variant: for UniPC, "bh1" or "bh2"; None becomes the family's first one. Other families have none.
+        order: one of the family's orders; None becomes the highest.
+        variant: "bh1" or "bh2" for UniPC; None becomes the family's first variant. Other families have none.
         lower_order_final: whether the order falls to 1 over the last steps (dpmpp, unipc).
-        last_sigma: None: the last step ends at the noise schedule's own t_min. 0: it ends without noise, in the data
-            prediction of its call, as programs do whose noise levels end at 0; t_min is then the end of the grid only.
-            A step of two calls has one there, so heun and dpm2 take an odd nfe.
+        last_sigma: None: the last step ends at the noise schedule's t_min. 0: it ends without noise, in the data
+            prediction of its call, as in programs whose noise levels end at 0; t_min is then only the end of the grid.
+            That step has one call, so heun and dpm2 need an odd nfe.
 
     Raises:
-        ValueError: if a value is not one that exists, or nfe is too small for the order, too large, or even where it
-            must be odd.
+        ValueError: if a value does not exist, or nfe is too small for the order, too large, or even where it must be
+            odd.
     """
 
     name: str = "dpmpp"
@@ -93,16 +93,16 @@ class Solver:
 
     @property
     def lowers_order(self) -> bool:
-        """Whether its order falls over the last steps before the one that ends."""
+        """Whether its order falls over the steps before the last one."""
         return self.lower_order_final and self.order is not None and self.order > 1 + self.to_zero
 
     @property
     def prediction(self) -> str:
-        """What it takes predictions of: "noise" or "data"; on a manifold always noise, see `takes`."""
+        """The prediction it takes: "noise" or "data"; on a manifold always noise, see `takes`."""
         return SOLVERS[self.name].prediction
 
     def takes(self, schedule: NoiseSchedule) -> str:
-        """What its tables on a noise schedule take predictions of: its own kind, or on a manifold noise.
+        """The prediction that its tables on a noise schedule take: its own kind, or noise on a manifold.
 
         Raises:
             ValueError: if it ends in a data prediction, which a manifold does not have.
@@ -114,7 +114,7 @@ class Solver:
     def expands(self, schedule: NoiseSchedule) -> bool:
         """Whether each of its states is a sum of the initial state and past predictions (`expand`), as vectors are.
 
-        Then all factors of these sums can be changed. On a manifold a base has no factor but 1.
+        Then all factors of these sums can be changed. On a manifold the only factor of a base is 1.
         """
         return schedule.space.flat
 
@@ -127,7 +127,7 @@ class Solver:
 
     @property
     def n_steps(self) -> int:
-        """Intervals of the grid: nfe, or (nfe + 1) // 2 with two calls a step, where the last of an odd nfe has one."""
+        """Intervals of the grid: nfe, or (nfe + 1) // 2 with two calls a step; the last step of an odd nfe has one."""
         return -(-self.calls // self.calls_per_step)
 
     @property
@@ -137,7 +137,7 @@ class Solver:
 
     @entrance(n=CALLS._replace(least=0))
     def for_steps(self, n: int) -> "Solver":
-        """The solver on a grid of n steps: itself, or with the nfe that the grid asks for.
+        """The solver on a grid of n steps: itself, or with the nfe that the grid needs.
 
         Raises:
             ValueError: if nfe is for another number of steps, or too small for the order.
@@ -161,18 +161,18 @@ def make_table(
 
     Args:
         schedule: the noise schedule.
-        t: (n_steps + 1,) descending times between t_max and t_min, the last perhaps 0 where the solver ends there;
-            (n_steps + 1, parts) where each part of the noise schedule has its own.
-        t_c: times given to the network in place of t; heun alone uses the last. Default: t.
+        t: (n_steps + 1,) descending times between t_max and t_min, the last perhaps 0 if the solver ends there;
+            (n_steps + 1, parts) if each part of the noise schedule has its own times.
+        t_c: times given to the network instead of t; only heun uses the last one. Default: t.
         solver: a name in SOLVERS, or a `Solver`.
 
     Returns:
-        A table of nfe rows, in the dtype of t. Of a noise schedule of several parts, its columns are joined as the
-        schedule's space has them.
+        A table of nfe rows, in the dtype of t. For a noise schedule of several parts, its columns are joined as the
+        schedule's space joins them.
 
     Raises:
-        ValueError: if a shape or the solver's number of calls does not fit the grid, the times are integers or none for
-            the noise schedule (`grids.check_times`, outside jit), or the solver does not fit it (`Solver.takes`).
+        ValueError: if a shape or the solver's number of calls does not fit the grid, the times are integers or invalid
+            for the noise schedule (`grids.check_times`, outside jit), or the solver does not fit it (`Solver.takes`).
     """
     check({"schedule": schedule}, {"schedule": instance(NoiseSchedule)})
     t, t_c = jnp.asarray(t), jnp.asarray(t if t_c is None else t_c)
@@ -193,16 +193,16 @@ def make_table(
 
 
 def of_part(times: tuple[Array, ...], i: int) -> tuple[Array, ...]:
-    """The times of one part, where some may be those of all parts."""
+    """The times of one part; some may be shared by all parts."""
     return tuple(t if t.ndim == 1 else t[:, i] for t in times)
 
 
 def joined(schedule: NoiseSchedule, tables: list[Table]) -> Table:
-    """The tables of a noise schedule's parts as the table of the whole."""
+    """The tables of a noise schedule's parts as one table."""
     return Table(*map(schedule.space.join, zip(*tables, strict=True)))
 
 
-@partial(jax.jit, static_argnames=("family",))  # one program, where a table is made outside of any other
+@partial(jax.jit, static_argnames=("family",))  # one program, if a table is made outside any other
 def _table(schedule: NoiseSchedule, t: Array, t_c: Array, solver: Solver, family: Family) -> Table:
     if solver.to_zero:  # no row that is kept depends on the last time; one far from that before keeps gradients finite
         low, high = schedule.t_min, schedule.t_max
@@ -228,8 +228,8 @@ def _table(schedule: NoiseSchedule, t: Array, t_c: Array, solver: Solver, family
 def _ending_in_data(table: Table, schedule: NoiseSchedule, prediction: str) -> Table:
     """The table whose last row is x' = D, the data prediction of its call.
 
-    That is the limit of every family's step of order 1 at sigma' -> 0. No infinite lam is computed: the row is put in
-    the place of one that ends at t_min, so that gradients stay finite.
+    This is the limit of every family's step of order 1 at sigma' -> 0. No infinite lam is computed: the row replaces
+    one that ends at t_min, so that gradients stay finite.
     """
     at = table.t[-1]
     of_base, of_newest = {
@@ -258,7 +258,7 @@ def integrate(
     Args:
         model: model(x, t, cond) -> noise prediction.
         schedule: its noise schedule.
-        solver: the solver that the table is of.
+        solver: the solver of the table.
         table: its coefficients, as they are or changed.
         x_T: state at t_max, scaled by the prior.
         cond: passed to the model.
@@ -267,7 +267,7 @@ def integrate(
     return _integrate(denoisers.as_pytree(model), schedule, solver, table, x_T, cond, remat)
 
 
-@partial(jax.jit, static_argnums=6)  # one program, where a solver is run outside of any other
+@partial(jax.jit, static_argnums=6)  # one program, if a solver is run outside any other
 def _integrate(
     model: Model, schedule: NoiseSchedule, solver: Solver, table: Table, x_T: PyTree, cond: PyTree, remat: bool
 ) -> PyTree:
@@ -313,5 +313,5 @@ def _as_solver(solver: str | Solver) -> Solver:
 
 
 def _one_of(value: Any, allowed: Collection) -> bool:
-    """Whether a value is among those allowed, of their very type: True is no 1, and a list no name."""
+    """Whether a value is one of the allowed ones, with the same type: True is not 1, and a list is not a name."""
     return any(type(value) is type(one) and value == one for one in allowed)

@@ -1,6 +1,6 @@
 """A solver as a table of coefficients, and the one scan that runs every table.
 
-Every solver here is linear in the state and in past predictions, with coefficients that depend on the times alone.
+Every solver here is linear in the state and in past predictions, with coefficients that depend only on the times.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from ld3_jax.space import add
 class Table(NamedTuple):
     """One row per network call; `k` is the number of predictions remembered, newest first.
 
-    With `history` the last k predictions including this row's, a row does
+    With `history` the last k predictions, including this row's, a row does
         base = correct_x * x + correct_base * base + correct_history . history
         x    = predict_base * base + predict_history . history
-    The base is the state at the last grid point as known so far; a corrector improves it, a second stage keeps it.
-    `correct_history` may have no columns, where the family corrects nothing.
+    The base is the current estimate of the state at the last grid point; a corrector improves it, a second stage keeps
+    it. `correct_history` may have no columns, if the family has no corrector.
 
-    A column may also be a pytree that is a prefix of the states, with an array for each part of them: then each part
+    A column may also be a pytree that is a prefix of the states, with an array for each of their parts: then each part
     has its own coefficients, and the model gets a pytree of times.
     """
 
@@ -68,22 +68,22 @@ def solve(
 
     Args:
         model: model(x, t, cond) -> the prediction that the table is for (noise or data).
-        table: coefficients, from `make_table` or of your own.
+        table: coefficients, from `make_table` or your own.
         x_T: state at t_max, scaled by the prior; an array or any pytree of arrays. The states have the table's dtype if
-            that is the wider one.
+            if it is wider.
         cond: passed to the model.
         remat: recompute the network's activations in the backward pass, so that memory holds only the states.
         retract: how an update moves a base: retract(base, update) -> state. The default adds. On a manifold, base is a
             point, update a tangent vector, and the table's factors of the base must be 1, as in noise-predicting
             families on schedules with alpha = 1.
-        update_like: arrays shaped like the model's prediction, where they are not shaped like x_T (tangent vectors).
+        update_like: arrays shaped like the model's prediction, if it is not shaped like x_T (tangent vectors).
 
     Returns:
         The state at t_min, shaped like x_T.
 
     Raises:
-        ValueError: if the table's columns do not fit together, states are no real floating-point numbers, or the model
-            cannot be called so or its prediction is not shaped like x_T.
+        ValueError: if the table's columns do not fit together, states are not real floating-point numbers, or the model
+            cannot be called like this or its prediction is not shaped like x_T.
     """
     _check(table)
 
@@ -135,7 +135,7 @@ def begun(table: Table, x_T: PyTree, update_like: PyTree | None = None) -> State
 
 
 def advanced(state: State, row: Table, prediction: PyTree, retract: Callable[[PyTree, PyTree], PyTree] = add) -> State:
-    """What a row makes of a state and the prediction there; `retract` as of `solve`."""
+    """One row: the next state from a state and the prediction there; `retract` as in `solve`."""
     history = jax.tree.map(_push, state.history, prediction)
     kept, held = _by_part(jnp.multiply, row.correct_x, state.x), _by_part(jnp.multiply, row.correct_base, state.base)
     base = add(kept, held)

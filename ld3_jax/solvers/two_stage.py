@@ -30,7 +30,7 @@ def heun(schedule: NoiseSchedule, t: Points, t_c: Points, *, nfe: int, **_: Any)
 def dpm2(schedule: NoiseSchedule, t: Points, t_c: Points, *, nfe: int, **_: Any) -> Table:
     """DPM-Solver-2: DDIM to the middle of the step in lam, then x' = alpha'/alpha x - sigma' expm1(h) eps_middle.
 
-    The middle call has its own time, whatever t_c is. With an odd nfe the last step is DDIM's.
+    The middle call has its own time, independent of t_c. With an odd nfe the last step is DDIM's.
 
     Reference: Lu et al., arXiv:2206.00927, algorithm 1 with r_1 = 1/2.
     """
@@ -38,7 +38,7 @@ def dpm2(schedule: NoiseSchedule, t: Points, t_c: Points, *, nfe: int, **_: Any)
     middle = schedule.inverse_lam((lam[:-1] + lam[1:]) / 2)
     half_scale, half_weight = noise_step(schedule, t[:-1], middle)
     scale, weight = noise_step(schedule, t[:-1], t[1:])
-    if nfe % 2:  # the last step has one call: it goes all the way
+    if nfe % 2:  # the last step has one call and goes to the end
         half_scale, half_weight = half_scale.at[-1].set(scale[-1]), half_weight.at[-1].set(weight[-1])
     stage_1 = _Stage(t_c[:-1], half_scale, jnp.stack([half_weight, 0 * half_weight], -1))
     stage_2 = _Stage(middle, scale, jnp.stack([weight, 0 * weight], -1))

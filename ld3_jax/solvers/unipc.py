@@ -1,4 +1,4 @@
-"""UniPC, the multistep predictor with a corrector that costs no call."""
+"""UniPC, the multistep predictor with a corrector that costs no extra call."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ def unipc(
 
     x' = sigma'/sigma x - alpha' expm1(-h) D_0 - alpha' B(h) sum_i rho_i (D_i - D_0) / r_i, where the sum runs over past
     predictions at r_i = (lam_i - lam) / h and, in the corrector, the new one at r = 1. rho solves
-    sum_i r_i^k rho_i = (k + 1)! (-h) phi_{k+2}(-h) / B(h), or is 1/2 where there is one node only. B(h) is -h (bh1) or
+    sum_i r_i^k rho_i = (k + 1)! (-h) phi_{k+2}(-h) / B(h), or is 1/2 if there is only one node. B(h) is -h (bh1) or
     expm1(-h) (bh2). The last step has no corrector.
 
     Reference: Zhao et al., arXiv:2302.04867.
@@ -61,7 +61,7 @@ def _weights(h: Array, r: list[Array], variant: str) -> Array:
 def _weights_of_moments(nodes: list[Array], moments: list[Array]) -> Array:
     """The rho of sum_i r_i^k rho_i = moment_k: rho_i is Lagrange's polynomial of node i, with moment_k for r^k.
 
-    In closed form, since on accelerators a solver of general systems costs more than all else in a table.
+    In closed form, because on accelerators a general linear solve costs more than the rest of a table.
     """
     rho = []
     for i, r_i in enumerate(nodes):

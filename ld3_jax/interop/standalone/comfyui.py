@@ -1,4 +1,4 @@
-"""ComfyUI's nodes: a schedule.json as SAMPLER and as SIGMAS, for SamplerCustom and SamplerCustomAdvanced."""
+"""ComfyUI nodes: a schedule.json as SAMPLER and as SIGMAS, for SamplerCustom and SamplerCustomAdvanced."""
 
 import hashlib
 from pathlib import Path
@@ -19,14 +19,14 @@ class _Node:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """The schedules in ComfyUI's models/ld3 and in this folder, to choose from."""
+        """The schedules to choose from, in ComfyUI's models/ld3 and in this folder."""
         names = {*folder_paths.get_filename_list("ld3"), *(path.name for path in _FOLDER.iterdir())}
         tooltip = "A schedule.json in ComfyUI's models/ld3 or the node's folder; the same for sampler and sigmas."
         return {"required": {"schedule": (sorted(n for n in names if n.endswith(".json")), {"tooltip": tooltip})}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, schedule: Any, input_types: Any = None) -> bool | str:
-        """Whether a schedule can be read at any path. A STRING of another node (input_types) is not there yet: None."""
+        """Whether a schedule can be read at any path. A STRING from another node (input_types) is still None."""
         try:
             return schedule is None or bool(read(_path(schedule)))
         except (OSError, ValueError) as error:
@@ -34,7 +34,7 @@ class _Node:
 
     @classmethod
     def IS_CHANGED(cls, schedule: Any) -> str | float:
-        """The content's digest, so that a file that was replaced is read again, or NaN, which equals nothing."""
+        """The content's digest, so that a replaced file is read again, or NaN, which equals nothing."""
         return float("nan") if schedule is None else hashlib.sha256(_path(schedule).read_bytes()).hexdigest()
 
 
@@ -52,7 +52,7 @@ class LearnedSigmas(_Node):
 
 class LearnedSampler(_Node):
     CATEGORY = "sampling/custom_sampling/samplers"
-    DESCRIPTION = "The solver with all that was learned, for the model that it was learned for."
+    DESCRIPTION = "The learned solver with its times and coefficients, for the model that it was learned for."
     RETURN_TYPES = ("SAMPLER",)
 
     def get(self, schedule: str) -> tuple[Any]:
@@ -60,7 +60,8 @@ class LearnedSampler(_Node):
 
         table = read(_path(schedule))
         sampler = comfy.samplers.KSAMPLER(_sample, extra_options={"table": table})
-        # Whether the first state is noise alone. ComfyUI asks the model's range, which need not end at the same digits.
+        # Whether the first state is pure noise. ComfyUI compares with the model's range, whose end may differ in the
+        # last digits.
         sampler.max_denoise = lambda model_wrap, sigmas: table.process == "vp" and table.full_noise is None
         return (sampler,)
 
@@ -75,7 +76,7 @@ def _sample(
     *,
     table: Table,
 ) -> torch.Tensor:
-    """`sample_learned` with the first state as it was learned, and the kept part of an image as it is."""
+    """`sample_learned` with the first state as in learning, and with the kept part of an image unchanged."""
     flow = table.process == "flow"
     if flow and table.prior_scale is not None:
         x = x * (table.prior_scale / table.levels[0])  # ComfyUI's flows start from sigma times noise
@@ -83,7 +84,7 @@ def _sample(
     mask, image = (extra_args or {}).get("denoise_mask"), getattr(model, "latent_image", None)
     if mask is None or image is None:
         return found
-    # A last sigma above 0 leaves noise there, and learned coefficients need not keep an image.
+    # A last sigma above 0 leaves noise there, and learned coefficients may change an image.
     return torch.where(mask == 0, image * (table.grid_alpha[-1] if flow else 1.0), found)
 
 

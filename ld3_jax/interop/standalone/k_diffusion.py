@@ -1,4 +1,4 @@
-"""A learned solver as a sampler of k-diffusion, which is ComfyUI's contract, too."""
+"""A learned solver as a sampler with the interface of k-diffusion, which ComfyUI also uses."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +8,13 @@ from tqdm.auto import trange
 
 from .table import State, Table, advanced, converted
 
-_TOLERANCE = 1e-3  # relative; programs keep their lists in single precision
+_TOLERANCE = 1e-3  # relative; programs store their lists in single precision
 _SAME_RANGE = 0.05  # relative, of the ends of two ranges of noise
 _MODEL = "process {}, output {}, sigma from {:.5g} to {:.3g}"
 
-# ComfyUI's `model_sampling` and k-diffusion's wrappers say by a class which processes they are for and what the network
-# predicts, None if that depends; the first class that is there counts. Both give data, so a flow's sign is no matter.
+# ComfyUI's `model_sampling` and k-diffusion's wrappers show by their class which processes they are for and what the
+# network predicts (None if it varies); the first matching class counts. Both give data, so a flow's sign does not
+# matter.
 _CONTINUOUS = ("vp or ve", None)
 _KINDS: dict[str, tuple[str, str | None]] = {
     "CONST": ("flow", "flow"),
@@ -46,22 +47,22 @@ def sample_learned(
     """Integrate from x at sigmas[0] to sigmas[-1].
 
     Args:
-        model: model(x, sigma, **extra_args) -> data, with x in units in which alpha = 1, or of flows as it is. What it
-            says of its kind and its range of noise, as models of ComfyUI and k-diffusion do, must fit the table.
-        x: (batch, ...) the first state in these units: of VP and VE noise times (prior_scale / alpha), which is
-            sqrt(1 + sigma^2) of VP. Where the table starts below full noise, data + sigmas[0] times noise, of flows
+        model: model(x, sigma, **extra_args) -> data, with x in units in which alpha = 1, except for flows. What it says
+            about its kind and its range of noise, as models of ComfyUI and k-diffusion do, must fit the table.
+        x: (batch, ...) the first state in these units: for VP and VE, noise times (prior_scale / alpha), which is
+            sqrt(1 + sigma^2) for VP. If the table starts below full noise, data + sigmas[0] times noise, and for flows
             (1 - sigmas[0]) data + sigmas[0] noise.
         sigmas: (n_steps + 1,) the levels of the table; any others are refused.
         extra_args: passed to the model.
         callback: called once a step with x, i, sigma, sigma_hat and denoised.
         disable: no progress bar.
-        table: what was learned; see `table.read`.
+        table: the learned solver; see `table.read`.
 
     Returns:
         The last state in the same units; it still holds the noise of sigmas[-1].
 
     Raises:
-        ValueError: if sigmas or model are not the table's, or its process is none that such samplers know.
+        ValueError: if sigmas or model do not fit the table, or such samplers do not know its process.
     """
     if table.process is None:
         raise ValueError(
@@ -91,7 +92,7 @@ def _check(sigmas: torch.Tensor, table: Table) -> None:
     same = len(given) == len(wanted) and all(abs(a - b) <= _TOLERANCE * b for a, b in zip(given, wanted, strict=True))
     if not same:
         raise ValueError(
-            f"it was learned for the sigmas {wanted}, got {given}: give all of table.levels, in ComfyUI those of "
+            f"it was learned for the sigmas {wanted}, got {given}: give all of table.levels, in ComfyUI the output of "
             f"Learned sigmas with the same file, none of them split off; it was learned {_start(table)}"
         )
 
@@ -103,7 +104,7 @@ def _start(table: Table) -> str:
 
 
 def _check_latent(model: Any, table: Table) -> None:
-    """ComfyUI's sampler has the image as an attribute, which is zero for an empty one."""
+    """ComfyUI's sampler has the image as an attribute, which is zero for an empty image."""
     latent = getattr(model, "latent_image", None)
     if table.full_noise is not None and latent is not None and not torch.count_nonzero(latent):
         raise ValueError(
@@ -132,7 +133,8 @@ def _check_model(model: Any, table: Table) -> None:
         process += f" with {times:g} times the noise"
     fits = table.process in process.split(" or ")
     fits &= output is None or table.output is None or table.output.removeprefix("reversed_") == output
-    # A range without a kind is what a network can take, not where sampling starts; a flow's time shift moves its least.
+    # A range without a kind is what a network accepts, not where sampling starts; a flow's time shift moves its lower
+    # end.
     fits &= abs(first - most) <= _SAME_RANGE * most or (not named and first < most)
     fits &= table.process == "flow" or min(sigma / alpha for sigma, alpha in calls) >= (1 - _SAME_RANGE) * least
     if not fits:

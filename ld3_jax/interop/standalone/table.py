@@ -1,6 +1,6 @@
 """A solver as a table of plain numbers, and the loop that runs it, for arrays of any library.
 
-What is multiplied and added may be tensors of PyTorch, arrays of NumPy, MLX or JAX: coefficients are Python's floats.
+States may be PyTorch tensors or arrays of NumPy, MLX or JAX: coefficients are Python floats.
 """
 
 import functools
@@ -20,7 +20,7 @@ OUTPUTS: dict[str, Callable[[float, float], tuple[float, float]]] = {
     "flow": lambda alpha, sigma: (-1.0, 1.0),
     "reversed_flow": lambda alpha, sigma: (1.0, -1.0),
 }
-# What is 1 of alpha and sigma.
+# What is 1 for alpha and sigma.
 _PROCESSES: dict[str | None, Callable[[float, float], float]] = {
     "vp": lambda alpha, sigma: alpha**2 + sigma**2,
     "ve": lambda alpha, sigma: alpha,
@@ -32,7 +32,7 @@ _STATED = ("prediction", "process", "train_steps", "output", "betas", "prior_sca
 
 
 class Table(NamedTuple):
-    """One row for each network call; with the last predictions, newest first, as history, a row does
+    """One row for each network call; with the last predictions as history, newest first, a row does
 
         base = correct_x * x + correct_base * base + correct_history . history
         x    = predict_base * base + predict_history . history
@@ -40,14 +40,15 @@ class Table(NamedTuple):
     Attributes:
         prediction: what the history holds, "noise" or "data".
         process: "vp" (alpha^2 + sigma^2 = 1), "ve" (alpha = 1), "flow" (alpha + sigma = 1), or None.
-        train_steps: N where step i of the network's training has the time (i + 1) / N; else None.
-        output: what the network that it was learned for gives, one of OUTPUTS or "score"; None if that is not known.
-        betas: arguments of diffusers' schedulers that give these training steps; None if there are none, or not known.
-        prior_scale: standard deviation of the first state, which is noise alone; None where it starts below full noise.
+        train_steps: N if step i of the network's training has the time (i + 1) / N; otherwise None.
+        output: what the network that it was learned for predicts, one of OUTPUTS or "score"; None if unknown.
+        betas: arguments of diffusers' schedulers that give these training steps; None if there are none or they are
+            unknown.
+        prior_scale: standard deviation of the first state, which is pure noise; None if it starts below full noise.
         t, alpha, sigma: the network's times, and the factors of signal and noise there, for each call.
-        grid_alpha, grid_sigma: those of the states, at the ends of all steps; one more than there are steps.
-        full_noise: where it starts below full noise, from data x_0 with x = grid_alpha[0] x_0 + grid_sigma[0] eps, the
-            model's own first level (as `levels` has them); else None.
+        grid_alpha, grid_sigma: the factors in the states, at the ends of all steps; one more than there are steps.
+        full_noise: if it starts below full noise, from data x_0 with x = grid_alpha[0] x_0 + grid_sigma[0] eps, the
+            model's own first level (in the units of `levels`); otherwise None.
     """
 
     prediction: str
@@ -80,7 +81,7 @@ class Table(NamedTuple):
 
     @property
     def levels(self) -> list[float]:
-        """Noise at the ends of all steps as samplers with one sigma have it: sigma / alpha, of flows sigma."""
+        """Noise at the ends of all steps for samplers with one sigma: sigma / alpha, or sigma for flows."""
         if self.process == "flow":
             return list(self.grid_sigma)
         return [sigma / alpha for alpha, sigma in zip(self.grid_alpha, self.grid_sigma, strict=True)]
@@ -99,10 +100,10 @@ def read(path: str | Path) -> Table:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is a folder or no JSON, has no table, or one that does not fit together.
+        ValueError: if it is a folder, is not JSON, has no table, or has one that does not fit together.
     """
     if Path(path).is_dir():
-        raise ValueError(f"{path}: a folder, where a schedule.json is wanted")
+        raise ValueError(f"{path}: is a folder, not a schedule.json")
     try:
         record = json.loads(Path(path).read_bytes())
     except (ValueError, RecursionError) as error:
@@ -116,10 +117,10 @@ def read(path: str | Path) -> Table:
 
 
 def from_record(record: Any) -> Table:
-    """A table from what JSON holds of it.
+    """A table from its JSON record.
 
     Raises:
-        ValueError: if a column is missing, no list, not finite or of another length, or contradicts another one.
+        ValueError: if a column is missing, not a list, not finite or of another length, or contradicts another one.
     """
     if not isinstance(record, dict):
         raise ValueError(f"the table must be an object with its columns, got {record!r:.80}")
@@ -160,12 +161,12 @@ def from_record(record: Any) -> Table:
 
 
 def _check_fit(table: Table) -> None:
-    """What a file that was edited may have made of numbers that are all there."""
+    """Contradictions that an edited file may contain although no number is missing."""
     grid = list(zip(table.grid_alpha, table.grid_sigma, strict=True))
     pairs, one = [*grid, *zip(table.alpha, table.sigma, strict=True)], _PROCESSES[table.process]
     before = (row[i + 1 :] for rows in (table.correct_history, table.predict_history) for i, row in enumerate(rows))
     wrong = {
-        f"alpha and sigma are not those of the process {table.process}": any(
+        f"alpha and sigma do not fit the process {table.process}": any(
             min(pair) < 0 or abs(one(*pair) - 1) > _CLOSE for pair in pairs
         ),
         "the noise of grid_alpha and grid_sigma does not fall": any(
@@ -181,14 +182,14 @@ def _check_fit(table: Table) -> None:
 
 
 def converted(table: Table, i: int, x: Any, output: Any, kind: str) -> Any:
-    """What a network gave at call i as the prediction that the table takes.
+    """The output of a network at call i as the prediction that the table takes.
 
     Args:
         table: the table.
         i: the call.
         x: the state there.
-        output: what the network gave.
-        kind: what it is, one of OUTPUTS.
+        output: the network's output.
+        kind: its kind, one of OUTPUTS.
     """
     if kind == table.prediction:
         return output
@@ -200,7 +201,7 @@ def converted(table: Table, i: int, x: Any, output: Any, kind: str) -> Any:
 
 
 def advanced(table: Table, i: int, state: State, prediction: Any) -> State:
-    """What row i makes of a state and the prediction there."""
+    """Row i: the next state from a state and the prediction there."""
     history = (prediction, *state.history)[: max(map(len, table.predict_history))]
     kept = [(table.correct_x[i], state.x), (table.correct_base[i], state.base)]
     base = _sum([*kept, *zip(table.correct_history[i], history)])  # noqa: B905  the first calls have less history
@@ -213,9 +214,9 @@ def solve(table: Table, network: Callable[[Any, float], Any], x_T: Any, output: 
 
     Args:
         table: the table.
-        network: network(x, t) at the times that it was learned for.
-        x_T: the first state, scaled by `prior_scale`; below full noise, noised data, see `Table.full_noise`.
-        output: what the network gives: "noise", "data", "v" (alpha eps - sigma x_0), "flow" (eps - x_0) or
+        network: network(x, t), called at the learned times.
+        x_T: the first state, scaled by `prior_scale`; or noised data below full noise, see `Table.full_noise`.
+        output: what the network predicts: "noise", "data", "v" (alpha eps - sigma x_0), "flow" (eps - x_0) or
             "reversed_flow" (x_0 - eps).
 
     Returns:
