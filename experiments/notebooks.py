@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jupytext
 from absl import flags
-from jupyter_client import KernelManager
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 from nbformat import NotebookNode
@@ -27,7 +26,7 @@ def main() -> None:
     for name in _NAMES.value or paths:
         begun = time.monotonic()
         notebook = jupytext.read(paths[name])
-        NotebookClient(notebook, km=KernelManager(transport="ipc"), timeout=1200).execute()
+        NotebookClient(notebook, timeout=1200).execute()
         _write(name, notebook)
         print(f"wrote {_PAGES / name}.md in {time.monotonic() - begun:.0f} s", flush=True)
 

@@ -74,7 +74,7 @@ def noise(x, t, cond=None):
 #
 # The loss takes the difference of two angles the short way around. The rest is as for vectors: pairs, student, `fit`.
 # Learned are the times, and the times that the network is given (`Gaps`). With more pairs than these, coefficients
-# can be learned, too.
+# can be learned as well.
 
 # %%
 schedule, loss = CircleNoise(), ld3_jax.losses.Loss(lambda x, y: [wrapped(x - y)])

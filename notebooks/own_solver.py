@@ -71,8 +71,11 @@ figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
 for name in ("ddim", "halfway"):
     axes.loglog(calls, [error(ld3_jax.Solver(name, n)) for n in calls], "o-", label=name)
 for order in (1, 2):
-    axes.loglog(calls, 3 * np.float64(calls) ** (-2 * order), ":", color="gray", label=f"order {order}")
+    axes.loglog(calls, 3 * np.float64(calls) ** (-2 * order), ":", color="gray")
+    axes.annotate(f"order {order}", (calls[-1], 3 * calls[-1] ** (-2.0 * order)), color="gray")
 axes.set(xlabel="network calls", ylabel="mean squared error to the teacher")
+axes.set_xticks(calls, calls)
+axes.minorticks_off()
 axes.legend(frameon=False)
 plt.show()
 
@@ -97,8 +100,11 @@ for name, value in errors.items():
     print(f"{name:<32}{value:.6f}")
 
 # %%
-standard = ld3_jax.grid("logsnr", schedule, nfe)
-clouds = {"teacher": test.x_0, "halfway on logsnr": ld3_jax.sample(model, schedule, test.x_T, standard, solver=solver)}
+standard = ld3_jax.grid("quadratic", schedule, nfe)
+clouds = {
+    "teacher": test.x_0,
+    "halfway on quadratic": ld3_jax.sample(model, schedule, test.x_T, standard, solver=solver),
+}
 clouds["halfway, learned"] = found["times + coefficients"].sample(model, schedule, test.x_T)
 ld3_jax.plots.scatter_rows(None, {name: np.asarray(points) for name, points in clouds.items()}, f"{nfe} network calls")
 
