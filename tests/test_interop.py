@@ -119,7 +119,7 @@ def test_a_file_with_a_table_is_read_as_before(tmp_path):
         (lambda record: record["table"].update(output="epsilon"), "output must be one of .* or null, got 'epsilon'"),
         (lambda record: record["table"].update(process="flow"), "alpha and sigma do not fit the process flow"),
         (lambda record: record["table"].update(prior_scale=-1), "the prior_scale is not positive"),
-        (lambda record: record["table"]["alpha"].__setitem__(0, -0.1), "alpha and sigma are not those"),
+        (lambda record: record["table"]["alpha"].__setitem__(0, -0.1), "alpha and sigma do not fit"),
         (
             lambda record: [record["table"][name].reverse() for name in ("grid_alpha", "grid_sigma")],
             "the noise of grid_alpha and grid_sigma does not fall",

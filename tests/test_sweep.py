@@ -86,7 +86,7 @@ def test_a_cell_is_measured_and_written(workdir):
     assert found.methods["gits"].network_calls == 0 < found.methods["times"].network_calls
     for name, one in found.methods.items():
         assert one.low <= one.mean <= one.high, name
-        assert f"{name:<12} {one.mean:.5f} ({one.median:.5f})" in first.stdout
+        assert f"{page.label(name):<20} {one.mean:.5f} ({one.median:.5f})" in first.stdout
     schedule = json.loads((folder / "schedules" / "ring-ddim-2-0-times.json").read_text())
     assert schedule["model"]["name"] == "ring"
     assert schedule["lam"] == pytest.approx(found.methods["times"].lam, rel=1e-5)
