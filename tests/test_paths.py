@@ -1,4 +1,4 @@
-"""States on the way: they end in the samples, and the teacher's are those of an accurate solver at the same times."""
+"""States on the way: they end in the samples, and the teacher's states are an accurate solver's at the same times."""
 
 import jax
 import jax.numpy as jnp
