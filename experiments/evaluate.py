@@ -1,6 +1,7 @@
 """Compare a learned schedule with other grids, against a converged teacher on noise of your choice.
 
 python -m experiments.evaluate --schedule=runs/quasar5/schedule.json
+python -m experiments.evaluate --schedule=runs/quasar5/schedule.json --path=runs/quasar5/path.gif
 """
 
 import json
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import command, run
+from experiments import animation, command, run
 from experiments.configuration import naming
 from ld3_jax import comparison
 from ld3_jax.baselines import BASELINES, Probe
@@ -31,6 +32,7 @@ _BASELINES = flags.DEFINE_list("baselines", ["dmn"], f"Other methods' grids to c
 _DISTANCES = flags.DEFINE_bool("distances", False, "Also compare the distributions of samples; use --num=2000.")
 _BATCH = flags.DEFINE_integer("batch_size", 25, "The most samples to integrate at a time.", **command.COUNT)
 _OUT = command.path_flag("out", None, "A JSON file for what is printed and the error of every noise.")
+_PATH = command.path_flag("path", None, "A GIF of the states on the way, beside a standard grid's and the teacher's.")
 flags.mark_flags_as_required(["schedule"])
 
 _PROBES, _FEW = 64, 100  # states that baselines use; the largest size of a state for which the bound is computed
@@ -41,11 +43,15 @@ def main() -> None:
         solver = Solver("unipc", _TEACHER_NFE.value)
     if unknown := set(_BASELINES.value) - set(BASELINES):
         raise ValueError(f"--baselines takes some of {list(BASELINES)}, got {sorted(unknown)}")
+    if _PATH.value:
+        animation.check_path(Path(_PATH.value))
     if _OUT.value:
         check_writable(Path(_OUT.value))
     teacher = Teacher(solver, "logsnr", _BATCH.value, Path(_CACHE.value))
     learned, model = run.load_given(teacher)
     teacher = replace(teacher, identity=model.name)
+    if _PATH.value:
+        animation.check_model(model)
     if _DISTANCES.value:
         comparison.check_distances(model, _NUM.value)
     comparison.shape_of_loss(learned.losses.get("loss", "l2"), model)  # before the teacher runs
@@ -68,6 +74,10 @@ def _compare(learned: Learned, model: Pretrained, teacher: Teacher) -> dict:
     judge = comparison.Judge.of(student, test, model, _BATCH.value)
     compared = comparison.compare(judge, times, str(model), _NUM.value if _DISTANCES.value else 0)
     compared.print_intervals()
+    if _PATH.value:
+        best = compared.best_standard
+        chosen = {"learned": learned.discretization, best: judge.standard_grids()[best]}
+        animation.draw(Path(_PATH.value), model, student, chosen, test, teacher.solver)
     figures = {"errors": compared.figures()}
     if _DISTANCES.value:
         samples = {name: one.samples for name, one in compared.judged.items()}

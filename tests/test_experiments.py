@@ -27,6 +27,7 @@ import pytest
 from absl import flags
 from jax.tree_util import Partial
 from mains import main
+from PIL import Image
 
 import experiments
 from configs import gaussian as gaussian_config
@@ -201,9 +202,19 @@ def test_evaluate_prints_the_comparison_on_other_noise_and_writes_it(finished, t
     assert large or high - low > np.ptp(metrics.bootstrap(metrics.mean, errors)[1:])  # more than resampling tells
 
 
+def test_evaluate_animates_the_states_on_the_way(finished, tmp_path):
+    folder, _ = finished
+    schedule, out = folder / "run" / "schedule.json", tmp_path / "path.gif"
+    written = main("evaluate", f"--schedule={schedule}", "--num=20", "--baselines=", f"--path={out}").stdout
+    assert f"wrote {out}: states on the way from the first 20 noises\n" in written
+    with Image.open(out) as picture:
+        assert picture.n_frames == 6  # the noise, and the state after each of five calls
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
+        ("--path=path.png", "--path must end in .gif, got 'path.png'"),
         ("--baselines=dmn,ays", "--baselines takes some of ['dmn', 'gits', 'oss'], got ['ays']"),
         ("--distances", "--distances compares images, and the samples of ring are not images"),
     ],

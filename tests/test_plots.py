@@ -1,5 +1,7 @@
 """Plots: each function writes a picture that shows something."""
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -55,3 +57,34 @@ def test_a_start_that_was_judged_on_some_pairs_in_a_race_is_no_validation():
     own = [{"step": step, "valid_loss": loss} for step, loss in enumerate(of, 1)]
     assert [line["step"] for line in plots._validations(own, 0.18)] == [6, 9]
     assert [line["step"] for line in plots._validations(own[5:], 0.18)] == [6, 9]
+
+
+def test_a_picture_that_is_not_written_is_returned(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for function, *arguments in CALLS.values():
+        assert function(None, *arguments).size == function(tmp_path / "picture.png", *arguments).size
+    assert [entry.name for entry in tmp_path.iterdir()] == ["picture.png"]
+
+
+def test_paths_are_animated_a_frame_for_each_step(tmp_path):
+    frames = [{"teacher": IMAGES, "learned\nat 3": step * IMAGES} for step in (0.0, 0.5, 1.0)]
+    plots.image_paths(tmp_path / "images.gif", frames, list("abc"))
+    states = RNG.normal(size=(3, 6, 2))
+    plots.point_paths(tmp_path / "points.gif", {"learned": states}, {"learned": 2 * states}, list("abc"))
+    for name in ("images.gif", "points.gif"):
+        with Image.open(tmp_path / name) as picture:
+            assert (picture.n_frames, picture.info["loop"]) == (3, 0)
+            shown = [np.asarray(_frame(picture, i), float) for i in range(3)]
+        assert all(np.abs(a - b).max() > 100 for a, b in itertools.pairwise(shown))
+
+
+def test_images_of_any_size_fit_into_an_animation(tmp_path):
+    for shape in ((2, 6, 4, 3), (2, 300, 200, 1)):
+        plots.image_paths(tmp_path / "path.gif", [{"teacher": RNG.random(shape)}], ["title"])
+        with Image.open(tmp_path / "path.gif") as picture:
+            assert picture.size == (150 + 2 * (64 + 4), 24 + 96 + 4)
+
+
+def _frame(picture, i):
+    picture.seek(i)
+    return picture.convert("RGB")

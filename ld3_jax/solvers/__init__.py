@@ -8,7 +8,7 @@ from ld3_jax.solvers.expansion import Expansion, converted, expand
 from ld3_jax.solvers.family import Family
 from ld3_jax.solvers.record import to_record
 from ld3_jax.solvers.solver import SOLVERS, Solver, integrate, make_table, sample
-from ld3_jax.solvers.table import State, Table, advanced, begun, explicit, solve
+from ld3_jax.solvers.table import State, Table, advanced, begun, explicit, solve, states
 
 __all__ = [
     "SOLVERS",
@@ -26,5 +26,6 @@ __all__ = [
     "make_table",
     "sample",
     "solve",
+    "states",
     "to_record",
 ]

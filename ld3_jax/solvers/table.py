@@ -88,14 +88,40 @@ def solve(
     _check(table)
 
     def step(state: State, row: Table) -> tuple[State, None]:
-        like = jax.tree.map(lambda past: past[0], state.history)
-        prediction = predicted(model, state.x, row.t, cond, like)
-        return advanced(state, row, prediction, retract), None
+        return _called(model, state, row, cond, retract), None
 
     if remat:
         step = jax.checkpoint(step, prevent_cse=False)
     final, _ = jax.lax.scan(step, begun(table, x_T, update_like), table)
     return final.x
+
+
+@entrance(model=FUNCTION, table=instance(Table), cond=ARRAYS, retract=FUNCTION)
+def states(
+    model: Model,
+    table: Table,
+    x_T: PyTree[Float[Array, "..."]],
+    *,
+    cond: PyTree = None,
+    retract: Callable[[PyTree, PyTree], PyTree] = add,
+    update_like: PyTree | None = None,
+) -> PyTree[Float[Array, "..."]]:
+    """The states on the way: the initial one, and the one after each network call. The last one is that of `solve`.
+
+    Args and Raises: see `solve`.
+
+    Returns:
+        (nfe + 1, *shape of x_T); a pytree of such arrays where x_T is one.
+    """
+    _check(table)
+
+    def step(state: State, row: Table) -> tuple[State, PyTree]:
+        state = _called(model, state, row, cond, retract)
+        return state, state.x
+
+    first = begun(table, x_T, update_like)
+    _, later = jax.lax.scan(step, first, table)
+    return jax.tree.map(lambda one, others: jnp.concatenate([one[None], others]), first.x, later)
 
 
 def begun(table: Table, x_T: PyTree, update_like: PyTree | None = None) -> State:
@@ -117,6 +143,12 @@ def advanced(state: State, row: Table, prediction: PyTree, retract: Callable[[Py
         base = retract(base, _by_part(_weighted, row.correct_history, history))
     x = retract(_by_part(jnp.multiply, row.predict_base, base), _by_part(_weighted, row.predict_history, history))
     return State(x, base, history)
+
+
+def _called(model: Model, state: State, row: Table, cond: PyTree, retract: Callable[[PyTree, PyTree], PyTree]) -> State:
+    """The state after a row's network call."""
+    like = jax.tree.map(lambda past: past[0], state.history)
+    return advanced(state, row, predicted(model, state.x, row.t, cond, like), retract)
 
 
 def _check(table: Table) -> None:
