@@ -12,4 +12,6 @@ def get_config() -> config_dict.ConfigDict:
     """The configuration."""
     c = galaxies.get_config()
     c.networks = ("fashion28",)
+    c.nfes = (5, 8)
+    c.run.data.test = 1000
     return c
