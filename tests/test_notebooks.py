@@ -33,6 +33,7 @@ def cells(name, kind="code"):
     return [cell for cell in jupytext.read(f"notebooks/{name}.py").cells if cell.cell_type == kind]
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' own schedulers
 @pytest.mark.parametrize("name", SMALL)
 def test_a_notebook_runs(name, tmp_path, monkeypatch, one_thread):
     mpl.use("agg")
