@@ -154,7 +154,7 @@ def test_without_a_hash_only_the_whole_of_one_file_is_taken(server, server_is, p
         (
             {"content": b"<html>sign in</html>", "more": {"Content-Type": "text/html"}},
             ConnectionError,
-            "a web page in place",
+            "a web page instead",
         ),
         ({"content": b"<html>sign in</html>"}, ValueError, "begins with b'<html>.*a web page.*; deleted"),
         ({"more": {"Content-Encoding": "gzip"}}, ConnectionError, "answers with gzip instead of the file"),
