@@ -18,7 +18,7 @@ SMALL = {
     "own_solver": {"nfe": 2, "count": 50, "steps": 2, "calls": (4,)},
     "diffusers_scheduler": {
         "nfe": 3,
-        "train_steps": 1,
+        "train_steps": 4,
         "count": 10,
         "held_out": 2,
         "steps": 1,
