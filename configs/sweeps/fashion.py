@@ -1,4 +1,4 @@
-"""Every method on the network of clothes.
+"""Every method on the network of clothes, with 5 calls.
 
 python -m experiments.sweep --config=configs/sweeps/fashion.py --workdir=runs/fashion_sweep
 """
@@ -12,6 +12,6 @@ def get_config() -> config_dict.ConfigDict:
     """The configuration."""
     c = galaxies.get_config()
     c.networks = ("fashion28",)
-    c.nfes = (5, 8)
+    c.nfes = (5,)
     c.run.data.test = 1000
     return c
