@@ -195,7 +195,7 @@ def _sheet(rows: Mapping[str, Numbers], title: str) -> Image.Image:
     for i, (name, images) in enumerate(rows.items()):
         top = _LINE + i * (height + _GAP)
         text.multiline_text((_GAP, top + height / 2), name, "black", font, anchor="lm")
-        for j, image in enumerate(_colours(images)):
+        for j, image in enumerate(_colours(np.asarray(images))):
             panel = Image.fromarray(image).resize((width, height), Image.Resampling.BOX)
             sheet.paste(panel, (_LABEL + j * (width + _GAP), top))
     return sheet
