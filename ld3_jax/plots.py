@@ -183,7 +183,9 @@ def _sheet(rows: Mapping[str, np.ndarray], title: str) -> Image.Image:
     return sheet
 
 
-def point_paths(path: Path, paths: Mapping[str, np.ndarray], clouds: Mapping[str, np.ndarray], titles: Sequence[str]) -> None:
+def point_paths(
+    path: Path, paths: Mapping[str, np.ndarray], clouds: Mapping[str, np.ndarray], titles: Sequence[str]
+) -> None:
     """Paths of points in the plane, side by side, a frame for each step; the axes fit the first ones.
 
     Args:
