@@ -173,7 +173,7 @@ def scatter_rows(path: Path | None, rows: Mapping[str, Numbers], title: str) -> 
     return _save(figure, path)
 
 
-def image_paths(path: Path, frames: Sequence[Mapping[str, Numbers]], titles: Sequence[str]) -> None:
+def image_paths(path: Path, frames: Sequence[Mapping[str, np.ndarray]], titles: Sequence[str]) -> None:
     """Rows of images on the way from noise to samples, a frame for each step.
 
     Args:
@@ -184,7 +184,7 @@ def image_paths(path: Path, frames: Sequence[Mapping[str, Numbers]], titles: Seq
     _write_frames(path, [_sheet(rows, title) for rows, title in zip(frames, titles, strict=True)])
 
 
-def _sheet(rows: Mapping[str, Numbers], title: str) -> Image.Image:
+def _sheet(rows: Mapping[str, np.ndarray], title: str) -> Image.Image:
     """Rows of images, their names to the left. Pixels become squares of whole pixels, which take little of a GIF."""
     count, *shape, _ = next(iter(rows.values())).shape
     scale = _PANEL / max(shape)
@@ -201,7 +201,9 @@ def _sheet(rows: Mapping[str, Numbers], title: str) -> Image.Image:
     return sheet
 
 
-def point_paths(path: Path, paths: Mapping[str, Numbers], clouds: Mapping[str, Numbers], titles: Sequence[str]) -> None:
+def point_paths(
+    path: Path, paths: Mapping[str, np.ndarray], clouds: Mapping[str, np.ndarray], titles: Sequence[str]
+) -> None:
     """Paths of points in the plane, side by side, a frame for each step; the axes fit the first ones.
 
     Args:
