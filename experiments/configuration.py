@@ -100,7 +100,8 @@ def check_run(config: config_dict.ConfigDict) -> None:
     """
     usual = default.get_config()
     if missing := [key for key in usual if key not in config]:
-        raise ValueError(f"not the configuration of a run: it lacks {missing}; a sweep's is for experiments.sweep")
+        others = "a sweep's is for experiments.sweep, one of pre-training for experiments.pretrain"
+        raise ValueError(f"not the configuration of a run: it lacks {missing}; {others}")
     values, optional = flat(config), flat(usual)
     if missing := [key for key, value in values.items() if value is None and optional.get(key) is not None]:
         raise ValueError(f"{', '.join(missing)} must have a value, got None")

@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def run(config: config_dict.ConfigDict, folder: Path) -> None:
-    """Train, going on where an earlier run of the workdir stopped."""
+    """Train, continuing an earlier run of the workdir."""
     if (keys := flat(config).keys()) != (wanted := flat(fashion.get_config()).keys()):
         raise ValueError(f"a configuration of pre-training has the keys {[*wanted]}, this one has {[*keys]}")
     check({"train.save_every": config.train.save_every}, {"train.save_every": COUNT})
@@ -52,7 +52,7 @@ def run(config: config_dict.ConfigDict, folder: Path) -> None:
         fresh = training.begin(transformer.initial(network, init), recipe)
         workdir.claim(folder, config)
         begun = checkpoint.restore(folder / "checkpoints", fresh)
-        lines = [line for line in _read(folder / LOG) if line["step"] <= int(begun.step)]
+        lines = _read(folder / LOG, int(begun.step))
         evaluate, values = jax.jit(dataclasses.replace(loss, batch_size=_HELD_OUT)), []
         with command.progress("training", recipe.steps) as update:
             data, every = map(jnp.asarray, seen), math.gcd(config.train.save_every, _REPORT_EVERY)
@@ -65,7 +65,8 @@ def run(config: config_dict.ConfigDict, folder: Path) -> None:
                     lines.append({"step": step, "loss": float(np.mean(values)), "held_out": held_out})
                     _write(folder, network, state, lines, noise)
                     values = []
-    print(f"held-out loss {lines[-1]['held_out']:.5f}")
+    if lines:
+        print(f"held-out loss {lines[-1]['held_out']:.5f}")
     for name in ("model.safetensors", "samples.png", "loss.png", LOG):
         print(f"wrote {folder / name}")
 
@@ -83,8 +84,13 @@ def _of(
     return transformer.Network(module, side, channels), recipe, loss
 
 
-def _read(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def _read(path: Path, until: int) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl up to a step."""
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [line for line in lines if line["step"] <= until]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); without it training continues from the checkpoint") from error
 
 
 def _write(

@@ -168,6 +168,10 @@ def test_a_killed_run_ends_with_the_same_network(clothes, tmp_path, monkeypatch)
     assert [line["step"] for line in lines] == [1, 2, 3]
     with Image.open(tmp_path / "whole" / "samples.png") as sheet:
         assert sheet.size == (1164, 1164)  # ten rows, one for each class
+    (tmp_path / "killed" / "metrics.jsonl").write_text('{"step": 1')
+    damaged = main(*of_all, f"--workdir={tmp_path / 'killed'}", check=False)
+    assert damaged.returncode == 1
+    assert "metrics.jsonl is damaged" in damaged.stderr
 
 
 @pytest.mark.parametrize("rule", ["adam", "muon"])

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ld3_jax.networks.layers import Conv, GroupNorm, decimate, downsample, upsample
+from ld3_jax.networks.layers import Conv, GroupNorm, check_labels, decimate, downsample, upsample
 from ld3_jax.ranges import check, one_of
 
 
@@ -256,5 +256,4 @@ def _check_input(net: _Net, x: Array, labels: Array | None) -> None:
     factor = 2 ** (len(net.channel_mult) - 1)
     if x.shape[1] % factor:
         raise ValueError(f"the sides of x must be multiples of {factor}, got {x.shape[1]}")
-    if labels is not None and labels.shape[-1] != net.label_dim:
-        raise ValueError(f"labels must be one-hot of {net.label_dim} classes (0: None), got {labels.shape[-1]}")
+    check_labels(labels, net.label_dim)

@@ -170,6 +170,12 @@ class GroupNorm(nn.Module):
         return jnp.repeat(groups, x.shape[-1] // self.num_groups, axis=-1)[:, None, None]
 
 
+def check_labels(labels: Float[Array, "batch classes"] | None, classes: int) -> None:
+    """Refuse labels that are not one-hot vectors of so many classes; None is no class."""
+    if labels is not None and labels.shape[-1] != classes:
+        raise ValueError(f"labels must be one-hot of {classes} classes (0: None), got {labels.shape[-1]}")
+
+
 def decimate(x: Float[Array, "batch h w channels"], taps: tuple[int, ...]) -> Float[Array, "batch h2 w2 channels"]:
     """Every other value, along both axes, of the image filtered with taps / sum(taps); without padding."""
     for axis in (1, 2):

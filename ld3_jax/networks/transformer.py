@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ld3_jax import denoisers
 from ld3_jax.networks import files, weights
+from ld3_jax.networks.layers import check_labels
 from ld3_jax.ranges import COUNT, COUNT_OR_ZERO, check
 from ld3_jax.schedules import VELinear
 
@@ -69,8 +70,7 @@ class DiffusionTransformer(nn.Module):
             raise ValueError(f"the width of the network must be a multiple of {_HEAD}, got {self.width}")
         if height % p or width % p:
             raise ValueError(f"the sides of x must be multiples of {p}, got {height} and {width}")
-        if labels is not None and labels.shape[-1] != self.label_dim:
-            raise ValueError(f"labels must be one-hot of {self.label_dim} classes (0: None), got {labels.shape[-1]}")
+        check_labels(labels, self.label_dim)
         rows, columns = height // p, width // p
         patches = x.reshape(batch, rows, p, columns, p, channels).swapaxes(2, 3).reshape(batch, rows * columns, -1)
         position = self.param("position", nn.initializers.normal(0.02), (rows * columns, self.width), jnp.float32)

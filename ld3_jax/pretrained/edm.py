@@ -1,8 +1,5 @@
 """The models of small images that EDM has published."""
 
-import jax
-from jaxtyping import Array, PRNGKeyArray
-
 from ld3_jax.networks import edm
 from ld3_jax.pretrained import download, images
 from ld3_jax.pretrained.download import Source
@@ -31,9 +28,5 @@ def load(name: str, settings: Settings, on_progress: OnProgress) -> Pretrained:
         network = edm.preconditioned_as(network, checkpoint.config, settings.file)
         model, schedule, shape = edm.from_state(network, checkpoint.state, settings.file, dtype=dtype)
     classes = network.module.label_dim
-
-    def draw_condition(key: PRNGKeyArray, count: int, first: int = 0) -> Array:
-        return jax.nn.one_hot(images.draw_classes(key, count, classes, first), classes)
-
-    drawn = draw_condition if classes else None
+    drawn = images.one_hot(classes) if classes else None
     return Pretrained(name, settings, model, schedule, shape, display=images.rgb, draw_condition=drawn)

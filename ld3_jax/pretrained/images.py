@@ -17,6 +17,15 @@ def draw_classes(key: PRNGKeyArray, count: int, classes: int, first: int) -> Int
     return jax.vmap(lambda one: jax.random.randint(one, (), 0, classes))(keys)
 
 
+def one_hot(classes: int) -> Draw:
+    """Draws one-hot classes, (count, classes)."""
+
+    def draw_condition(key: PRNGKeyArray, count: int, first: int = 0) -> Array:
+        return jax.nn.one_hot(draw_classes(key, count, classes, first), classes)
+
+    return draw_condition
+
+
 def in_rounds(conditions: PyTree) -> Draw:
     """Draw conditions (with a leading axis of samples) in rounds: each once before any is repeated."""
     conditions = jax.tree.map(jnp.asarray, conditions)

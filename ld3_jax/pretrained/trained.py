@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray
 
 from ld3_jax import denoisers
 from ld3_jax.networks import transformer
@@ -22,10 +20,6 @@ def load(name: str, settings: Settings, on_progress: OnProgress) -> Pretrained:
     file = Path(settings.file) if settings.file else _SHIPPED[name]
     network, params = transformer.read(file, DTYPES[settings.dtype])
     model, classes = transformer.model(network, params), network.module.label_dim
-
-    def draw_condition(key: PRNGKeyArray, count: int, first: int = 0) -> Array:
-        return jax.nn.one_hot(images.draw_classes(key, count, classes, first), classes)
-
     return Pretrained(
         name,
         settings,
@@ -33,5 +27,5 @@ def load(name: str, settings: Settings, on_progress: OnProgress) -> Pretrained:
         transformer.SCHEDULE,
         network.shape,
         display=images.rgb,
-        draw_condition=draw_condition,
+        draw_condition=images.one_hot(classes),
     )
