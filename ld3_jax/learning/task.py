@@ -277,7 +277,8 @@ def begin(task: Task, start: str | Discretization, loss: Float[Array, ""] | floa
         valid_loss=loss,
         done=jnp.zeros((), bool),
     )
-    return replicate(jax.tree.map(jnp.asarray, state))  # a learner's memory may hold Python numbers
+    # Without weak types, which a step would lose: `move` would be compiled twice.
+    return replicate(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state))
 
 
 def judge_start(task: Task, state: TrainState, start: Params) -> TrainState:
