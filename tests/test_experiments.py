@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import chex
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -52,6 +53,7 @@ def config(tmp_path):
     c.teacher.nfe, c.teacher.cache = 10, str(tmp_path / "teacher")
     c.data.train, c.data.valid, c.data.test = 20, 20, 20
     c.learn.steps, c.learn.batch_size = STEPS, 10
+    c.learn.init = "logsnr"  # a race compiles more
     return c
 
 
@@ -253,8 +255,8 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
         log = killed / "run" / "metrics.jsonl"
         return log.read_text().count("\n") if log.exists() else 0
 
-    # In the teacher, in the race, and in the learning after it.
-    moments = [(batches, rng.integers(1, 55)), (steps, rng.integers(1, 90)), (steps, rng.integers(91, 170))]
+    # In the teacher, and in the race.
+    moments = [(batches, rng.integers(1, 55)), (steps, rng.integers(1, 90))]
     for count, at in moments:
         process = subprocess.Popen(
             mains.command("train", *small_run(killed, *slow, *SMALL)),
@@ -307,7 +309,7 @@ def test_a_signal_ends_a_command_at_once_or_after_the_step(monkeypatch, capfd):
 
 
 def test_a_signal_that_waits_ends_learning_after_the_step(config, tmp_path, monkeypatch):
-    config.learn.init, config.learn.learner, config.learn.what = "logsnr", "optax", ("times",)
+    config.learn.learner, config.learn.what = "optax", ("times",)
     update = workdir.progress
 
     @contextlib.contextmanager
@@ -636,13 +638,12 @@ def test_a_schedule_cut_short_is_named(finished, tmp_path):
 
 
 def test_a_damaged_teacher_file_is_named_and_made_again(config, tmp_path, caplog):
-    train_main.run(config, tmp_path / "first")
+    first = Run.of(config).pairs
     damaged = sorted((tmp_path / "teacher").glob("*/batch_*.npz"))[0]
     damaged.write_bytes(damaged.read_bytes()[:100])
-    train_main.run(config, tmp_path / "second")
+    second = Run.of(config).pairs
     assert str(damaged) in caplog.text
-    first, second = ((tmp_path / run / "schedule.json").read_bytes() for run in ("first", "second"))
-    assert first == second
+    chex.assert_trees_all_equal(first, second)
 
 
 def test_nan_from_the_teacher_stops_the_run_before_it_claims_its_workdir(config, tmp_path, monkeypatch):
@@ -678,7 +679,7 @@ def test_nan_from_the_network_names_the_step_and_the_last_good_checkpoint(config
 def test_a_damaged_checkpoint_gives_way_to_an_earlier_one_and_the_bits_are_the_same(
     config, tmp_path, monkeypatch, caplog
 ):
-    config.learn.init, config.learn.learner, config.learn.what = "logsnr", "optax", ("times",)
+    config.learn.learner, config.learn.what = "optax", ("times",)
     save = checkpoint.save
 
     def interrupted(folder: Path, step: int, state: object) -> None:
@@ -811,7 +812,7 @@ def test_a_main_runs_in_a_process_of_its_own(name):
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_earlier_results(config, tmp_path, monkeypatch):
-    train_main.run(config, tmp_path / "run")
+    assert Run.of(config).pairs
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.npz")}
 
     def full(descriptor: int) -> None:
@@ -826,7 +827,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_earlier_results(config, tmp_p
 
 
 def test_starts_race_and_the_report_says_which_one_won(config, tmp_path, capsys):
-    config.learn.steps, config.data.valid = 16, 0
+    config.learn.init, config.learn.steps, config.data.valid = "race", 16, 0
     train_main.run(config, tmp_path / "run")
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "run" / "report.json").read_text())

@@ -1,14 +1,13 @@
 """Lists of others as schedules, and schedules as lists: the two commands, end to end."""
 
 import re
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from learned_anything import moved
+from mains import main
 
 from ld3_jax import learning, pretrained
 from ld3_jax.interop import read
@@ -104,26 +103,19 @@ def test_what_is_no_list_is_refused(tmp_path):
         read_times("ays-sd15", VELinear(), 3)
 
 
-def run(program, *arguments, fails=False):
-    command = [sys.executable, "-m", f"experiments.{program}", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert (done.returncode != 0) == fails, done.stdout + done.stderr
-    return done.stderr if fails else done.stdout
-
-
 def test_a_schedule_becomes_a_list_and_the_list_a_schedule(tmp_path):
     ring = pretrained.load("ring")
     learned = moved(ring.schedule, Solver("dpmpp", 4, 2, lower_order_final=False), network_times=0)
     mine, out, theirs = tmp_path / "schedule.json", tmp_path / "sigmas.txt", tmp_path / "theirs.json"
     learning.Learned(learned.solver, learned.discretization, learned.lam, ring.identity()).save(mine)
     command = ["export", f"--schedule={mine}", f"--out={out}", "--format=sigmas"]
-    said = run(*command, fails=True)
+    said = main(*command, check=False).stderr
     assert "a list of times cannot hold the coefficients that were learned" in said
     assert not out.exists()
-    said = run(*command, "--lossy", "--check", "--num=50")
+    said = main(*command, "--lossy", "--check", "--num=50").stdout
     assert "not in it: coefficients" in said
     assert 1e-4 < float(re.search(r"relative (\S+)", said)[1]) < 1
-    run(
+    main(
         "from_list", "--config=configs/gaussian.py", f"--list={out}", f"--out={theirs}",
         "--config.solver.name=dpmpp", "--config.solver.order=2", "--config.solver.nfe=4",
         "--config.solver.lower_order_final=False",

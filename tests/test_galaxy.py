@@ -26,7 +26,7 @@ def published_network(survey):
     return equinox.tree_deserialise_leaves(file, network)
 
 
-@pytest.mark.parametrize("survey", galaxy.SURVEYS)
+@pytest.mark.parametrize("survey", ["hsc32", "ztf64", "lsst60", "quasar72"])  # the four smaller sizes
 def test_the_noise_prediction_is_minus_sigma_times_the_published_score(survey):
     model, _, shape = galaxy.load(survey)
     network = published_network(survey)

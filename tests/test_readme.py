@@ -47,9 +47,9 @@ def test_the_library_in_ten_lines_runs(tmp_path, monkeypatch):
 
 def test_the_code_of_the_readme_runs_and_learns(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    small = SNIPPET.replace("1000)", "60)").replace("choose=100", "choose=20")
+    small = SNIPPET.replace("1000)", "20)").replace("choose=100", "choose=10")
     small = small.replace(
-        "jax.random.key(1))", "jax.random.key(1), learner=ld3_jax.GaussNewton(steps=4), start='logsnr')"
+        "jax.random.key(1))", "jax.random.key(1), learner=ld3_jax.GaussNewton(steps=2), start='logsnr')"
     )
     names = {}
     with jax.numpy_rank_promotion("allow"):  # as it is where nobody has set it
