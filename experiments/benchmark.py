@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from experiments import command, tables
+from experiments import ablation, command, tables
 from ld3_jax.disk import check_writable, write_atomically
 
 _OUT = command.path_flag("out", None, "A JSON file for the rows.")
@@ -25,7 +25,7 @@ _USUAL = {
     "network": tables.network_table,
     "transfer": tables.transfer_table,
 }
-TABLES = _USUAL | {"docking": tables.docking_table}
+TABLES = _USUAL | {"ablation": ablation.ablation_table, "docking": tables.docking_table}
 _TABLES = flags.DEFINE_list("tables", list(_USUAL), f"Which of the tables {', '.join(TABLES)}.")
 flags.mark_flags_as_required(["out"])
 

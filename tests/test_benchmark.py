@@ -8,7 +8,8 @@ import pytest
 from mains import main
 
 from configs import gaussian
-from experiments import tables
+from experiments import ablation, tables
+from experiments.run import Run
 
 # The program with a table whose rows say when they were measured; the second is interrupted the first time.
 PROGRAM = """
@@ -69,13 +70,18 @@ def test_interpolated_times_stand_beside_those_learned_for_the_number(monkeypatc
     assert all(len(errors) == 3 and min(errors) >= 0 for errors in row.values())
 
 
+def test_every_change_of_the_ablation_can_be_run():
+    for _, measure in ablation.ablation_table(quick=False):
+        config = tables.configured("hsc32", "dpmpp", 5)
+        measure.args[0](config)
+        assert Run.of(config).learner
+
+
 def test_a_table_that_does_not_exist_is_refused(tmp_path):
     result = main("benchmark", f"--out={tmp_path / 'b.json'}", "--tables=speed", check=False)
     assert result.returncode == 1
-    assert (
-        "--tables takes some of ['docking', 'interpolation', 'learners', 'network', 'transfer'], got ['speed']"
-        in result.stderr
-    )
+    known = ["ablation", "docking", "interpolation", "learners", "network", "transfer"]
+    assert f"--tables takes some of {known}, got ['speed']" in result.stderr
 
 
 def test_rows_of_another_device_are_not_mixed_with_those_of_this_one(tmp_path):
