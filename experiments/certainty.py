@@ -11,7 +11,7 @@ from experiments.run import Run
 from ld3_jax.batches import to_host
 from ld3_jax.comparison import SQUARED_ERROR, Comparison, Judge
 from ld3_jax.learning import Learned
-from ld3_jax.learning.task import weighted
+from ld3_jax.learning.student import weighted
 from ld3_jax.metrics import Interval
 
 _BEYOND = 1.2  # times the largest norm of the pairs

@@ -19,7 +19,7 @@ from ld3_jax.batches import to_host
 from ld3_jax.disk import digest, read_arrays, write_arrays
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning import Discretization, Student, kl_bound, on_grid
-from ld3_jax.learning.task import losses_in_batches, run_in_batches
+from ld3_jax.learning.student import losses_in_batches, run_in_batches
 from ld3_jax.losses import Loss
 from ld3_jax.pretrained import Pretrained
 from ld3_jax.processes import is_first, of_first

@@ -81,7 +81,7 @@ def test_the_quadratic_model_on_a_manifold_has_the_gradient_of_the_loss(setting)
     @jax.jit
     @jax.value_and_grad
     def loss(params):
-        return learning.task.sample_losses(student, task.discretization(params), few).mean()
+        return learning.student.sample_losses(student, task.discretization(params), few).mean()
 
     value, gradient = loss(params)
     model = jax.jit(quadratic_model, static_argnums=3)(task, params, few, 12)

@@ -19,7 +19,7 @@ from ld3_jax.learning import (
     WithCoefficients,
     optimizers,
 )
-from ld3_jax.learning.task import distances, run, sample_losses
+from ld3_jax.learning.student import distances, run, sample_losses
 from ld3_jax.networks import gaussian
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs, Teacher, draw_noise, make_pairs

@@ -25,7 +25,8 @@ from ld3_jax.learning import (
     optimizers,
 )
 from ld3_jax.learning.gradient_descent import end_round
-from ld3_jax.learning.task import move, run_in_batches, sample_losses
+from ld3_jax.learning.student import run_in_batches, sample_losses
+from ld3_jax.learning.task import move
 from ld3_jax.losses import l2
 from ld3_jax.networks import gaussian
 from ld3_jax.solvers import Solver

@@ -18,7 +18,7 @@ from ld3_jax.learning.jacobian import (
     sample_and_jacobian_of_each,
 )
 from ld3_jax.learning.second_order import quadratic_model
-from ld3_jax.learning.task import run
+from ld3_jax.learning.student import run
 from ld3_jax.networks import gaussian
 from ld3_jax.solvers import SOLVERS, Expansion, Solver, expand
 from ld3_jax.teacher import Pairs

@@ -19,7 +19,8 @@ from ld3_jax.learning import Gaps, GradientDescent, LevenbergMarquardt, WithCoef
 from ld3_jax.learning.levenberg_marquardt import descend
 from ld3_jax.learning.parametrisation import Group
 from ld3_jax.learning.second_order import Quadratic, quadratic_model, solution
-from ld3_jax.learning.task import move, run_in_batches, sample_losses
+from ld3_jax.learning.student import run_in_batches, sample_losses
+from ld3_jax.learning.task import move
 from ld3_jax.networks import gaussian, lpips
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs

@@ -26,7 +26,7 @@ def test_a_path_goes_from_the_noise_through_a_state_for_each_time_to_the_sample(
     assert path.student.shape == path.teacher.shape == (solver.n_steps + 1, *X_T.shape)
     for states in (path.student, path.teacher):
         np.testing.assert_array_equal(states[0], X_T)
-    np.testing.assert_allclose(path.student[-1], learning.task.run(runner, times, X_T), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(path.student[-1], learning.student.run(runner, times, X_T), rtol=1e-5, atol=1e-6)
     assert float(path.t[-1]) == pytest.approx(RING.schedule.t_min)
 
 

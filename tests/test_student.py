@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 
 from ld3_jax import grids, losses, schedules, solvers
 from ld3_jax.learning import Discretization
-from ld3_jax.learning.task import distances, make_student, run, run_in_batches, sample_losses
+from ld3_jax.learning.student import distances, make_student, run, run_in_batches, sample_losses
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs
 

@@ -15,16 +15,8 @@ from ld3_jax.learning.optimizers import by_group
 from ld3_jax.learning.parametrisation import Group
 from ld3_jax.learning.patience import Patience
 from ld3_jax.learning.race import Heat, Start, rank
-from ld3_jax.learning.task import (
-    Learner,
-    StepMetrics,
-    Student,
-    Task,
-    TrainState,
-    distances,
-    make_student,
-    validation_loss,
-)
+from ld3_jax.learning.student import Student, distances, make_student
+from ld3_jax.learning.task import Learner, StepMetrics, Task, TrainState, validation_loss
 
 __all__ = [
     "Bound",

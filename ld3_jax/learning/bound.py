@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from ld3_jax.batches import count_of, in_batches, to_host
 from ld3_jax.denoisers import Model
 from ld3_jax.learning.discretization import Discretization, on_grid
-from ld3_jax.learning.task import Student
+from ld3_jax.learning.student import Student
 from ld3_jax.ranges import STATES, entrance, instance
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, Table, integrate

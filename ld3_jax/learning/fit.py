@@ -22,7 +22,8 @@ from ld3_jax.learning.gauss_newton import GaussNewton
 from ld3_jax.learning.learned import Learned
 from ld3_jax.learning.parametrisation import Parametrisation
 from ld3_jax.learning.race import Advance, Heat, Start, entrants, race, rank
-from ld3_jax.learning.task import START, Learner, StepMetrics, Student, Task, TrainState, begin, judge_start, move
+from ld3_jax.learning.student import Student
+from ld3_jax.learning.task import START, Learner, StepMetrics, Task, TrainState, begin, judge_start, move
 from ld3_jax.ranges import COUNT, FUNCTION, STATES, Kind, check, entrance, instance, static
 from ld3_jax.teacher import Pairs
 

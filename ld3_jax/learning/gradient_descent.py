@@ -16,6 +16,7 @@ from ld3_jax.learning import optimizers
 from ld3_jax.learning.optimizers import Optimizer
 from ld3_jax.learning.parametrisation import Mask, Params
 from ld3_jax.learning.patience import Patience, lower_rates
+from ld3_jax.learning.student import sample_losses
 from ld3_jax.learning.task import (
     Learner,
     StepMetrics,
@@ -23,7 +24,6 @@ from ld3_jax.learning.task import (
     TrainState,
     finite_or_inf,
     keep_best,
-    sample_losses,
     unless_done,
     validation_is_due,
     validation_loss,

@@ -15,7 +15,7 @@ from ld3_jax.denoisers import Model
 from ld3_jax.disk import numbers, read_json, write_atomically
 from ld3_jax.grids import check_times
 from ld3_jax.learning.discretization import Coefficients, Discretization
-from ld3_jax.learning.task import Student, distances
+from ld3_jax.learning.student import Student, distances
 from ld3_jax.ranges import CALLS, COUNT, FLAG, NUMBER, PATH, TEXT, check, entrance, instance, settle
 from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver, Table, integrate, to_record

@@ -18,7 +18,8 @@ import numpy as np
 
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning.discretization import Discretization
-from ld3_jax.learning.task import Task, TrainState, distances, order_of_round
+from ld3_jax.learning.student import distances
+from ld3_jax.learning.task import Task, TrainState, order_of_round
 from ld3_jax.ranges import entrance, instance
 
 Advance = Callable[[str, TrainState, int], TrainState]  # (name, state, step) -> the state at that step

@@ -25,7 +25,8 @@ from ld3_jax.batches import in_batches
 from ld3_jax.learning.discretization import Discretization
 from ld3_jax.learning.jacobian import Directions, every_factor, passes, sample_and_jacobian, sample_and_jacobian_of_each
 from ld3_jax.learning.parametrisation import Params
-from ld3_jax.learning.task import Learner, StepMetrics, Student, Task, TrainState, weighted
+from ld3_jax.learning.student import Student, weighted
+from ld3_jax.learning.task import Learner, StepMetrics, Task, TrainState
 from ld3_jax.losses import squares
 from ld3_jax.ranges import COUNT, settle
 from ld3_jax.solvers import Expansion, expand, integrate

@@ -13,7 +13,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from ld3_jax import plots
 from ld3_jax.batches import check_finite, in_batches, to_host
 from ld3_jax.learning import Learned, make_student
-from ld3_jax.learning.task import run_in_batches
+from ld3_jax.learning.student import run_in_batches
 from ld3_jax.pretrained import Pretrained
 from ld3_jax.teacher import Pairs, Teacher, make_pairs
 
