@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import animation, command, run
+from experiments import animation, command, given, run
 from experiments.configuration import naming
 from ld3_jax import comparison
 from ld3_jax.baselines import BASELINES, Probe
@@ -23,7 +23,7 @@ from ld3_jax.pretrained import Pretrained
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Teacher
 
-run.schedule_flags()
+given.define_flags()
 _NUM = flags.DEFINE_integer("num", 200, "How many noises.", **command.COUNT)
 _SEED = flags.DEFINE_integer("seed", 1000, "Seed of the noise; different from the seed of learning.", **command.SEED)
 _TEACHER_NFE = flags.DEFINE_integer("teacher_nfe", 60, "Network calls of the teacher: UniPC-3 on the logsnr grid.")
@@ -48,7 +48,7 @@ def main() -> None:
     if _OUT.value:
         check_writable(Path(_OUT.value))
     teacher = Teacher(solver, "logsnr", _BATCH.value, Path(_CACHE.value))
-    learned, model = run.load_given(teacher)
+    learned, model = given.load(teacher)
     teacher = replace(teacher, identity=model.name)
     if _PATH.value:
         animation.check_model(model)

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from experiments import command, run
+from experiments import command, given
 from ld3_jax import learning
 from ld3_jax.disk import check_writable, read_json, write_atomically
 from ld3_jax.interop import exported_lists
@@ -27,7 +27,7 @@ from ld3_jax.learning import Learned
 from ld3_jax.pretrained import Pretrained
 from ld3_jax.ranges import check, one_of
 
-run.schedule_flags()
+given.define_flags()
 _OUT = command.path_flag("out", None, "Where to write.")
 _LAST = flags.DEFINE_enum(
     "last", "kept", ["kept", "zero", "dropped"], "For sigmas: keep the last one, write it as 0, or leave it out."
@@ -42,13 +42,13 @@ flags.mark_flags_as_required(["schedule", "out", "format"])
 
 
 def main() -> None:
-    out, path, name = Path(_OUT.value), run.given_schedules()[0], str(_FORMAT.value)
+    out, path, name = Path(_OUT.value), given.files()[0], str(_FORMAT.value)
     check({"--format": name}, {"--format": one_of(FORMATS)})
     form, options = FORMATS[name], {} if _LAST.value == "kept" else {"last": _LAST.value}
     if ((_CHECK.value or _LOSSY.value) and not form.is_list) or not options.keys() <= set(form.options):
         raise ValueError(f"--check and --lossy are for lists of times, --last is for sigmas, got --format={name}")
     check_writable(out)
-    loaded = functools.cache(run.load_given)
+    loaded = functools.cache(given.load)
     learned, record = (learning.load(path), read_json(path)) if flags.FLAGS.nfe is None else (loaded()[0], {})
     try:
         written = form.write(Source(learned, record, lambda: loaded()[1].schedule), **options)

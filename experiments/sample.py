@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from experiments import command, run, workdir
+from experiments import command, given, workdir
 from ld3_jax import plots
 from ld3_jax.disk import check_writable, write_atomically
 from ld3_jax.pretrained import Pretrained, drawn
 
-run.schedule_flags()
+given.define_flags()
 _NUM = flags.DEFINE_integer("num", 64, "How many samples.", **command.COUNT)
 _OUT = command.path_flag(
     "out",
@@ -39,7 +39,7 @@ def main() -> None:
     out, num, seed = Path(_OUT.value), _NUM.value, _SEED.value
     is_folder = _OUT.value.endswith("/") or not out.suffix
     check_writable(out / "config.json" if is_folder else out)
-    learned, model = run.load_given()
+    learned, model = given.load()
     what = f"samples of {model}, {learned.solver}, learned"
     if is_folder:
         if _FORMAT.value not in drawn.formats(model):

@@ -14,7 +14,7 @@ import pytest
 from jax.tree_util import Partial
 
 from configs import gaussian as gaussian_config
-from experiments import run, workdir
+from experiments import given, workdir
 from experiments.run import teacher_pairs
 from ld3_jax import batches, learning, losses, pretrained, processes, recording
 from ld3_jax.processes import of_first
@@ -39,7 +39,7 @@ def learn(folder: Path) -> None:
 
 
 def sample(schedule: Path, folder: Path) -> None:
-    workdir.fill(folder / "samples", *run.load_schedule([schedule]), num=NUM, size=SIZE, seed=1, format="npz")
+    workdir.fill(folder / "samples", *given.read([schedule]), num=NUM, size=SIZE, seed=1, format="npz")
 
 
 def one_of_two(root: str) -> None:

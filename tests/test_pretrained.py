@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from experiments import run
+from experiments import given
 from ld3_jax import disk, pretrained
 from ld3_jax.networks import edm, files, latent, text, weights
 from ld3_jax.networks.files import Checkpoint
@@ -411,16 +411,16 @@ def test_a_schedules_weights_may_lie_elsewhere_and_are_downloaded_only_where_a_f
     name = next(iter(download.SOURCES))
     learned = mock.Mock(model=record | {"file": str(tmp_path / "new" / name)}, t_start=None)
     learned.table = lambda schedule: jnp.zeros(3)
-    monkeypatch.setattr(run.learning, "load", lambda path: learned)
+    monkeypatch.setattr(given.learning, "load", lambda path: learned)
     monkeypatch.setattr(download, "download", lambda *_: pytest.fail("a schedule chose where a download goes"))
     paths = [Path("s.json")]
-    assert run.load_schedule(paths, here={"file": first})[1].settings.file == first
-    for given in (None, {}):
+    assert given.read(paths, here={"file": first})[1].settings.file == first
+    for nowhere in (None, {}):
         with pytest.raises(FileNotFoundError, match=rf"s\.json: no file .*{name}, its network\.file; --weights says"):
-            run.load_schedule(paths, here=given)
+            given.read(paths, here=nowhere)
     assert not (tmp_path / "new").exists()
     with pytest.raises(ValueError, match="was learned for another model"):
-        run.load_schedule(paths, here={"file": other})
+        given.read(paths, here={"file": other})
     learned.model = record | {"predicts": "v"}
     with pytest.raises(ValueError, match=r"was learned for another model \w+: predicts v, here data$"):
-        run.load_schedule(paths)
+        given.read(paths)
