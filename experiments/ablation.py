@@ -23,13 +23,13 @@ def ablation_table(quick: bool) -> list[tuple[str, Measure]]:
     rows = {"default": _with({})}
     rows |= {f"learn {', '.join(what)}": _with({"learn.what": what}) for what in (_TIMES, _COEFFICIENTS, ("times",))}
     rows |= {"learn times, coefficients": _with({"learn.what": ("times", *_COEFFICIENTS)})}
-    rows |= {f"the paper's settings, gamma {gamma:g}": partial(_of_paper, gamma) for gamma in (0, 1e-4, 1e-3, 1e-2)}
     rows |= {f"start from {grid}": _with({"learn.init": grid}) for grid in ("logsnr", "quadratic")}
     rows |= {f"loss {loss}": _with({"learn.loss": loss}) for loss in ("l2", "rmse")}
     rows |= {f"{count} pairs": _with({"data.train": count}) for count in (10, 25, 50, 200)}
     rows |= {"100 pairs as drawn": _with({"data.candidates": 0})}
     rows |= {f"teacher of {nfe} calls": _with({"teacher.nfe": nfe}) for nfe in (10, 20)}
     rows |= {"Adam, 60 steps": _with({"learn.learner": "optax", "learn.steps": 60})}
+    rows |= {f"the paper's settings, gamma {gamma:g}": partial(_of_paper, gamma) for gamma in (0, 1e-4, 1e-3, 1e-2)}
     rows |= {"loss lpips": _with({"learn.loss": "lpips"})}
     named = [(name, partial(_measure, change, _SEEDS[: 1 if quick else None])) for name, change in rows.items()]
     return named[: 1 if quick else None]
