@@ -15,7 +15,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,6 @@ def run(main: Callable[[], None]) -> None:
             absl_logging.set_verbosity(absl_logging.WARNING)  # JAX reports each backend that is missing
         if len(argv) > 1:
             sys.exit(f"error: arguments that no flag takes: {argv[1:]}")
-        _shorten_compiling()
         if CACHE and not jax.config.jax_compilation_cache_dir:
             _keep_compiled(CACHE / "compiled")
         warnings.showwarning = _show_warning
@@ -79,16 +77,6 @@ def run(main: Callable[[], None]) -> None:
             _end(f"error: {_message(error)}\n", 1)
 
     app.run(guarded, flags_parser=_parse_flags)
-
-
-def _shorten_compiling() -> None:
-    """On CPUs, let JAX 0.10 fuse as earlier versions did: learning compiles in half the time and runs as fast.
-
-    Only this version is sure to know the flag, and an unknown one ends the process.
-    """
-    given = os.environ.get("XLA_FLAGS", "")
-    if version("jax").startswith("0.10.") and "fusion_emitters" not in given:
-        os.environ["XLA_FLAGS"] = f"{given} --xla_cpu_use_fusion_emitters=false".strip()
 
 
 def _keep_compiled(folder: Path) -> None:

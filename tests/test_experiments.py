@@ -395,22 +395,6 @@ def test_the_home_folder_is_written_out(finished, tmp_path, monkeypatch):
         assert flags.FLAGS.config.teacher.cache == str(tmp_path / "cache")
 
 
-@pytest.mark.parametrize(
-    ("jax_version", "given", "flags"),
-    [
-        ("0.10.2", "", "--xla_cpu_use_fusion_emitters=false"),
-        ("0.10.0", "--xla_dump_to=x", "--xla_dump_to=x --xla_cpu_use_fusion_emitters=false"),
-        ("0.10.2", "--xla_cpu_use_fusion_emitters=true", "--xla_cpu_use_fusion_emitters=true"),
-        ("0.11.0", "", ""),
-    ],
-)
-def test_only_a_version_that_knows_the_flag_compiles_with_it(jax_version, given, flags, monkeypatch):
-    monkeypatch.setattr(command, "version", {"jax": jax_version}.get)
-    monkeypatch.setenv("XLA_FLAGS", given)
-    command._shorten_compiling()
-    assert os.environ["XLA_FLAGS"] == flags
-
-
 def test_compiled_programs_are_bounded_and_a_damaged_one_is_removed(tmp_path, monkeypatch, capsys):
     config, names = mock.Mock(), ("jit_f-1-cache", "jit_f-1-atime", "jit_f-2-cache", "jit_g-1-cache")
     monkeypatch.setattr(command, "jax", SimpleNamespace(config=config))
