@@ -1,4 +1,5 @@
-"""Measure the tables of results/benchmark.md: interpolated times, learners, the speed of a large network, docking.
+"""Measure the tables of results/benchmark.md: interpolated times, learners, the speed of a large network, use on
+other networks, single changes to the default, docking.
 
 python -m experiments.benchmark --out=runs/benchmark.json
 

@@ -48,7 +48,7 @@ def files() -> list[Path]:
 
 
 def load(teacher: Teacher = _TEACHER) -> tuple[Learned, Pretrained]:
-    """`read` with the flags.
+    """The schedules and the model that the flags name; see `read`.
 
     Args:
         teacher: how images are made if none are given, for a schedule that starts below full noise.

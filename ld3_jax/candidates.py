@@ -55,8 +55,7 @@ def choose(difference: Float[np.ndarray, "candidates"], count: int) -> Chosen:
     """Take candidates in proportion to 1/2 + d / (2 mean(d)), each at most once.
 
     Systematic sampling: sort the candidates by their differences d and take one at regular intervals, so that each
-        level
-    of difficulty has its share.
+    level of difficulty has its share.
 
     Args:
         difference: d of each candidate; a candidate whose d is not finite is never taken.

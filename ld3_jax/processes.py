@@ -50,8 +50,8 @@ def of_first(tree: PyTree) -> PyTree:
     """The tree of the first process, in every process, on the host.
 
     Args:
-        tree: numbers and arrays that are whole in each process; for all but the first, only structure, shapes and
-            dtypes
+        tree: numbers and arrays that are whole in each process; of all but the first, only structure, shapes and
+            dtypes matter.
     """
     if jax.process_count() == 1:
         return tree

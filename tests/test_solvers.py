@@ -40,6 +40,7 @@ SCHEDULES = {
 N_STEPS = 6
 TWO_CALLS = ("heun", "dpm2")
 every_case = pytest.mark.parametrize(("solver", "order", "variant"), reference.CASES)
+# Tables of the highest order begin, and some end, with rows of all lower orders.
 HIGHEST_ORDERS = {(solver, variant): order for solver, order, variant in reference.CASES}
 HIGHEST_ORDERS = [(solver, order, variant) for (solver, variant), order in HIGHEST_ORDERS.items()]
 # One solver with a corrector, one with two stages, one that predicts noise.

@@ -1,9 +1,8 @@
 """A network that JAX cannot trace, called back on the host, with derivatives that it computes itself.
 
 Three operations refer to each other: the output, its derivative along q directions, and the gradient of q cotangents.
-    With
-their rules such a network is like any other under jit, grad, vmap, linearize, scan and rematerialisation. The time is
-one scalar for the whole batch, as in every network here, so a map over times runs them one by one.
+With their rules such a network is like any other under jit, grad, vmap, linearize, scan and rematerialisation. The time
+is one scalar for the whole batch, as in every network here, so a map over times runs them one by one.
 """
 
 from collections.abc import Callable, Sequence

@@ -70,7 +70,7 @@ def solve(
         model: model(x, t, cond) -> the prediction that the table is for (noise or data).
         table: coefficients, from `make_table` or your own.
         x_T: state at t_max, scaled by the prior; an array or any pytree of arrays. The states have the table's dtype if
-            if it is wider.
+            it is wider.
         cond: passed to the model.
         remat: recompute the network's activations in the backward pass, so that memory holds only the states.
         retract: how an update moves a base: retract(base, update) -> state. The default adds. On a manifold, base is a
