@@ -114,7 +114,7 @@ def check_run(config: config_dict.ConfigDict) -> None:
             )
     times = [*grids.GRIDS, *PUBLISHED]  # these and the losses are registered by now
     names = {"learn.loss": one_of(losses.LOSSES), "teacher.grid": one_of(times)}
-    check(values, _ALLOWED | names | ({} if learn.init.endswith(".json") else {"learn.init": one_of([*times, "race"])}))
+    check(values, _ALLOWED | names | ({} if learn.init.endswith(".json") else {"learn.init": one_of([*times, "best"])}))
     if not learn.what or not set(learn.what) <= set(GROUPS):
         raise ValueError(f"learn.what must be some of {list(GROUPS)}, got {list(learn.what)}")
     if config.data.file and not config.solver.start:
@@ -138,7 +138,7 @@ def solver(of: config_dict.ConfigDict) -> Solver:
 
 
 def start(init: str, solver: Solver) -> str | Learned:
-    """What learning starts from: a grid's name, "race", or an earlier schedule for this solver."""
+    """What learning starts from: a grid's name, "best", or an earlier schedule for this solver."""
     if not init.endswith(".json"):
         return init
     if not Path(init).is_file():

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def first_numbers(run: "Run") -> Any:
-    """The numbers at the start; for a race, on one grid."""
+    """The numbers at the start; if it is the best grid, as on any grid."""
     schedule, start = run.model.schedule, run.start
-    first = "uniform" if isinstance(start, str) and start == "race" else start
+    first = "uniform" if isinstance(start, str) and start == "best" else start
     times = learning.on_grid(first, schedule, run.solver) if isinstance(first, str) else first
     return run.parametrisation.init(times, schedule, run.solver)
 

@@ -40,7 +40,7 @@ class Run:
         teacher: how the pairs are made.
         parametrisation: how learned numbers stand for times and coefficients.
         learner: how the numbers move.
-        init: what learning starts from: a grid's name, "race", or an earlier schedule.
+        init: what learning starts from: a grid's name, "best", or an earlier schedule.
     """
 
     config: config_dict.ConfigDict

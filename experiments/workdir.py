@@ -100,7 +100,7 @@ def watched(label: str, total: int) -> Iterator[Callable[..., None]]:
 
 
 def report(folder: Path, ended: Ended, seconds: Mapping[str, float]) -> None:
-    """Print which start won and by how much, and what learning cost; and write it to report.json.
+    """Print what learning started from and reached, and what it cost; and write it to report.json.
 
     The seconds include earlier parts of the run that were interrupted after a step, but not killed. If nothing was
     learned, because the run had already ended, they are the seconds of that run.
@@ -111,7 +111,6 @@ def report(folder: Path, ended: Ended, seconds: Mapping[str, float]) -> None:
     record = {
         "start": ended.start,
         "starts": {start.name: start.loss for start in ended.ranked},
-        "race": [heat._asdict() for heat in ended.heats],
         "loss": {"start": before, "learned": after},
         "network_calls": ended.network_calls,
     }
@@ -120,8 +119,6 @@ def report(folder: Path, ended: Ended, seconds: Mapping[str, float]) -> None:
     else:
         seconds = _sum(earlier, seconds)
         _write_report(path, record | {"seconds": seconds})
-    for heat in ended.heats:
-        print(f"race, step {heat.step}: " + ", ".join(f"{name} {loss:.5f}" for name, loss in heat.losses.items()))
     print(f"started from {ended.start}; loss on the pairs {before:.5f} at the start, {after:.5f} learned")
     print(
         ", ".join(f"{part} {time:.1f} s" for part, time in seconds.items())

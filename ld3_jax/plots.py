@@ -57,24 +57,21 @@ def grids(
 
 
 def losses(path: Path | None, steps: Sequence[dict], baseline: tuple[str, float], title: str) -> Image.Image:
-    """Training and validation loss over the steps, on a log axis; for starts that dropped out, only the training loss.
+    """Training and validation loss over the steps, on a log axis.
 
     Args:
         path: where to write a PNG, or None.
-        steps: lines of metrics.jsonl, with "start", "step", "loss", "valid_loss".
+        steps: lines of metrics.jsonl, with "step", "loss", "valid_loss".
         baseline: a name and a validation loss to draw as a level: the start.
         title: the title of the picture.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    winner = max(steps, key=lambda line: line["step"])["start"]
-    others, own = sorted({line["start"] for line in steps} - {winner}), []
-    for name in [*others, winner]:
-        own = sorted((line for line in steps if line["start"] == name), key=lambda line: line["step"])
-        x, losses = [line["step"] for line in own], [line["loss"] for line in own]
-        axes.semilogy(x, losses, color=_color_of_grid(name), linewidth=1, label=f"training batch, from {name}")
-    x, losses = ([line[name] for line in _validations(own, baseline[1])] for name in ("step", "valid_loss"))
-    axes.semilogy(x, losses, "o-", color=_LEARNED[0], linewidth=2, markersize=4, label="validation")
+    lines = {"training batch": (steps, "loss", {"color": _LEARNED[1], "linewidth": 1})}
+    validation = {"color": _LEARNED[0], "linewidth": 2, "marker": "o", "markersize": 4}
+    lines["validation"] = (_validations(steps, baseline[1]), "valid_loss", validation)
+    for label, (taken, name, style) in lines.items():
+        axes.semilogy([line["step"] for line in taken], [line[name] for line in taken], label=label, **style)
     axes.axhline(baseline[1], color=_START, linestyle="--", linewidth=1, label=baseline[0])
     axes.set(xlabel="step", ylabel="loss", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -101,12 +98,9 @@ def training(path: Path, lines: Sequence[dict]) -> None:
     _save(figure, path)
 
 
-def _validations(own: Sequence[dict], start: float) -> list[dict]:
-    """The steps that a validation followed. Before a race is won, steps show the start's loss on some pairs only."""
-    raced = any(line["valid_loss"] == start for line in own)
-    of_start = {start, own[0]["valid_loss"]} if raced else {start}
-    changed = [b for a, b in pairwise([{"valid_loss": start}, *own]) if a["valid_loss"] != b["valid_loss"]]
-    return [line for line in changed if line["valid_loss"] not in of_start]
+def _validations(steps: Sequence[dict], start: float) -> list[dict]:
+    """The steps that a validation followed: the validation loss differs from that of the step before."""
+    return [b for a, b in pairwise([{"valid_loss": start}, *steps]) if a["valid_loss"] != b["valid_loss"]]
 
 
 def image_rows(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 from ld3_jax import checkpoint, learning
 from ld3_jax.disk import naming, write_atomically
@@ -22,7 +22,7 @@ _SAVE_EVERY_S = 5.0
 def learn(
     folder: Path,
     task: Task,
-    start: str | Discretization = "race",
+    start: str | Discretization = "best",
     watch: Callable[[str, int], AbstractContextManager[Update]] = lambda label, total: nullcontext(_ignore),
 ) -> Ended:
     """`learning.learn` that continues where an earlier run in the same folder stopped; the result is the same.
@@ -31,35 +31,23 @@ def learn(
         folder: where metrics.jsonl and the checkpoints go.
         task: the learning task.
         start: see `learning.fit`.
-        watch: watch(label, steps), a context manager for each run of steps; what it yields is called after each step.
+        watch: watch(label, steps), a context manager for learning; what it yields is called after each step.
 
     Raises:
         FloatingPointError: if a loss is not finite; it names the step and the last good checkpoint.
         OSError: if a file cannot be written to the disk.
     """
 
-    def advance(name: str, state: TrainState, until: int) -> TrainState:
-        begun = int(state.step)
-        label = "learning" if until == task.learner.steps else f"race: {name}"
-        checkpoints = folder / "checkpoints" / f"{until}-{name.replace(' ', '-')}"
-        with watch(label, until - begun) as update:
-            state = checkpoint.restore(checkpoints, state)
-            leg = _Leg(name, int(state.step), until)
-            with _recording(folder / LOG, leg, checkpoints) as record:
-                for now, figures in learning.steps(task, state, until):
+    def advance(state: TrainState) -> TrainState:
+        with watch("learning", task.learner.steps) as update:
+            state = checkpoint.restore(folder / "checkpoints", state)
+            with _recording(folder, int(state.step)) as record:
+                for now, figures in learning.steps(task, state):
                     shown, state = record(now, figures), now
-                    update(int(now.step) - begun, loss=shown["loss"], best=shown["best_loss"])
+                    update(int(now.step), loss=shown["loss"], best=shown["best_loss"])
         return state
 
     return learning.learn(task, start, advance)
-
-
-class _Leg(NamedTuple):
-    """The steps that a start takes in one go."""
-
-    start: str
-    done: int
-    until: int
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -73,7 +61,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
             figures = {name: float(record[name]) for name in _FIGURES}
-            records.append({"start": str(record["start"]), "step": int(record["step"]), **figures})
+            records.append({"step": int(record["step"]), **figures})
         except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
             if line.endswith(b"\n"):
                 raise ValueError(
@@ -83,30 +71,28 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _open_log(path: Path, leg: _Leg) -> TextIO:
-    """metrics.jsonl, open to continue a leg; later lines of the leg describe lost steps."""
+def _open_log(path: Path, done: int) -> TextIO:
+    """metrics.jsonl, open to continue after a step; lines of later steps, which are lost, are left out."""
     if not is_first():
         return open(os.devnull, "a")
-    kept = [one for one in read_log(path) if one["start"] != leg.start or not leg.done < one["step"] <= leg.until]
+    kept = [line for line in read_log(path) if line["step"] <= done]
     write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
     return path.open("a", buffering=1)
 
 
 @contextmanager
-def _recording(
-    path: Path, leg: _Leg, checkpoints: Path
-) -> Iterator[Callable[[TrainState, StepMetrics], dict[str, float]]]:
+def _recording(folder: Path, done: int) -> Iterator[Callable[[TrainState, StepMetrics], dict[str, float]]]:
     """Give each step a line in metrics.jsonl; save a checkpoint from time to time, and after the last step."""
     last: TrainState | None = None
-    saved = time.monotonic()
-    with _open_log(path, leg) as log:
+    path, checkpoints, saved = folder / LOG, folder / "checkpoints", time.monotonic()
+    with _open_log(path, done) as log:
 
         def record(state: TrainState, figures: StepMetrics) -> dict[str, float]:
             nonlocal last, saved
             values = {**state._asdict(), **figures._asdict()}
             step, shown = int(state.step), {name: float(values[name]) for name in _FIGURES}
             with naming(path):
-                log.write(json.dumps({"start": leg.start, "step": step, **shown}) + "\n")
+                log.write(json.dumps({"step": step, **shown}) + "\n")
             last = state
             if time.monotonic() - saved > _SAVE_EVERY_S:
                 checkpoint.save(checkpoints, step, state)

@@ -25,10 +25,10 @@ torch.set_num_threads(1)  # a network this small is slower on several
 
 # %% [markdown]
 # How much is done: network calls, training steps of the U-Net, pairs to learn from, held-out noises, learning steps,
-# calls of the teacher, and the grid that learning starts from, or a race of them.
+# calls of the teacher, and the grid that learning starts from, or "best" of them.
 
 # %% tags=["parameters"]
-nfe, train_steps, count, held_out, teacher_calls, steps, start = 5, 500, 60, 60, 40, 12, "race"
+nfe, train_steps, count, held_out, teacher_calls, steps, start = 5, 500, 60, 60, 40, 12, "best"
 
 # %% [markdown]
 # ## A pipeline

@@ -19,10 +19,10 @@ model, schedule = galaxies.model, galaxies.schedule
 
 # %% [markdown]
 # How much is done: network calls, pairs to learn from, noises that they are chosen among, held-out noises, learning
-# steps, and the grid that learning starts from, or a race of them.
+# steps, and the grid that learning starts from, or "best" of them.
 
 # %% tags=["parameters"]
-nfe, count, candidates, held_out, steps, start = 5, 100, 500, 100, 24, "race"
+nfe, count, candidates, held_out, steps, start = 5, 100, 500, 100, 24, "best"
 
 # %% [markdown]
 # ## The teacher
@@ -39,12 +39,11 @@ teacher = np.asarray(test.x_0)
 plots.image_grid(None, galaxies.display(teacher[:16], teacher))
 
 # %% [markdown]
-# ## The student and the race
+# ## The student and its start
 #
 # A **student** has 5 calls of DPM-Solver++. The standard grids (uniform in time, quadratic, uniform in log-SNR,
-# EDM's) are ranked by their error, with several solvers that the learned coefficients can express. The better two
-# start a race: both learn for a quarter of the steps, and the one that is then better goes on. The best grid before
-# learning is often not the best after it.
+# EDM's) are ranked by their error, with several solvers that the learned coefficients can express. Learning starts
+# from the best.
 
 # %%
 student = ld3_jax.make_student(model, schedule, ld3_jax.Solver("dpmpp", nfe=nfe))
@@ -56,13 +55,11 @@ learned = learning.describe(task, ended.state)
 print("loss before learning:")
 for one in ended.ranked:
     print(f"  {one.name:<24}{one.loss:.4f}")
-for heat in ended.heats:
-    print(f"loss at step {heat.step} of the race:", {name: round(loss, 4) for name, loss in heat.losses.items()})
-print(f"loss of the winner: {ended.state.start_loss:.4f} before learning, {ended.state.best_loss:.4f} after")
+print(f"loss on all pairs: {ended.state.start_loss:.4f} before learning, {ended.state.best_loss:.4f} after")
 
 # %% [markdown]
 # The three lines from `make_task` to `describe` are what `ld3_jax.fit(student, pairs, key)` does; written out, they
-# also give the result of the race.
+# also give the ranking.
 #
 # ## How close are five calls?
 #

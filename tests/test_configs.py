@@ -42,7 +42,7 @@ def shrink(config: config_dict.ConfigDict, folder: Path) -> config_dict.ConfigDi
     config.data.train, config.data.valid, config.data.test = 2, 0, 2
     if config.network.file:
         config.learn.gamma, config.learn.move_validation = 0.0, False
-    config.learn.init = "logsnr"  # races are run in test_experiments.py
+    config.learn.init = "logsnr"  # starts are ranked in test_experiments.py
     config.learn.batch_size, config.learn.steps, config.learn.validate_every = 2, 2, 2
     return config
 

@@ -52,7 +52,7 @@ def one_of_two(root: str) -> None:
         of_first(np.zeros(()))  # what the first one writes is there when all have come here
         if jax.process_index() == 0:
             schedule.rename(Path(root) / "uninterrupted.json")
-            (folder / "run" / "checkpoints" / f"{STEPS}-uniform" / f"{STEPS:08d}.json").unlink()
+            (folder / "run" / "checkpoints" / f"{STEPS:08d}.json").unlink()
         learn(folder)  # continues from the second-to-last step, with the teacher's pairs from the cache
         of_first(np.zeros(()))
         sample(schedule, folder)

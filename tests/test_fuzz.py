@@ -74,7 +74,7 @@ OF_TABLE = {"prediction": "data", "process": "flow", "train_steps": None, "prior
 GRID = {"grid_alpha": [0.1, 0.5, 0.9], "grid_sigma": [0.9, 0.5, 0.1]}
 TABLE = {**OF_TABLE, **ROWS, **HISTORY, **GRID, "alpha": [0.1, 0.5], "sigma": [0.9, 0.5]}
 STREAM = saved({"state_dict": TENSORS, "epoch": 3}, _use_new_zipfile_serialization=False)
-STEP = {"start": "edm", "step": 1, "loss": 1.0, "valid_loss": 1.0, "best_loss": 1.0, "grad_norm": 0.1, "moved": 0.0}
+STEP = {"step": 1, "loss": 1.0, "valid_loss": 1.0, "best_loss": 1.0, "grad_norm": 0.1, "moved": 0.0}
 CELL = GOLDEN / "hsc32-dpmpp-5-0.json"  # of a sweep
 READERS = {  # name of a file -> what it holds, and what reads it
     "new.ckpt": (saved({"state_dict": TENSORS, "epoch": 3}), weights),

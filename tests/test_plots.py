@@ -12,13 +12,11 @@ RNG = np.random.default_rng(0)
 LAM = np.linspace(-5.0, 5.0, 6)
 IMAGES = RNG.random((5, 8, 8, 3))
 POINTS = RNG.normal(size=(40, 2))
-LINES = [{"start": "edm", "step": i, "loss": 1 / i, "valid_loss": 2 / i} for i in range(1, 9)]
-RACE = [*LINES, *({**line, "start": "logsnr"} for line in LINES[:3])]
+LINES = [{"step": i, "loss": 1 / i, "valid_loss": 2 / i} for i in range(1, 9)]
 
 CALLS = {
     "grids": (plots.grids, {"learned": LAM, "for the network": LAM + 0.1}, {"logsnr": LAM, "edm": LAM**3}, "title"),
     "losses": (plots.losses, LINES, ("start", 1.5), "title"),
-    "losses of a race": (plots.losses, RACE, ("start", 1.5), "title"),
     "rows": (plots.image_rows, {"teacher": IMAGES, "learned": IMAGES[::-1]}, "title", {"learned": list("abcde")}),
     "one image a row": (plots.image_rows, {"teacher": IMAGES[:1], "learned": IMAGES[1:2]}, "title", {}),
     "one row": (plots.image_rows, {"teacher": IMAGES}, "title", {}),
@@ -52,11 +50,9 @@ def test_images_keep_their_colors(tmp_path):
     assert (pixels == [255, 0, 0]).all(-1).mean() > 0.5
 
 
-def test_a_start_that_was_judged_on_some_pairs_in_a_race_is_no_validation():
-    of = [0.15] * 3 + [0.18] * 2 + [0.09] * 3 + [0.08]  # in the race, after it, and two validations
-    own = [{"step": step, "valid_loss": loss} for step, loss in enumerate(of, 1)]
-    assert [line["step"] for line in plots._validations(own, 0.18)] == [6, 9]
-    assert [line["step"] for line in plots._validations(own[5:], 0.18)] == [6, 9]
+def test_a_validation_is_where_its_loss_changes():
+    steps = [{"step": step, "valid_loss": loss} for step, loss in enumerate([0.18] * 5 + [0.09] * 3 + [0.08], 1)]
+    assert [line["step"] for line in plots._validations(steps, 0.18)] == [6, 9]
 
 
 def test_a_picture_that_is_not_written_is_returned(tmp_path, monkeypatch):

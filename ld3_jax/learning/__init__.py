@@ -14,7 +14,7 @@ from ld3_jax.learning.levenberg_marquardt import LevenbergMarquardt
 from ld3_jax.learning.optimizers import by_group
 from ld3_jax.learning.parametrisation import Group
 from ld3_jax.learning.patience import Patience
-from ld3_jax.learning.race import Heat, Start, rank
+from ld3_jax.learning.ranking import Start, rank
 from ld3_jax.learning.student import Student, distances, make_student
 from ld3_jax.learning.task import Learner, StepMetrics, Task, TrainState, validation_loss
 
@@ -28,7 +28,6 @@ __all__ = [
     "GaussNewton",
     "GradientDescent",
     "Group",
-    "Heat",
     "Learned",
     "Learner",
     "LevenbergMarquardt",

@@ -4,9 +4,8 @@ Reference: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -21,11 +20,13 @@ from ld3_jax.learning.discretization import Discretization
 from ld3_jax.learning.gauss_newton import GaussNewton
 from ld3_jax.learning.learned import Learned
 from ld3_jax.learning.parametrisation import Parametrisation
-from ld3_jax.learning.race import Advance, Heat, Start, entrants, race, rank
+from ld3_jax.learning.ranking import Start, rank
 from ld3_jax.learning.student import Student
-from ld3_jax.learning.task import START, Learner, StepMetrics, Task, TrainState, begin, judge_start, move
-from ld3_jax.ranges import COUNT, FUNCTION, STATES, Kind, check, entrance, instance, static
+from ld3_jax.learning.task import START, Learner, StepMetrics, Task, TrainState, begin, move
+from ld3_jax.ranges import FUNCTION, STATES, Kind, check, entrance, instance, static
 from ld3_jax.teacher import Pairs
+
+Advance = Callable[[TrainState], TrainState]  # from the first state to that after the last step
 
 _EVERYTHING, _GAUSS_NEWTON = WithCoefficients(), GaussNewton()
 _WEIGHTS = Kind("an array of positive numbers, one for each pair", lambda given: _positive(given))
@@ -38,7 +39,7 @@ def fit(
     *,
     parametrisation: Parametrisation = _EVERYTHING,
     learner: Learner = _GAUSS_NEWTON,
-    start: str | Discretization = "race",
+    start: str | Discretization = "best",
 ) -> Learned:
     """Learn a student's times and coefficients.
 
@@ -48,8 +49,8 @@ def fit(
         key: fixes the order of the batches.
         parametrisation: the numbers to learn: `WithCoefficients`, `Gaps` or your own.
         learner: how it is learned.
-        start: the times to start from: a standard grid's name, "race" for a race of them (`learning.race`), or an
-            earlier result (`Learned.discretization`).
+        start: the times to start from: a standard grid's name, "best" for the best of them before learning
+            (`learning.rank`), or an earlier result (`Learned.discretization`).
 
     Returns:
         The learned schedule: the best by the validation loss, or the start if no step is better.
@@ -99,45 +100,41 @@ def make_task(
 
 
 class Ended(NamedTuple):
-    """The end of learning, and how it was reached."""
+    """The end of learning, and what it started from."""
 
     state: TrainState
     start: str  # the name of the start
-    ranked: list[Start]  # all starts before learning, best first; empty without a race
-    heats: list[Heat]
+    ranked: list[Start]  # all possible starts before learning, best first; empty if one was given
     network_calls: int  # for one sample each; a derivative along one direction counts as one call
 
 
 @entrance(task=instance(Task), start=START, advance=FUNCTION.or_none())
-def learn(task: Task, start: str | Discretization = "race", advance: Advance | None = None) -> Ended:
-    """Run the race if there is one, and learn to the last step.
+def learn(task: Task, start: str | Discretization = "best", advance: Advance | None = None) -> Ended:
+    """Find the best start, if none is given, and learn to the last step.
 
     Args:
         task: the learning task.
         start: see `fit`.
-        advance: advance(name, state, step) -> the state at that step, by `steps`; your own may also watch and save it.
+        advance: advance(state) -> the state after the last step, by `steps`; your own may also watch and save it.
+
+    Raises:
+        FloatingPointError: if a loss is not finite (it names the step), or that of every start.
     """
-    advance = partial(_advance, task) if advance is None else advance
-    ranked = rank(task) if isinstance(start, str) and start == "race" else []
-    starts = entrants(ranked) or {start if isinstance(start, str) else "given": start}
-    losses = {start.name: start.loss for start in ranked}  # on some pairs, which is good enough until one has won
-    states = {name: begin(task, discretization, losses.get(name)) for name, discretization in starts.items()}
-    name, state, heats = race(task, states, advance)
-    if ranked:
-        state = judge_start(task, state, states[name].params)
-    last = advance(name, state, task.learner.steps)
-    return Ended(last, name, ranked, heats, _network_calls(task, last, len(ranked), heats))
+    ranked = rank(task) if isinstance(start, str) and start == "best" else []
+    name = ranked[0].name if ranked else start if isinstance(start, str) else "given"
+    first = begin(task, ranked[0].discretization if ranked else start)
+    last = (advance or partial(_last, task))(first)
+    return Ended(last, name, ranked, _network_calls(task, last, len(ranked)))
 
 
-@entrance(task=instance(Task), state=instance(TrainState), until=COUNT.or_none())
-def steps(task: Task, state: TrainState, until: int | None = None) -> Iterator[tuple[TrainState, StepMetrics]]:
+@entrance(task=instance(Task), state=instance(TrainState))
+def steps(task: Task, state: TrainState) -> Iterator[tuple[TrainState, StepMetrics]]:
     """Learn, step by step. Only scalars leave the device, one step late, so that it never waits.
 
     Args:
         task: the learning task.
         state: the state to continue from, new or from an earlier run of the same task; the result is as if never
             interrupted.
-        until: the last step, by default the learner's last one.
 
     Yields:
         Each step's state and figures (NumPy scalars), once the step's loss is known to be finite.
@@ -148,7 +145,7 @@ def steps(task: Task, state: TrainState, until: int | None = None) -> Iterator[t
     if state.done:
         return
     unchecked: tuple[TrainState, StepMetrics] | None = None
-    for step in range(int(state.step) + 1, (task.learner.steps if until is None else until) + 1):
+    for step in range(int(state.step) + 1, task.learner.steps + 1):
         state, figures = move(task, state)
         state = task.learner.after_step(task, state, step)
         if unchecked:  # check the previous step while this one runs
@@ -188,25 +185,18 @@ def _is_key(key: Any) -> bool:
         return False
 
 
-def _advance(task: Task, name: str, state: TrainState, step: int) -> TrainState:
-    reached = state
-    for reached, _ in steps(task, state, step):  # noqa: B007, only the last one is used
+def _last(task: Task, state: TrainState) -> TrainState:
+    last = state
+    for last, _ in steps(task, state):  # noqa: B007, only the last one is used
         pass
-    return reached
+    return last
 
 
-def _network_calls(task: Task, last: TrainState, ranked: int, heats: list[Heat]) -> int:
+def _network_calls(task: Task, last: TrainState, ranked: int) -> int:
     """The calls of the steps, of what follows them, and of the samples that were drawn for judging."""
     learner, n_train, n_valid = task.learner, *(len(jax.tree.leaves(pairs)[0]) for pairs in (task.train, task.valid))
-    ends = [0, *(heat.step for heat in heats)]
-    legs = [(len(heat.losses), *leg) for heat, leg in zip(heats, pairwise(ends), strict=True)]
-    taken = [
-        step
-        for count, begun, end in [*legs, (1, ends[-1], int(last.step))]
-        for step in [*range(begun + 1, end + 1)] * count
-    ]
+    taken = range(1, int(last.step) + 1)
     samples = ranked * min(learner.valid_batch, n_train) + n_valid  # the start's validation
-    samples += sum(len(heat.losses) for heat in heats) * min(2 * learner.valid_batch, n_valid)
     of_steps = len(taken) * learner.batch_size * learner.calls(task, last.params)
     after = n_valid * sum(learner.calls_after_step(task, last.params, step) for step in taken)
     return of_steps + after + samples * task.student.solver.calls

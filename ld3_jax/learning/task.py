@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ld3_jax.batches import replicate, whole
-from ld3_jax.grids import check_times
+from ld3_jax.grids import GRIDS, check_times
 from ld3_jax.learning.discretization import Discretization, on_grid
 from ld3_jax.learning.parametrisation import Group, Parametrisation, Params, first_numbers
 from ld3_jax.learning.student import Student, distances
@@ -22,7 +22,10 @@ from ld3_jax.schedules import NoiseSchedule
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs
 
-START = Kind("a grid's name, 'race' or a Discretization", lambda value: isinstance(value, str | Discretization))
+START = Kind(
+    f"a Discretization, 'best' or a grid ({', '.join(GRIDS)})",
+    lambda value: isinstance(value, Discretization) or (isinstance(value, str) and value in {"best", *GRIDS}),
+)
 
 
 class StepMetrics(NamedTuple):
@@ -133,19 +136,18 @@ class TrainState(NamedTuple):
 
 
 @entrance(task=instance(Task), start=START)
-def begin(task: Task, start: str | Discretization, loss: Float[Array, ""] | float | None = None) -> TrainState:
+def begin(task: Task, start: str | Discretization) -> TrainState:
     """The state before the first step, in which the start is the best so far.
 
     Args:
         task: the learning task.
         start: a standard grid's name, or the times to start from.
-        loss: the loss of the start, if it was judged before; on some pairs is enough until `judge_start`.
     """
     schedule, solver = task.student.schedule, task.student.solver
     times = on_grid(start, schedule, solver) if isinstance(start, str) else start
     check_times(times.t, times.t_c, schedule, whole=True)
     params = first_numbers(task.parametrisation, times, schedule, solver)
-    loss = jnp.asarray(validation_loss(task, params, task.valid) if loss is None else loss)
+    loss = validation_loss(task, params, task.valid)
     first = task.discretization(params)
     check_times(first.t, first.t_c, schedule, whole=True)
     if not isinstance(loss, Tracer) and loss < 0:
@@ -162,21 +164,6 @@ def begin(task: Task, start: str | Discretization, loss: Float[Array, ""] | floa
     )
     # Without weak types, which a step would lose: `move` would be compiled twice.
     return replicate(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state))
-
-
-def judge_start(task: Task, state: TrainState, start: Params) -> TrainState:
-    """The state with its start, which was judged on some pairs, judged on all validation pairs."""
-    return _with_start(state, start, validation_loss(task, start, task.valid))
-
-
-@jax.jit
-def _with_start(state: TrainState, start: Params, loss: Float[Array, ""]) -> TrainState:
-    only_start, known = state.best_loss >= finite_or_inf(state.start_loss), finite_or_inf(loss)
-    best_is_start = only_start | (known < state.best_loss)
-    best = jax.tree.map(lambda first, best: jnp.where(best_is_start, first, best), start, state.best)
-    valid_loss = jnp.where(state.valid_loss == state.start_loss, loss, state.valid_loss)
-    best_loss = jnp.where(best_is_start, known, state.best_loss)
-    return whole(state._replace(best=best, best_loss=best_loss, start_loss=loss, valid_loss=valid_loss))
 
 
 @jax.jit

@@ -1,0 +1,74 @@
+"""Where to start: all starts are ranked, and the best one learns."""
+
+from dataclasses import dataclass
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ld3_jax import learning, losses, schedules
+from ld3_jax.learning import Gaps, GaussNewton, WithCoefficients
+from ld3_jax.networks import gaussian
+from ld3_jax.solvers import Solver
+from ld3_jax.teacher import Teacher, draw_noise, make_pairs
+
+SCHEDULE = schedules.VPLinear()
+MODEL = gaussian.noise_model(gaussian.ring(), SCHEDULE)
+KEY = jax.random.key(1)
+LEARNER = GaussNewton(steps=16, batch_size=10, validate_every=4, valid_batch=40)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    teacher = Teacher(Solver("unipc", 20), batch_size=80)
+    return make_pairs(MODEL, SCHEDULE, draw_noise(jax.random.key(0), 80, (2,)), teacher=teacher)
+
+
+def make_task(pairs, parametrisation=Gaps(), learner=LEARNER):  # noqa: B008, a static value
+    student = learning.make_student(MODEL, SCHEDULE, Solver("dpmpp", 4), losses.l2)
+    return learning.make_task(student, pairs, KEY, parametrisation, learner)
+
+
+def loss_of(task, found, pairs):
+    return learning.distances(task.student, found, pairs, batch_size=40).mean()
+
+
+def test_all_starts_are_ranked_on_the_pairs_that_come_first(pairs):
+    task = make_task(pairs, WithCoefficients())
+    ranked = learning.rank(task)
+    assert len(ranked) == 4 * 3  # dpmpp 3 is the solver itself
+    assert [start.loss for start in ranked] == sorted(start.loss for start in ranked)
+    some = jax.tree.map(lambda leaf: leaf[learning.task.order_of_round(task, jnp.int32(0))[:40]], pairs)
+    for start in ranked[::5]:
+        np.testing.assert_allclose(start.loss, loss_of(task, start.discretization, some), rtol=1e-5)
+
+
+def test_the_best_start_learns_by_a_program_that_is_compiled_once(pairs):
+    task = make_task(pairs)
+    learning.task.move.clear_cache()
+    ended = learning.learn(task)
+    assert ended.start == ended.ranked[0].name
+    alone = learning.learn(task, ended.start)
+    chex.assert_trees_all_equal(ended.state, alone.state, strict=True)
+    assert alone.ranked == []
+    assert learning.task.move._cache_size() == 1
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True, kw_only=True)
+class Broken(Gaps):
+    """Gaps whose starts are NaN, except on the grids that are named."""
+
+    sound: tuple[str, ...] = ()
+
+    def starts(self, grid, schedule, solver):
+        given = super().starts(grid, schedule, solver)
+        return given if grid in self.sound else jax.tree.map(lambda t: t * jnp.nan, given)
+
+
+def test_a_start_without_a_finite_loss_comes_last_and_without_any_other_it_is_an_error(pairs):
+    assert learning.rank(make_task(pairs, Broken(sound=("edm",))))[0].name == "edm"
+    with pytest.raises(FloatingPointError, match="no start has a finite loss: uniform has nan"):
+        learning.learn(make_task(pairs, Broken()))
