@@ -14,7 +14,6 @@ from ld3_jax.learning import Learned
 from ld3_jax.learning.optimizers import RULES
 from ld3_jax.learning.parametrisation import Parametrisation
 from ld3_jax.learning.task import Learner
-from ld3_jax.published import PUBLISHED
 from ld3_jax.ranges import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, SEED, check, one_of
 from ld3_jax.solvers import Solver
 
@@ -112,7 +111,7 @@ def check_run(config: config_dict.ConfigDict) -> None:
             raise ValueError(
                 f"{', '.join(changed)}: for {' and '.join(learners)} only, got learn.learner {learn.learner!r}"
             )
-    times = [*grids.GRIDS, *PUBLISHED]  # these and the losses are registered by now
+    times = grids.known()  # these and the losses are registered by now
     names = {"learn.loss": one_of(losses.LOSSES), "teacher.grid": one_of(times)}
     check(values, _ALLOWED | names | ({} if learn.init.endswith(".json") else {"learn.init": one_of([*times, "best"])}))
     if not learn.what or not set(learn.what) <= set(GROUPS):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def first_numbers(run: "Run") -> Any:
-    """The numbers at the start; if it is the best grid, as on any grid."""
+    """The numbers at the start; on uniform times while the best grid is not known."""
     schedule, start = run.model.schedule, run.start
     first = "uniform" if isinstance(start, str) and start == "best" else start
     times = learning.on_grid(first, schedule, run.solver) if isinstance(first, str) else first

@@ -14,6 +14,8 @@ from ld3_jax.published import PUBLISHED, if_timesteps
 from ld3_jax.ranges import CALLS, check, entrance, instance, one_of
 from ld3_jax.schedules import NoiseSchedule
 
+TimeAt = Callable[[NoiseSchedule, Array], Array]
+
 
 @entrance(schedule=instance(NoiseSchedule), n=CALLS)
 def grid(name: str, schedule: NoiseSchedule, n: int) -> Float[Array, "{n}+1"]:
@@ -41,12 +43,16 @@ def grid(name: str, schedule: NoiseSchedule, n: int) -> Float[Array, "{n}+1"]:
     Reference: Lu et al., arXiv:2206.00927 (uniform, logsnr); Song et al., arXiv:2010.02502 (quadratic); Karras et al.,
     arXiv:2206.00364 (edm, rho = 7).
     """
-    known = {**GRIDS, **{name: levels.times for name, levels in PUBLISHED.items()}}
-    check({"grid": name}, {"grid": one_of(known)})
+    check({"grid": name}, {"grid": one_of(known())})
     check_ends(schedule, jnp.result_type(float))
-    t = _points(known[name], schedule, n)
+    t = _points(known()[name], schedule, n)
     check_descent(t, f"the grid {name!r} of", schedule)
     return t
+
+
+def known() -> dict[str, TimeAt]:
+    """Times at u in [0, 1] by the name of a grid: those of GRIDS and of `published.PUBLISHED`."""
+    return {**GRIDS, **{name: levels.times for name, levels in PUBLISHED.items()}}
 
 
 def check_descent(t: Float[Array, "n_points"], *what: object) -> None:
@@ -60,7 +66,7 @@ def check_descent(t: Float[Array, "n_points"], *what: object) -> None:
 
 
 @functools.partial(jax.jit, static_argnames=("time_at", "n"))
-def _points(time_at: Callable[[NoiseSchedule, Array], Array], schedule: NoiseSchedule, n: int) -> Array:
+def _points(time_at: TimeAt, schedule: NoiseSchedule, n: int) -> Array:
     t = time_at(schedule, jnp.linspace(0.0, 1.0, n + 1))
     return t.at[0].set(schedule.t_max).at[-1].set(schedule.t_min)
 

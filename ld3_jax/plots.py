@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array
@@ -67,11 +68,11 @@ def losses(path: Path | None, steps: Sequence[dict], baseline: tuple[str, float]
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    lines = {"training batch": (steps, "loss", {"color": _LEARNED[1], "linewidth": 1})}
-    validation = {"color": _LEARNED[0], "linewidth": 2, "marker": "o", "markersize": 4}
-    lines["validation"] = (_validations(steps, baseline[1]), "valid_loss", validation)
-    for label, (taken, name, style) in lines.items():
-        axes.semilogy([line["step"] for line in taken], [line[name] for line in taken], label=label, **style)
+    validated = _validations(steps, baseline[1])
+    of_validation = {"color": _LEARNED[0], "linewidth": 2, "marker": "o", "markersize": 4}
+    _curve(axes, steps, "loss", label="training batch", color=_LEARNED[1], linewidth=1)
+    _curve(axes, validated, "valid_loss", label="validation", **of_validation)
+    axes.set_yscale("log")
     axes.axhline(baseline[1], color=_START, linestyle="--", linewidth=1, label=baseline[0])
     axes.set(xlabel="step", ylabel="loss", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -89,13 +90,16 @@ def training(path: Path, lines: Sequence[dict]) -> None:
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    steps = [line["step"] for line in lines]
-    axes.plot(steps, [line["loss"] for line in lines], color=_START, label="training")
-    axes.plot(steps, [line["held_out"] for line in lines], color=_LEARNED[0], label="held-out, moving average")
+    _curve(axes, lines, "loss", color=_START, label="training")
+    _curve(axes, lines, "held_out", color=_LEARNED[0], label="held-out, moving average")
     axes.set(xlabel="step", ylabel="loss", xscale="log", yscale="log")
     axes.grid(alpha=0.25, which="both")
     axes.legend(frameon=False)
     _save(figure, path)
+
+
+def _curve(axes: Axes, lines: Sequence[dict], name: str, **style: Any) -> None:
+    axes.plot([line["step"] for line in lines], [line[name] for line in lines], **style)
 
 
 def _validations(steps: Sequence[dict], start: float) -> list[dict]:

@@ -28,7 +28,7 @@ def learn(
     """`learning.learn` that continues where an earlier run in the same folder stopped; the result is the same.
 
     Args:
-        folder: where metrics.jsonl and the checkpoints go.
+        folder: where metrics.jsonl and the checkpoints go; another task needs another folder.
         task: the learning task.
         start: see `learning.fit`.
         watch: watch(label, steps), a context manager for learning; what it yields is called after each step.

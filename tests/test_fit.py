@@ -208,6 +208,7 @@ def test_learning_goes_on_from_what_was_learned(pairs):
 @pytest.mark.parametrize(
     ("start", "message"),
     [
+        ("optimal-flux", "these noise levels are of a flow"),  # a published grid, for other models
         ("magic", "start must be a Discretization, 'best' or a grid .*, got 'magic'"),
         (start(*grids.grid("edm", SCHEDULE, 5)), "has 4 times"),
         (start(80.0, 10.0, 1.0, 0.002), "t must run from 1 to 0.001, .* got 80 to 0.002"),  # another's

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import itertools
 import json
 import re
 import threading
@@ -306,6 +307,25 @@ def test_the_documentation_says_what_the_cells_say_together():
     text = " ".join(Path("docs/results.md").read_text().split())
     for line in page.summary(committed("galaxies")):
         assert line[1:] in text
+
+
+def test_the_page_that_says_what_to_choose_has_the_figures_of_the_cells():
+    text, found = Path("docs/choosing.md").read_text(), committed("galaxies")
+    rows = [line for line in text.splitlines() if re.match(r"\| (4|5|6|8|10) \|", line)]
+    means = {
+        "no: best standard grid": lambda one: one.best_grid.mean,
+        "times": lambda one: one.methods["times"].mean,
+        "times + coefficients": lambda one: one.methods["everything"].mean,
+    }
+    expected = []
+    for nfe, (learned, mean) in itertools.product((5, 6, 10), means.items()):
+        of = [[mean(one) for one in found if one.cell[1:3] == (solver, nfe)] for solver in SOLVERS.values()]
+        expected.append(f"| {nfe} | {learned} | {' | '.join(f'{page.geometric_mean(one):.4f}' for one in of)} |")
+    for nfe in (4, 5, 6, 8, 10):
+        some = [one for one in found if one.cell.nfe == nfe and one.cell.solver != "ipndm"]
+        of = [page.geometric_mean(page.shares(some, name)) for name in cells.LEARNED]
+        expected.append(f"| {nfe} | {' | '.join(f'{mean:.2f} ({median:.2f})' for mean, median in of)} |")
+    assert rows == expected
 
 
 def test_the_documentation_has_the_shares_of_the_cells():

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ld3_jax.batches import replicate, whole
-from ld3_jax.grids import GRIDS, check_times
+from ld3_jax.grids import check_times, known
 from ld3_jax.learning.discretization import Discretization, on_grid
 from ld3_jax.learning.parametrisation import Group, Parametrisation, Params, first_numbers
 from ld3_jax.learning.student import Student, distances
@@ -23,8 +23,8 @@ from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Pairs
 
 START = Kind(
-    f"a Discretization, 'best' or a grid ({', '.join(GRIDS)})",
-    lambda value: isinstance(value, Discretization) or (isinstance(value, str) and value in {"best", *GRIDS}),
+    f"a Discretization, 'best' or a grid ({', '.join(known())})",
+    lambda value: isinstance(value, Discretization) or (isinstance(value, str) and value in {"best", *known()}),
 )
 
 
