@@ -51,7 +51,7 @@ def grid(name: str, schedule: NoiseSchedule, n: int) -> Float[Array, "{n}+1"]:
 
 
 def known() -> dict[str, TimeAt]:
-    """All grids with a name, GRIDS and `published.PUBLISHED`, each as a function of the noise schedule and u in [0, 1]."""
+    """GRIDS and `published.PUBLISHED` by name: times as functions of the noise schedule and of u in [0, 1]."""
     return {**GRIDS, **{name: levels.times for name, levels in PUBLISHED.items()}}
 
 
