@@ -57,7 +57,9 @@ def get_config() -> config_dict.ConfigDict:
     c.learn = config_dict.ConfigDict()
     # l1 l2 rmse lpips inception, or both: l2 and rmse. The comparison at the end also shows the squared error.
     c.learn.loss = "both"
-    c.learn.init = "best"  # the best standard grid; or a grid's name, or a schedule.json to continue from
+    # best: the best standard grid, or the second one if the two are close and it is better after four steps; or a
+    # grid's name, or a schedule.json to continue from.
+    c.learn.init = "best"
     c.learn.what = ("times", "shifts", "coefficients")  # the groups of numbers to learn
     c.learn.by_part = False  # own times and coefficients for each part of a state with several parts (a pose)
     c.learn.consistent = False  # whether constants must still integrate exactly when coefficients are learned

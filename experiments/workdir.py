@@ -111,6 +111,7 @@ def report(folder: Path, ended: Ended, seconds: Mapping[str, float]) -> None:
     record = {
         "start": ended.start,
         "starts": {start.name: start.loss for start in ended.ranked},
+        "tried": ended.tried,
         "loss": {"start": before, "learned": after},
         "network_calls": ended.network_calls,
     }
@@ -119,6 +120,9 @@ def report(folder: Path, ended: Ended, seconds: Mapping[str, float]) -> None:
     else:
         seconds = _sum(earlier, seconds)
         _write_report(path, record | {"seconds": seconds})
+    if ended.tried:
+        losses = ", ".join(f"{name} {loss:.5f}" for name, loss in ended.tried.items())
+        print(f"two starts were close; their losses after a few steps: {losses}")
     print(f"started from {ended.start}; loss on the pairs {before:.5f} at the start, {after:.5f} learned")
     print(
         ", ".join(f"{part} {time:.1f} s" for part, time in seconds.items())

@@ -4,16 +4,17 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from ld3_jax import checkpoint, learning
 from ld3_jax.disk import naming, write_atomically
 from ld3_jax.learning import Discretization, Ended, StepMetrics, Task, TrainState
+from ld3_jax.learning.fit import Taken
+from ld3_jax.learning.ranking import Watch, unwatched
 from ld3_jax.processes import is_first
 
-Update = Callable[..., None]  # update(done, **figures), after each step
 LOG = "metrics.jsonl"
 _FIGURES = ("loss", "valid_loss", "best_loss", "grad_norm", "moved")
 _SAVE_EVERY_S = 5.0
@@ -23,7 +24,7 @@ def learn(
     folder: Path,
     task: Task,
     start: str | Discretization = "best",
-    watch: Callable[[str, int], AbstractContextManager[Update]] = lambda label, total: nullcontext(_ignore),
+    watch: Watch = unwatched,
 ) -> Ended:
     """`learning.learn` that continues where an earlier run in the same folder stopped; the result is the same.
 
@@ -31,23 +32,24 @@ def learn(
         folder: where metrics.jsonl and the checkpoints go; another task needs another folder.
         task: the learning task.
         start: see `learning.fit`.
-        watch: watch(label, steps), a context manager for learning; what it yields is called after each step.
+        watch: watch(label, steps), a context manager for learning and for the steps by which two close starts are
+            compared; what it yields is called after each step.
 
     Raises:
         FloatingPointError: if a loss is not finite; it names the step and the last good checkpoint.
         OSError: if a file cannot be written to the disk.
     """
 
-    def advance(state: TrainState) -> TrainState:
+    def advance(state: TrainState, taken: Taken) -> TrainState:
         with watch("learning", task.learner.steps) as update:
             state = checkpoint.restore(folder / "checkpoints", state)
             with _recording(folder, int(state.step)) as record:
-                for now, figures in learning.steps(task, state):
+                for now, figures in learning.steps(task, state, taken):
                     shown, state = record(now, figures), now
                     update(int(now.step), loss=shown["loss"], best=shown["best_loss"])
         return state
 
-    return learning.learn(task, start, advance)
+    return learning.learn(task, start, advance, watch)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -106,7 +108,3 @@ def _recording(folder: Path, done: int) -> Iterator[Callable[[TrainState, StepMe
         finally:
             if last is not None:
                 checkpoint.save(checkpoints, int(last.step), last)
-
-
-def _ignore(done: int, **figures: float) -> None:
-    pass

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ld3_jax import learning, losses, schedules
-from ld3_jax.learning import Gaps, GaussNewton, WithCoefficients
+from ld3_jax.learning import Gaps, GaussNewton, WithCoefficients, ranking
 from ld3_jax.networks import gaussian
 from ld3_jax.solvers import Solver
 from ld3_jax.teacher import Teacher, draw_noise, make_pairs
@@ -26,8 +26,8 @@ def pairs():
     return make_pairs(MODEL, SCHEDULE, draw_noise(jax.random.key(0), 80, (2,)), teacher=teacher)
 
 
-def make_task(pairs, parametrisation=Gaps(), learner=LEARNER):  # noqa: B008, a static value
-    student = learning.make_student(MODEL, SCHEDULE, Solver("dpmpp", 4), losses.l2)
+def make_task(pairs, parametrisation=Gaps(), learner=LEARNER, nfe=4):  # noqa: B008, a static value
+    student = learning.make_student(MODEL, SCHEDULE, Solver("dpmpp", nfe), losses.l2)
     return learning.make_task(student, pairs, KEY, parametrisation, learner)
 
 
@@ -54,6 +54,39 @@ def test_the_best_start_learns_by_a_program_that_is_compiled_once(pairs):
     chex.assert_trees_all_equal(ended.state, alone.state, strict=True)
     assert alone.ranked == []
     assert learning.task.move._cache_size() == 1
+
+
+def test_of_two_close_starts_the_one_learns_that_is_clearly_better_after_a_few_steps(pairs):
+    task = make_task(pairs, nfe=8)
+    ended = learning.learn(task)
+    first, second = ended.ranked[:2]
+    assert second.loss < 1.1 * first.loss
+    assert ended.start == second.name
+    alone = learning.learn(task, second.name)
+    chex.assert_trees_all_equal(ended.state, alone.state, strict=True)  # a trial's steps are steps of learning
+    assert ended.tried.keys() == {first.name, second.name}
+    assert ended.tried[second.name] < 0.85 * ended.tried[first.name]
+    assert alone.tried == {}
+    calls, judged = task.student.solver.calls, 80  # validation samples: the first start before learning, both after 4
+    trial = 4 * 10 * task.learner.calls(task, ended.state.params) + judged * calls  # with its validation
+    assert ended.network_calls - alone.network_calls == trial + (len(ended.ranked) * 40 + 3 * judged) * calls
+
+
+def test_a_trial_that_diverges_is_lost(pairs, monkeypatch):
+    task = make_task(pairs, nfe=8)
+    ranked = learning.rank(task)
+    take_step = ranking.take_step
+
+    def step(task, state, number):
+        state, figures = take_step(task, state, number)
+        lost = jnp.where(jnp.allclose(state.learner.start, first), jnp.nan, 1.0)
+        return state._replace(params=jax.tree.map(lambda leaf: leaf * lost, state.params)), figures
+
+    for diverges, learns in (ranked[:2], ranked[1::-1]):
+        first = learning.begin(task, diverges.discretization).learner.start
+        monkeypatch.setattr(ranking, "take_step", step)
+        kept, lost = ranking.trials(task, ranked)
+        assert (kept.name, lost.name, lost.loss) == (learns.name, diverges.name, np.inf)
 
 
 @jax.tree_util.register_static

@@ -4,7 +4,7 @@ Reference: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,13 +20,14 @@ from ld3_jax.learning.discretization import Discretization
 from ld3_jax.learning.gauss_newton import GaussNewton
 from ld3_jax.learning.learned import Learned
 from ld3_jax.learning.parametrisation import Parametrisation
-from ld3_jax.learning.ranking import Start, rank
+from ld3_jax.learning.ranking import Start, Trial, Watch, rank, trials, unwatched
 from ld3_jax.learning.student import Student
-from ld3_jax.learning.task import START, Learner, StepMetrics, Task, TrainState, begin, move
+from ld3_jax.learning.task import START, Learner, StepMetrics, Task, TrainState, begin, take_step
 from ld3_jax.ranges import FUNCTION, STATES, Kind, check, entrance, instance, static
 from ld3_jax.teacher import Pairs
 
-Advance = Callable[[TrainState], TrainState]  # from the first state to that after the last step
+Taken = Sequence[tuple[TrainState, StepMetrics]]  # states and figures of the first steps
+Advance = Callable[[TrainState, Taken], TrainState]  # from the first state to that after the last step
 
 _EVERYTHING, _GAUSS_NEWTON = WithCoefficients(), GaussNewton()
 _WEIGHTS = Kind("an array of positive numbers, one for each pair", lambda given: _positive(given))
@@ -49,8 +50,8 @@ def fit(
         key: fixes the order of the batches.
         parametrisation: the numbers to learn: `WithCoefficients`, `Gaps` or your own.
         learner: how it is learned.
-        start: the times to start from: a standard grid's name, "best" for the best of them before learning
-            (`learning.rank`), or an earlier result (`Learned.discretization`).
+        start: the times to start from: a standard grid's name, "best" for the best of them (`learning.rank`; where the
+            second one is close, the better one after four steps), or an earlier result (`Learned.discretization`).
 
     Returns:
         The learned schedule: the best by the validation loss, or the start if no step is better.
@@ -105,36 +106,48 @@ class Ended(NamedTuple):
     state: TrainState
     start: str  # the name of the start
     ranked: list[Start]  # all possible starts before learning, best first; empty if one was given
+    tried: dict[str, float]  # the loss of two close starts after a few steps; empty if there were none
     network_calls: int  # for one sample each; a derivative along one direction counts as one call
 
 
-@entrance(task=instance(Task), start=START, advance=FUNCTION.or_none())
-def learn(task: Task, start: str | Discretization = "best", advance: Advance | None = None) -> Ended:
+@entrance(task=instance(Task), start=START, advance=FUNCTION.or_none(), watch=FUNCTION)
+def learn(
+    task: Task, start: str | Discretization = "best", advance: Advance | None = None, watch: Watch = unwatched
+) -> Ended:
     """Find the best start, if none is given, and learn to the last step.
 
     Args:
         task: the learning task.
         start: see `fit`.
-        advance: advance(state) -> the state after the last step, by `steps`; your own may also watch and save it.
+        advance: advance(state, taken) -> the state after the last step, by `steps`; your own may also watch and save
+            it.
+        watch: watch(label, steps), a context manager for the steps by which two close starts are compared; what it
+            yields is called after each step.
 
     Raises:
         FloatingPointError: if a loss is not finite (it names the step), or that of every start.
     """
-    ranked = rank(task) if isinstance(start, str) and start == "best" else []
-    name = ranked[0].name if ranked else start if isinstance(start, str) else "given"
-    first = begin(task, ranked[0].discretization if ranked else start)
-    last = (advance or partial(_last, task))(first)
-    return Ended(last, name, ranked, _network_calls(task, last, len(ranked)))
+    if isinstance(start, str) and start == "best":
+        ranked = rank(task)
+        tried = trials(task, ranked, watch)
+    else:
+        ranked = []
+        tried = [Trial(start if isinstance(start, str) else "given", begin(task, start))]
+    chosen, *others = tried
+    last = (advance or partial(_last, task))(chosen.first, chosen.taken)
+    losses = {trial.name: trial.loss for trial in tried if others}
+    return Ended(last, chosen.name, ranked, losses, _network_calls(task, last, len(ranked), tried))
 
 
 @entrance(task=instance(Task), state=instance(TrainState))
-def steps(task: Task, state: TrainState) -> Iterator[tuple[TrainState, StepMetrics]]:
+def steps(task: Task, state: TrainState, taken: Taken = ()) -> Iterator[tuple[TrainState, StepMetrics]]:
     """Learn, step by step. Only scalars leave the device, one step late, so that it never waits.
 
     Args:
         task: the learning task.
         state: the state to continue from, new or from an earlier run of the same task; the result is as if never
             interrupted.
+        taken: the first steps of the task, if they are known; they are not taken again.
 
     Yields:
         Each step's state and figures (NumPy scalars), once the step's loss is known to be finite.
@@ -146,8 +159,7 @@ def steps(task: Task, state: TrainState) -> Iterator[tuple[TrainState, StepMetri
         return
     unchecked: tuple[TrainState, StepMetrics] | None = None
     for step in range(int(state.step) + 1, task.learner.steps + 1):
-        state, figures = move(task, state)
-        state = task.learner.after_step(task, state, step)
+        state, figures = taken[step - 1] if step <= len(taken) else take_step(task, state, step)
         if unchecked:  # check the previous step while this one runs
             yield _checked(*unchecked)
             if unchecked[0].done:
@@ -185,21 +197,25 @@ def _is_key(key: Any) -> bool:
         return False
 
 
-def _last(task: Task, state: TrainState) -> TrainState:
+def _last(task: Task, state: TrainState, taken: Taken) -> TrainState:
     last = state
-    for last, _ in steps(task, state):  # noqa: B007, only the last one is used
+    for last, _ in steps(task, state, taken):  # noqa: B007, only the last one is used
         pass
     return last
 
 
-def _network_calls(task: Task, last: TrainState, ranked: int) -> int:
+def _network_calls(task: Task, last: TrainState, ranked: int, tried: Sequence[Trial]) -> int:
     """The calls of the steps, of what follows them, and of the samples that were drawn for judging."""
     learner, n_train, n_valid = task.learner, *(len(jax.tree.leaves(pairs)[0]) for pairs in (task.train, task.valid))
-    taken = range(1, int(last.step) + 1)
-    samples = ranked * min(learner.valid_batch, n_train) + n_valid  # the start's validation
-    of_steps = len(taken) * learner.batch_size * learner.calls(task, last.params)
-    after = n_valid * sum(learner.calls_after_step(task, last.params, step) for step in taken)
-    return of_steps + after + samples * task.student.solver.calls
+
+    def of_steps(count: int) -> int:
+        after = sum(learner.calls_after_step(task, last.params, step) for step in range(1, count + 1))
+        return count * learner.batch_size * learner.calls(task, last.params) + n_valid * after
+
+    judged = len(tried) + sum(bool(trial.taken) for trial in tried)  # before the first step, and after the trial's
+    samples = ranked * min(learner.valid_batch, n_train) + n_valid * judged
+    lost = sum(of_steps(len(trial.taken)) for trial in tried[1:])
+    return of_steps(int(last.step)) + lost + samples * task.student.solver.calls
 
 
 def _checked(state: TrainState, figures: StepMetrics) -> tuple[TrainState, StepMetrics]:

@@ -1,6 +1,11 @@
-"""Where to start: the standard grids and the coefficients of other solvers on them, compared before learning."""
+"""Where to start: the standard grids and the coefficients of other solvers on them, compared before learning.
+
+Where two of them are close, a few steps from each say which one learns further.
+"""
 
 import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import jax
@@ -9,8 +14,24 @@ import jax.numpy as jnp
 from ld3_jax.grids import GRIDS
 from ld3_jax.learning.discretization import Discretization
 from ld3_jax.learning.student import distances
-from ld3_jax.learning.task import Task, order_of_round
+from ld3_jax.learning.task import (
+    StepMetrics,
+    Task,
+    TrainState,
+    begin,
+    finite_or_inf,
+    order_of_round,
+    take_step,
+    validation_loss,
+)
 from ld3_jax.ranges import entrance, instance
+
+Update = Callable[..., None]  # update(done, **figures), after each step
+Watch = Callable[[str, int], AbstractContextManager[Update]]  # watch(label, steps), around some steps
+
+_CLOSE = 1.25  # the second start is tried if its loss is at most this many times that of the first
+_STEPS = 4  # of a trial
+_CLEARLY = 0.85  # the second start is taken if its loss is then below this share of that of the first
 
 
 class Start(NamedTuple):
@@ -19,6 +40,22 @@ class Start(NamedTuple):
     name: str
     discretization: Discretization
     loss: float
+
+
+class Trial(NamedTuple):
+    """A start, and what its first steps lead to.
+
+    Attributes:
+        name: of the start.
+        first: the state before the first step.
+        taken: the state and figures of each step of the trial; empty if there was no other start to compare with.
+        loss: the validation loss after them; infinity if it is not finite.
+    """
+
+    name: str
+    first: TrainState
+    taken: Sequence[tuple[TrainState, StepMetrics]] = ()
+    loss: float = math.inf
 
 
 @entrance(task=instance(Task))
@@ -42,3 +79,37 @@ def rank(task: Task) -> list[Start]:
     if not math.isfinite(ranked[0].loss):
         raise FloatingPointError(f"no start has a finite loss: {ranked[0].name} has {ranked[0].loss}")
     return ranked
+
+
+def unwatched(label: str, total: int) -> AbstractContextManager[Update]:
+    """A `Watch` that shows nothing."""
+    return nullcontext(lambda done, **figures: None)
+
+
+def trials(task: Task, ranked: Sequence[Start], watch: Watch = unwatched) -> list[Trial]:
+    """The best start, and the second one if it is close: each after a few steps, the one to learn from first.
+
+    The loss before learning says little about the loss after it: of two starts with nearly the same loss, one may end
+    with a quarter of the other's error. After four steps the losses differ clearly where the ends do.
+
+    Args:
+        task: the learning task.
+        ranked: from `rank`, at least one.
+        watch: shows progress.
+    """
+    close = [start for start in ranked[:2] if start.loss <= _CLOSE * ranked[0].loss]
+    if len(close) == 1:
+        return [Trial(ranked[0].name, begin(task, ranked[0].discretization))]
+    count, tried = min(_STEPS, task.learner.steps), []
+    with watch("two starts", len(close) * count) as update:
+        for start in close:
+            first = state = begin(task, start.discretization)
+            taken = []
+            for step in range(1, count + 1):
+                state, figures = take_step(task, state, step)
+                taken.append((state, figures))
+                update(len(tried) * count + step, loss=float(figures.loss))
+            loss = float(finite_or_inf(validation_loss(task, state.params, task.valid)))
+            tried.append(Trial(start.name, first, taken, loss))
+    first, second = tried
+    return [second, first] if second.loss < _CLEARLY * first.loss else [first, second]

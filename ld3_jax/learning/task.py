@@ -179,6 +179,12 @@ def move(task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
     return unless_done(state, new), figures
 
 
+def take_step(task: Task, state: TrainState, step: int) -> tuple[TrainState, StepMetrics]:
+    """`move` to the end of a step, and what follows it."""
+    state, figures = move(task, state)
+    return task.learner.after_step(task, state, step), figures
+
+
 def batch_indices(task: Task, step: Array) -> Int[Array, "batch"]:
     """The next batch of this round's permutation; samples that do not fill a batch wait for the next round."""
     count, size = len(jax.tree.leaves(task.train)[0]), task.learner.batch_size
