@@ -31,7 +31,7 @@ Watch = Callable[[str, int], AbstractContextManager[Update]]  # watch(label, ste
 
 _CLOSE = 1.25  # the second start is tried if its loss is at most this many times that of the first
 _STEPS = 4  # of a trial
-_CLEARLY = 0.8  # the second start is taken if its loss is then below this share of that of the first
+_CLEARLY = 0.77  # the second start is taken if its loss is then below this share of that of the first
 
 
 class Start(NamedTuple):
@@ -90,7 +90,7 @@ def trials(task: Task, ranked: Sequence[Start], watch: Watch = unwatched) -> lis
     """The best start, and the second one if it is close: each after a few steps, the one to learn from first.
 
     The loss before learning says little about the loss after it: of two starts with nearly the same loss, one may end
-    with a quarter of the other's error. After four steps the losses differ clearly where the ends do.
+    with a third of the other's error. After four steps the losses differ where the errors at the end do so by much.
 
     Args:
         task: the learning task.
