@@ -107,9 +107,11 @@ def trials(task: Task, ranked: Sequence[Start], watch: Watch = unwatched) -> lis
             taken = []
             for step in range(1, count + 1):
                 state, figures = take_step(task, state, step)
+                if taken:  # report the previous step while this one runs
+                    update(len(tried) * count + step - 1, loss=float(taken[-1][1].loss))
                 taken.append((state, figures))
-                update(len(tried) * count + step, loss=float(figures.loss))
             loss = float(finite_or_inf(validation_loss(task, state.params, task.valid)))
             tried.append(Trial(start.name, first, taken, loss))
+            update(len(tried) * count, loss=loss)
     first, second = tried
     return [second, first] if second.loss < _CLEARLY * first.loss else [first, second]
