@@ -31,7 +31,7 @@ Watch = Callable[[str, int], AbstractContextManager[Update]]  # watch(label, ste
 
 _CLOSE = 1.25  # the second start is tried if its loss is at most this many times that of the first
 _STEPS = 4  # of a trial
-_CLEARLY = 0.77  # the second start is taken if its loss is then below this share of that of the first
+_CLEARLY = 0.85  # the second start is taken if its loss is then below this share of that of the first
 
 
 class Start(NamedTuple):
