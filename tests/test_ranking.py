@@ -1,5 +1,6 @@
 """Where to start: all starts are ranked, and the best one learns."""
 
+import contextlib
 from dataclasses import dataclass
 
 import chex
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ld3_jax import learning, losses, schedules
+from ld3_jax import learning, losses, recording, schedules
 from ld3_jax.learning import Gaps, GaussNewton, WithCoefficients, ranking
 from ld3_jax.networks import gaussian
 from ld3_jax.solvers import Solver
@@ -70,6 +71,31 @@ def test_of_two_close_starts_the_one_learns_that_is_clearly_better_after_a_few_s
     calls, judged = task.student.solver.calls, 80  # validation samples: the first start before learning, both after 4
     trial = 4 * 10 * task.learner.calls(task, ended.state.params) + judged * calls  # with its validation
     assert ended.network_calls - alone.network_calls == trial + (len(ended.ranked) * 40 + 3 * judged) * calls
+
+
+def test_a_run_that_is_stopped_in_a_trial_and_after_it_ends_the_same(pairs, tmp_path):
+    task = make_task(pairs, nfe=8)
+    whole = recording.learn(tmp_path / "whole", task)
+
+    def stopping(at):
+        @contextlib.contextmanager
+        def watch(label, total):
+            def update(done, **figures):
+                if (label, done) == at:
+                    raise KeyboardInterrupt
+
+            yield update
+
+        return watch
+
+    for at in (("two starts", 6), ("learning", 2), ("learning", 9)):
+        with pytest.raises(KeyboardInterrupt):
+            recording.learn(tmp_path / "stopped", task, watch=stopping(at))
+    again = recording.learn(tmp_path / "stopped", task)
+    chex.assert_trees_all_equal(again.state, whole.state, strict=True)
+    logs = [recording.read_log(tmp_path / name / recording.LOG) for name in ("whole", "stopped")]
+    assert [line["step"] for line in logs[0]] == [*range(1, 17)]
+    assert logs[0] == logs[1]
 
 
 def test_a_trial_that_diverges_is_lost(pairs, monkeypatch):
