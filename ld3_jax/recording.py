@@ -11,8 +11,8 @@ from typing import Any, TextIO
 from ld3_jax import checkpoint, learning
 from ld3_jax.disk import naming, write_atomically
 from ld3_jax.learning import Discretization, Ended, StepMetrics, Task, TrainState
-from ld3_jax.learning.fit import Taken
 from ld3_jax.learning.ranking import Watch, unwatched
+from ld3_jax.learning.task import Taken
 from ld3_jax.processes import is_first
 
 LOG = "metrics.jsonl"

@@ -22,11 +22,10 @@ from ld3_jax.learning.learned import Learned
 from ld3_jax.learning.parametrisation import Parametrisation
 from ld3_jax.learning.ranking import Start, Trial, Watch, rank, trials, unwatched
 from ld3_jax.learning.student import Student
-from ld3_jax.learning.task import START, Learner, StepMetrics, Task, TrainState, begin, take_step
+from ld3_jax.learning.task import START, Learner, StepMetrics, Taken, Task, TrainState, begin, take_step
 from ld3_jax.ranges import FUNCTION, STATES, Kind, check, entrance, instance, static
 from ld3_jax.teacher import Pairs
 
-Taken = Sequence[tuple[TrainState, StepMetrics]]  # states and figures of the first steps
 Advance = Callable[[TrainState, Taken], TrainState]  # from the first state to that after the last step
 
 _EVERYTHING, _GAUSS_NEWTON = WithCoefficients(), GaussNewton()

@@ -15,7 +15,7 @@ from ld3_jax.grids import GRIDS
 from ld3_jax.learning.discretization import Discretization
 from ld3_jax.learning.student import distances
 from ld3_jax.learning.task import (
-    StepMetrics,
+    Taken,
     Task,
     TrainState,
     begin,
@@ -48,13 +48,13 @@ class Trial(NamedTuple):
     Attributes:
         name: of the start.
         first: the state before the first step.
-        taken: the state and figures of each step of the trial; empty if there was no other start to compare with.
+        taken: the steps of the trial; empty if there was no other start to compare with.
         loss: the validation loss after them; infinity if it is not finite.
     """
 
     name: str
     first: TrainState
-    taken: Sequence[tuple[TrainState, StepMetrics]] = ()
+    taken: Taken = ()
     loss: float = math.inf
 
 

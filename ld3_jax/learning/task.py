@@ -4,6 +4,7 @@ Reference: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv
 """
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -133,6 +134,9 @@ class TrainState(NamedTuple):
     start_loss: Float[Array, ""]  # validation loss of the start
     valid_loss: Float[Array, ""]  # loss of the latest validation
     done: Bool[Array, ""]
+
+
+Taken = Sequence[tuple[TrainState, StepMetrics]]  # the state and the figures of each of the first steps
 
 
 @entrance(task=instance(Task), start=START)
