@@ -105,7 +105,7 @@ class Ended(NamedTuple):
     state: TrainState
     start: str  # the name of the start
     ranked: list[Start]  # all possible starts before learning, best first; empty if one was given
-    tried: dict[str, float]  # the loss of two close starts after a few steps; empty if there were none
+    tried: dict[str, float]  # losses of two close starts after a few steps; empty if no two were close
     network_calls: int  # for one sample each; a derivative along one direction counts as one call
 
 

@@ -27,7 +27,7 @@ from ld3_jax.learning.task import (
 from ld3_jax.ranges import entrance, instance
 
 Update = Callable[..., None]  # update(done, **figures), after each step
-Watch = Callable[[str, int], AbstractContextManager[Update]]  # watch(label, steps), around some steps
+Watch = Callable[[str, int], AbstractContextManager[Update]]  # watch(label, number of steps), entered for the steps
 
 _CLOSE = 1.25  # the second start is tried if its loss is at most this many times that of the first
 _STEPS = 4  # of a trial
@@ -87,10 +87,10 @@ def unwatched(label: str, total: int) -> AbstractContextManager[Update]:
 
 
 def trials(task: Task, ranked: Sequence[Start], watch: Watch = unwatched) -> list[Trial]:
-    """The best start, and the second one if it is close: each after a few steps, the one to learn from first.
+    """The trials of the best start and, if it is close, of the second one. The one to learn from comes first.
 
     The loss before learning says little about the loss after it: of two starts with nearly the same loss, one may end
-    with a third of the other's error. After four steps the losses differ where the errors at the end do so by much.
+    with a third of the other's error. Where the errors at the end differ much, the losses differ after four steps.
 
     Args:
         task: the learning task.

@@ -184,7 +184,7 @@ def move(task: Task, state: TrainState) -> tuple[TrainState, StepMetrics]:
 
 
 def take_step(task: Task, state: TrainState, step: int) -> tuple[TrainState, StepMetrics]:
-    """`move` to the end of a step, and what follows it."""
+    """One step of the learner, and what follows it, such as a validation."""
     state, figures = move(task, state)
     return task.learner.after_step(task, state, step), figures
 
