@@ -39,7 +39,7 @@ if importlib.util.find_spec("jax"):  # ld3_jax.interop runs tables without
     from ld3_jax.starts import noised, starting_at
     from ld3_jax.teacher import Pairs, Teacher, make_pairs
 
-__version__ = "0.13.0"
+__version__ = "0.13.1"
 
 # Some need an extra; the others take a second to load.
 _ON_DEMAND = (
